@@ -1,0 +1,61 @@
+/* artifacts/stages.h: the stages of a build, each from the work directory into the work directory (DESIGN 4).
+ *
+ * Every stage writes one result with the record of what made it, adds a line to log.jsonl, and hands back its report: an
+ * object with the fields of DESIGN 9, owned by the caller.  A stage that another needs is run with its defaults where it is missing,
+ * and run again with its recorded parameters where its inputs changed.
+ */
+#ifndef FH_STAGES_H
+#define FH_STAGES_H
+
+#include "calib/calib.h"
+#include "cluster/cluster.h"
+#include "quant/quant.h"
+
+typedef struct fh_stage_env { fh_work *work; const fh_job *job; } fh_stage_env;
+
+/* convert: head.safetensors and model.json from a checkpoint directory. */
+fh_status fh_stage_convert(fh_stage_env *e, const char *model_dir, fh_json **report, fh_err *err);
+
+typedef struct fh_text_params {
+    const char *const *texts; size_t n_texts; /* files; none, or the one word "self": text the model says itself */
+    size_t tokens;                            /* 0: 100,000 */
+    uint32_t window;                          /* 0: 512, or the model's limit */
+    uint64_t seed;
+} fh_text_params;
+/* hidden: states.safetensors. */
+fh_status fh_stage_hidden(fh_stage_env *e, const fh_text_params *p, fh_json **report, fh_err *err);
+
+typedef struct fh_stage_cluster_params { uint32_t k, cap; uint64_t seed; fh_cluster_start start; fh_cluster_metric metric; unsigned rounds; /* 0: defaults; k and cap 0: V/16 */
+    void (*on_round)(void *ctx, const fh_round *r); void *ctx; } fh_stage_cluster_params;
+/* cluster: clusters.safetensors.  Interrupted: the best so far is written and FH_EINTERRUPTED returned with the report. */
+fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh_json **report, fh_err *err);
+
+/* route: routing.safetensors.  routing: "mean", "weighted" (needs states), "raw", or NULL: the best of what is there. */
+fh_status fh_stage_route(fh_stage_env *e, const char *routing, fh_json **report, fh_err *err);
+/* quantize: quantized.safetensors. */
+fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, fh_json **report, fh_err *err);
+
+typedef struct fh_stage_calibrate_params { fh_text_params text; fh_calibrate_params how; } fh_stage_calibrate_params;
+/* calibrate: calibration.json; may choose the routing, then routing.safetensors and quantized.safetensors are made anew.  FH_ECHECK
+ * where the target cannot be reached; *report then holds the best found. */
+fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);
+
+typedef struct fh_stage_pack_params { const char *output; bool no_clobber, head_only, exact; uint32_t probes; /* 0: calibrated, else K/16 */ } fh_stage_pack_params;
+fh_status fh_stage_pack(fh_stage_env *e, const fh_stage_pack_params *p, fh_json **report, fh_err *err);
+
+typedef struct fh_build_params {
+    const char *model, *output;
+    bool no_clobber, head_only, exact;
+    fh_text_params text;
+    fh_stage_cluster_params cluster;
+    const char *routing;
+    fh_dtype centroids, tokens;
+    fh_calibrate_params how;
+} fh_build_params;
+/* All of them; a stage whose inputs and parameters have not changed is not run again. */
+fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err);
+
+/* status: {"dir", "stages": [{"stage", "file", "state": missing | stale | current, "why"}]}. */
+fh_status fh_stage_status(fh_stage_env *e, fh_json **report, fh_err *err);
+
+#endif

@@ -1,0 +1,262 @@
+/* pack, build and status: from the work directory to the artifact. */
+#include "artifacts/artifacts.h"
+#include "artifacts/stages_private.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- pack ---------------------------------------------------------------------------------------------------- */
+
+/* The calibration, if it is of the head as it is now: of this quantized.safetensors and this model. */
+static fh_status load_calibration(fh_json **out, bool *stale, fh_stage_env *e, fh_err *err)
+{
+    static const char *const inputs[] = {FH_FILE_MODEL, FH_FILE_QUANTIZED};
+    char *path = fh_work_path(e->work, FH_FILE_CALIBRATION), hex[65];
+    fh_status rc = FH_OK;
+    *out = NULL, *stale = false;
+    if (!path) return fh_fail(err, FH_ENOMEM, "out of memory");
+    if (!fh_file_exists(path)) goto out;
+    if ((rc = fh_json_read(out, path, (size_t)1 << 30, err)) < 0) goto out;
+    const fh_json *was = fh_json_get(fh_json_get(*out, "made_by"), "inputs");
+    for (size_t i = 0; i < 2 && !*stale; i++) {
+        const char *then = fh_json_string(fh_json_get(was, inputs[i]));
+        if ((rc = fh_work_digest(e->work, inputs[i], hex, err)) < 0) goto out;
+        *stale = !then || strcmp(then, hex);
+    }
+out:
+    fh_free(path);
+    return rc;
+}
+
+static fh_status add_provenance(fh_json *to, fh_stage_env *e, const char *stage, const char *file, fh_err *err)
+{
+    fh_json *record = NULL;
+    fh_status rc = fh_work_record(e->work, file, &record, err);
+    if (rc < 0) return rc;
+    if (record && !fh_json_add(to, stage, record)) return fh_fail(err, FH_ENOMEM, "out of memory");
+    return FH_OK;
+}
+
+typedef struct bundle { fh_model m; char *tokenizer, *tokenizer_config; const char *leave_out[2]; } bundle;
+
+static fh_status read_optional(char **text, size_t *len, const char *dir, const char *name, fh_err *err)
+{
+    char *path = fh_path_join(dir, name);
+    *text = NULL, *len = 0;
+    fh_status rc = !path ? fh_fail(err, FH_ENOMEM, "out of memory") : fh_file_exists(path) ? fh_file_read(text, len, path, (size_t)1 << 30, err) : FH_OK;
+    fh_free(path);
+    return rc;
+}
+
+static fh_status fill_bundle(bundle *b, fh_pack_input *in, fh_stage_env *e, const fh_facts *f, fh_err *err)
+{
+    char *dir = fh_source_path(e, err);
+    if (!dir) return err ? err->code : FH_EFAIL;
+    fh_status rc = fh_source_open(&b->m, e, f, FH_MODEL_BODY | FH_MODEL_HEAD, err);
+    if (rc == FH_EUNSUPPORTED) { /* a head without a body of ours still makes a head-only artifact */
+        fh_job_say(e->job, FH_WARN, "%s; only the head is packed", err->text);
+        fh_free(dir);
+        return FH_OK;
+    }
+    if (rc < 0) goto out;
+    const fh_checkpoint *c = &b->m.checkpoint;
+    if ((rc = read_optional(&b->tokenizer, &in->tokenizer.len, dir, "tokenizer.json", err)) < 0) goto out;
+    if ((rc = read_optional(&b->tokenizer_config, &in->tokenizer_config.len, dir, "tokenizer_config.json", err)) < 0) goto out;
+    in->tokenizer.text = b->tokenizer, in->tokenizer_config.text = b->tokenizer_config;
+    in->config = (fh_pack_text){c->config.text, c->config.text_len};
+    if (c->config.generation_text) in->generation = (fh_pack_text){c->config.generation_text, strlen(c->config.generation_text)};
+    in->body = c->tensors;
+    b->leave_out[in->n_leave_out++] = c->head->name;
+    if (c->tied && c->embedding && strcmp(c->embedding->name, c->head->name)) b->leave_out[in->n_leave_out++] = c->embedding->name;
+    in->leave_out = b->leave_out;
+out:
+    fh_free(dir);
+    return rc;
+}
+
+fh_status fh_stage_pack(fh_stage_env *e, const fh_stage_pack_params *p, fh_json **report, fh_err *err)
+{
+    double began = fh_now();
+    fh_facts f = {0};
+    fh_encoded q = {0};
+    bundle b = {0};
+    fh_json *calibration = NULL, *provenance = NULL;
+    fh_fhead *made = NULL;
+    uint32_t *hot = NULL;
+    bool stale;
+    fh_status rc = fh_facts_load(&f, e, err);
+    if (rc < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
+    if ((rc = load_calibration(&calibration, &stale, e, err)) < 0) goto out;
+    fh_head_parts *head = &q.parts;
+    if (p->probes > head->clusters) { rc = fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", p->probes, head->clusters, head->clusters); goto out; }
+    if (stale && !p->probes) {
+        rc = fh_fail(err, FH_ECHECK, "%s: the calibration there is of other inputs than the head as it is now: run 'fhtool calibrate' again, or give --probes P for an artifact that promises nothing", fh_work_dir(e->work));
+        goto out;
+    }
+    if (stale) fh_job_say(e->job, FH_WARN, "the calibration is of other inputs: left out, and the artifact promises nothing");
+    const fh_json *promise = stale ? NULL : calibration;
+    if (promise) {
+        uint64_t probes, id;
+        const fh_json *list = fh_json_get(promise, "hot_ids");
+        if (!fh_json_u64(fh_json_get(promise, "probes"), &probes) || probes < 1 || probes > head->clusters) { rc = fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"probes\" is no number of clusters: run 'fhtool calibrate' again"); goto out; }
+        if (!(hot = fh_malloc(fh_max(fh_json_count(list), 1) * sizeof *hot))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+        for (const fh_json *i = list ? fh_json_first(list) : NULL; i; i = fh_json_next(i)) {
+            if (!fh_json_u64(i, &id) || id >= head->vocab) { rc = fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"hot_ids\" holds something that is no token id: run 'fhtool calibrate' again"); goto out; }
+            hot[head->n_hot++] = (uint32_t)id;
+        }
+        head->hot = hot, head->probes = (uint32_t)probes;
+        if (p->probes && p->probes < probes) { /* candidate sets are nested: more probes keep the promise, fewer do not */
+            fh_job_say(e->job, FH_WARN, "--probes %u is below the calibrated %llu: the artifact promises nothing", p->probes, (unsigned long long)probes);
+            promise = NULL;
+        }
+    }
+    if (p->probes) head->probes = p->probes;
+
+    provenance = fh_json_object();
+    if ((rc = add_provenance(provenance, e, "convert", FH_FILE_MODEL, err)) < 0 || (rc = add_provenance(provenance, e, "cluster", FH_FILE_CLUSTERS, err)) < 0 ||
+        (rc = add_provenance(provenance, e, "route", FH_FILE_ROUTING, err)) < 0 || (rc = add_provenance(provenance, e, "quantize", FH_FILE_QUANTIZED, err)) < 0) goto out;
+    fh_pack_params pack = {.path = p->output, .flags = p->no_clobber ? FH_NO_CLOBBER : 0};
+    fh_pack_input *in = &pack.input;
+    *in = (fh_pack_input){.name = fh_work_dir(e->work), .model_type = f.type, .dtype = f.head.dtype, .tied = f.tied, .softcap = f.softcap, .fingerprint = f.fingerprint,
+                          .tokenizer_size = f.tokenizer_size, .head = head, .routing = q.routing, .calibration = promise, .provenance = provenance};
+    if (!p->head_only && (rc = fill_bundle(&b, in, e, &f, err)) < 0) goto out;
+    if (in->body || p->exact) in->exact = f.head;
+    fh_pack_report said;
+    if ((rc = fh_pack(&pack, e->job, &said, err)) < 0) goto out;
+    if ((rc = fh_fhead_open(&made, p->output, err)) < 0 || (rc = fh_artifact_info(made, report, err)) < 0) goto out;
+    fh_json_add_double(*report, "seconds", fh_now() - began);
+    fh_stage_log(e, "pack", began);
+out:
+    fh_fhead_close(made);
+    fh_json_free(provenance);
+    fh_json_free(calibration);
+    fh_free(hot);
+    fh_free(b.tokenizer);
+    fh_free(b.tokenizer_config);
+    fh_model_close(&b.m);
+    fh_encoded_free(&q);
+    fh_facts_free(&f);
+    return rc;
+}
+
+/* ---- build --------------------------------------------------------------------------------------------------- */
+
+static void note_stage(fh_json *list, fh_json **report, const char *stage, bool ran)
+{
+    fh_json *j = fh_json_add_object(list, NULL);
+    double seconds = 0;
+    fh_json_double(fh_json_get(*report, "seconds"), &seconds);
+    fh_json_add_string(j, "stage", stage);
+    fh_json_add_bool(j, "ran", ran);
+    fh_json_add_double(j, "seconds", ran ? seconds : 0);
+    fh_json_free(*report);
+    *report = NULL;
+}
+
+static bool says(const fh_json *params, const char *key, const char *value)
+{
+    const char *s = fh_json_string(fh_json_get(params, key));
+    return s && !strcmp(s, value);
+}
+
+/* The record of a result whose inputs have not changed; NULL where it is missing or stale. */
+static fh_status current_record(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
+{
+    fh_stage_state state;
+    *out = NULL;
+    fh_status rc = fh_work_state(e->work, file, params, &state, NULL, err);
+    return rc < 0 || state != FH_STAGE_CURRENT ? rc : fh_work_record(e->work, file, out, err);
+}
+
+fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err)
+{
+    double began = fh_now();
+    fh_json *stages = fh_json_array(), *r = NULL, *record = NULL, *params = NULL;
+    fh_facts f = {0};
+    bool current;
+    fh_status rc = fh_convert_current(e, p->model, &current, err);
+    if (rc < 0 || (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
+    note_stage(stages, &r, "convert", !current);
+
+    double hidden_began = fh_now();
+    bool fresh;
+    if ((rc = fh_states_stage(e, FH_FILE_STATES, &p->text, &fresh, err)) < 0) goto out;
+    r = fh_json_object();
+    fh_json_add_double(r, "seconds", fh_now() - hidden_began);
+    if (fresh) fh_stage_log(e, "hidden", hidden_began);
+    note_stage(stages, &r, "hidden", fresh);
+
+    if ((rc = fh_facts_load(&f, e, err)) < 0) goto out;
+    params = fh_cluster_record_params(&p->cluster, fh_clusters_wanted(&p->cluster, f.head.rows));
+    if ((rc = current_record(&record, e, FH_FILE_CLUSTERS, params, err)) < 0) goto out;
+    current = record != NULL;
+    fh_json_free(record), record = NULL;
+    if (!current && (rc = fh_stage_cluster(e, &p->cluster, &r, err)) < 0) goto out;
+    note_stage(stages, &r, "cluster", !current);
+
+    if ((rc = current_record(&record, e, FH_FILE_ROUTING, NULL, err)) < 0) goto out;
+    const fh_json *rp = fh_json_get(record, "params");
+    bool asked = false;
+    fh_json_bool(fh_json_get(rp, "asked"), &asked);
+    current = record && (p->routing ? says(rp, "routing", p->routing) && asked : !asked);
+    fh_json_free(record), record = NULL;
+    if (!current && (rc = fh_stage_route(e, p->routing, &r, err)) < 0) goto out;
+    note_stage(stages, &r, "route", !current);
+
+    if ((rc = current_record(&record, e, FH_FILE_QUANTIZED, NULL, err)) < 0) goto out;
+    rp = fh_json_get(record, "params");
+    current = record && says(rp, "centroids", fh_dtype_name(p->centroids)) && says(rp, "tokens", fh_dtype_name(p->tokens));
+    fh_json_free(record), record = NULL;
+    if (!current && (rc = fh_stage_quantize(e, p->centroids, p->tokens, &r, err)) < 0) goto out;
+    note_stage(stages, &r, "quantize", !current);
+
+    fh_stage_calibrate_params how = {p->text, p->how};
+    fh_json_free(params);
+    if (!(params = fh_calibrate_record_params(&p->how))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = current_record(&record, e, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
+    current = record && fh_json_get(fh_json_get(record, "inputs"), FH_FILE_STATES);
+    fh_json_free(record), record = NULL;
+    if (!current && (rc = fh_stage_calibrate(e, &how, &r, err)) < 0) {
+        *report = r, r = NULL; /* what was found all the same */
+        goto out;
+    }
+    note_stage(stages, &r, "calibrate", !current);
+
+    fh_stage_pack_params pack = {.output = p->output, .no_clobber = p->no_clobber, .head_only = p->head_only, .exact = p->exact};
+    if ((rc = fh_stage_pack(e, &pack, report, err)) < 0) goto out;
+    fh_json_add(*report, "stages", stages), stages = NULL;
+    fh_json_add_double(*report, "total_seconds", fh_now() - began);
+out:
+    fh_json_free(stages);
+    fh_json_free(r);
+    fh_json_free(record);
+    fh_json_free(params);
+    fh_facts_free(&f);
+    return rc;
+}
+
+/* ---- status --------------------------------------------------------------------------------------------------- */
+
+fh_status fh_stage_status(fh_stage_env *e, fh_json **report, fh_err *err)
+{
+    static const struct { const char *stage, *file; } stages[] = {
+        {"convert", FH_FILE_MODEL}, {"hidden", FH_FILE_STATES}, {"cluster", FH_FILE_CLUSTERS}, {"route", FH_FILE_ROUTING}, {"quantize", FH_FILE_QUANTIZED}, {"calibrate", FH_FILE_CALIBRATION},
+    };
+    static const char *const states[] = {"missing", "stale", "current"};
+    fh_json *r = fh_json_object(), *list;
+    fh_json_add_string(r, "dir", fh_work_dir(e->work));
+    list = fh_json_add_array(r, "stages");
+    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
+        fh_stage_state state;
+        char why[200];
+        fh_status rc = fh_work_state(e->work, stages[i].file, NULL, &state, why, err);
+        if (rc < 0) { fh_json_free(r); return rc; }
+        fh_json *j = fh_json_add_object(list, NULL);
+        fh_json_add_string(j, "stage", stages[i].stage);
+        fh_json_add_string(j, "file", stages[i].file);
+        fh_json_add_string(j, "state", states[state]);
+        fh_json_add_string(j, "why", state == FH_STAGE_CURRENT ? "" : why);
+    }
+    *report = r;
+    return FH_OK;
+}

@@ -1,0 +1,69 @@
+/* What the stages share. */
+#ifndef FH_STAGES_PRIVATE_H
+#define FH_STAGES_PRIVATE_H
+
+#include "artifacts/stages.h"
+
+#define FH_FILE_HEAD "head.safetensors"
+#define FH_FILE_MODEL "model.json"
+#define FH_FILE_SOURCE "source.json"
+#define FH_FILE_STATES "states.safetensors"
+#define FH_FILE_CLUSTERS "clusters.safetensors"
+#define FH_FILE_ROUTING "routing.safetensors"
+#define FH_FILE_QUANTIZED "quantized.safetensors"
+#define FH_FILE_CALIBRATION_STATES "calibration-states.safetensors"
+#define FH_FILE_CALIBRATION "calibration.json"
+
+/* The head and the model's facts as convert left them. */
+typedef struct fh_facts {
+    fh_tensors *file;
+    fh_json *model;
+    fh_rows head; const float *bias;
+    uint8_t *dead; uint32_t *dead_ids; size_t n_dead;
+    uint32_t *always; size_t n_always;
+    float softcap;
+    const char *fingerprint, *type;
+    bool tied;
+    uint32_t tokenizer_size;
+} fh_facts;
+fh_status fh_facts_load(fh_facts *out, fh_stage_env *e, fh_err *err);
+void fh_facts_free(fh_facts *f);
+fh_dense fh_facts_dense(const fh_facts *f);
+
+/* The clustering as cluster left it; arrays point into the file. */
+typedef struct fh_parted { fh_tensors *file; fh_clustering c; double objective; } fh_parted;
+fh_status fh_parted_load(fh_parted *out, fh_stage_env *e, const fh_facts *f, fh_err *err);
+void fh_parted_free(fh_parted *p);
+
+/* The head as quantize left it. */
+typedef struct fh_encoded { fh_tensors *file; fh_head_parts parts; char routing[16]; fh_json *record; } fh_encoded;
+fh_status fh_encoded_load(fh_encoded *out, fh_stage_env *e, const fh_facts *f, fh_err *err);
+void fh_encoded_free(fh_encoded *q);
+
+/* Run what is missing or stale so that the named result is current. */
+fh_status fh_need(fh_stage_env *e, const char *file, fh_err *err);
+
+/* The checkpoint that convert read, where it lies now; FH_ECHECK when it is another by now. */
+fh_status fh_source_open(fh_model *out, fh_stage_env *e, const fh_facts *f, unsigned need, fh_err *err);
+char *fh_source_path(fh_stage_env *e, fh_err *err);
+
+/* Write a result and its record: metadata {"fhtool": record}; forgets the old digest. */
+fh_status fh_result_tensors(fh_stage_env *e, const char *file, const fh_st_spec *specs, const void *const *data, size_t n, fh_json *record, fh_err *err);
+fh_status fh_result_json(fh_stage_env *e, const char *file, fh_json *body, fh_json *record, fh_err *err); /* body gains "made_by" */
+void fh_stage_log(fh_stage_env *e, const char *stage, double began);
+
+/* Routing centroids by name; *owned is to be freed (may be NULL: the array lies in the clustering). */
+fh_status fh_routing_of(const float **centroids, float **owned, const char *name, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job, fh_err *err);
+fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err);
+/* States of a text in `file`, collected unless they are there already. */
+fh_status fh_states_stage(fh_stage_env *e, const char *file, const fh_text_params *p, bool *fresh, fh_err *err);
+
+/* Is what convert left still of the checkpoint in `dir`, byte for byte? */
+fh_status fh_convert_current(fh_stage_env *e, const char *dir, bool *current, fh_err *err);
+/* The parameters that a clustering's record holds. */
+fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k);
+fh_json *fh_calibrate_record_params(const fh_calibrate_params *p);
+/* K as the flags give it for V rows. */
+uint32_t fh_clusters_wanted(const fh_stage_cluster_params *p, size_t v);
+
+#endif

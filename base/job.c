@@ -1,0 +1,39 @@
+#include "base/base.h"
+
+#include <stdio.h>
+#include <sys/resource.h>
+#include <time.h>
+
+bool fh_job_stopped(const fh_job *job) { return job && job->stop && *job->stop; }
+
+fh_pool *fh_job_pool(const fh_job *job) { return job ? job->pool : NULL; }
+
+void fh_job_progress(const fh_job *job, const char *what, double done, double total, const char *unit)
+{
+    if (job && job->progress) job->progress(job->ctx, what, done, total, unit);
+}
+
+void fh_job_say(const fh_job *job, fh_level level, const char *fmt, ...)
+{
+    if (!job || !job->message) return;
+    char raw[2000], text[1000];
+    va_list args;
+    va_start(args, fmt);
+    int n = vsnprintf(raw, sizeof raw, fmt, args);
+    va_end(args);
+    if (n < 0) return;
+    job->message(job->ctx, level, fh_show(text, sizeof text, raw, fh_min((size_t)n, sizeof raw - 1)));
+}
+
+double fh_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+uint64_t fh_peak_bytes(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) ? 0 : (uint64_t)usage.ru_maxrss * 1024; /* Linux counts in KiB */
+}

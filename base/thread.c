@@ -1,0 +1,181 @@
+#include "base/base.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+
+enum { MAX_THREADS = 256, SPINS = 4000 }; /* 4000 pauses: some 50 us, longer than from one kernel of a decoding step to the next */
+
+/* One run at a time.  A run is published by raising `turn`; each of the other threads takes tasks until none is left and
+ * then lowers `busy`; the caller, worker 0, takes tasks too and waits for `busy` to reach 0.  So fn, ctx and tasks are
+ * never written while anybody may read them. */
+struct fh_pool {
+    unsigned threads; /* the caller counted */
+    bool spin;        /* not with more threads than CPUs: waiting must not keep a CPU from working */
+    pthread_mutex_t run, lock;
+    pthread_cond_t wake, idle;
+    fh_task fn;
+    void *ctx;
+    size_t tasks;
+    atomic_size_t next;
+    atomic_uint turn, busy, sleeping;
+    atomic_bool caller_sleeps, quit;
+    struct worker { fh_pool *pool; unsigned number; pthread_t thread; } worker[MAX_THREADS];
+};
+
+/* A task that runs a pool's tasks from inside that pool does them itself, under its own number. */
+static _Thread_local fh_pool *inside;
+static _Thread_local unsigned inside_as;
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    atomic_signal_fence(memory_order_seq_cst);
+#endif
+}
+
+static void take_tasks(fh_pool *p, unsigned worker)
+{
+    fh_pool *outer = inside;
+    unsigned outer_as = inside_as;
+    inside = p;
+    inside_as = worker;
+    for (size_t i; (i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed)) < p->tasks;) p->fn(p->ctx, i, worker);
+    inside = outer;
+    inside_as = outer_as;
+}
+
+static void *work(void *arg)
+{
+    struct worker *self = arg;
+    fh_pool *p = self->pool;
+    for (unsigned seen = 0;; seen++) {
+        for (int i = 0; p->spin && i < SPINS && atomic_load(&p->turn) == seen; i++) relax();
+        if (atomic_load(&p->turn) == seen) {
+            pthread_mutex_lock(&p->lock);
+            atomic_fetch_add(&p->sleeping, 1); /* before the last look at turn: who raises it after that look sees a sleeper */
+            while (atomic_load(&p->turn) == seen) pthread_cond_wait(&p->wake, &p->lock);
+            atomic_fetch_sub(&p->sleeping, 1);
+            pthread_mutex_unlock(&p->lock);
+        }
+        if (atomic_load(&p->quit)) return NULL;
+        take_tasks(p, self->number);
+        if (atomic_fetch_sub(&p->busy, 1) == 1 && atomic_load(&p->caller_sleeps)) {
+            pthread_mutex_lock(&p->lock);
+            pthread_cond_signal(&p->idle);
+            pthread_mutex_unlock(&p->lock);
+        }
+    }
+}
+
+static void raise_turn(fh_pool *p)
+{
+    atomic_fetch_add(&p->turn, 1);
+    if (!atomic_load(&p->sleeping)) return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void wait_idle(fh_pool *p)
+{
+    for (int i = 0; p->spin && i < SPINS && atomic_load(&p->busy); i++) relax();
+    if (!atomic_load(&p->busy)) return;
+    pthread_mutex_lock(&p->lock);
+    atomic_store(&p->caller_sleeps, true);
+    while (atomic_load(&p->busy)) pthread_cond_wait(&p->idle, &p->lock);
+    atomic_store(&p->caller_sleeps, false);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* CPUs that the process may use: taskset and cpusets count, and machines of more than 1024 CPUs. */
+static unsigned usable_cpus(void)
+{
+    for (size_t n = 1024; n <= 1 << 20; n *= 2) {
+        cpu_set_t *set = CPU_ALLOC(n);
+        if (!set) return 1;
+        int rc = sched_getaffinity(0, CPU_ALLOC_SIZE(n), set);
+        int count = rc ? 0 : CPU_COUNT_S(CPU_ALLOC_SIZE(n), set);
+        CPU_FREE(set);
+        if (!rc) return count > 0 ? (unsigned)count : 1;
+        if (errno != EINVAL) return 1;
+    }
+    return 1;
+}
+
+fh_status fh_pool_new(fh_pool **out, unsigned threads, fh_err *err)
+{
+    unsigned cpus = usable_cpus();
+    if (!threads) threads = cpus;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    fh_pool *p = fh_calloc(1, sizeof *p);
+    if (!p) return fh_fail(err, FH_ENOMEM, "thread pool: out of memory");
+    p->spin = threads <= cpus;
+    if (pthread_mutex_init(&p->run, NULL)) goto no_run;
+    if (pthread_mutex_init(&p->lock, NULL)) goto no_lock;
+    if (pthread_cond_init(&p->wake, NULL)) goto no_wake;
+    if (pthread_cond_init(&p->idle, NULL)) goto no_idle;
+
+    /* Signals go to the threads that the program made, where its handlers and its waits are. */
+    sigset_t all, before;
+    sigfillset(&all);
+    sigdelset(&all, SIGSEGV), sigdelset(&all, SIGBUS), sigdelset(&all, SIGFPE), sigdelset(&all, SIGILL);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    p->threads = 1;
+    while (p->threads < threads) {
+        struct worker *w = &p->worker[p->threads];
+        *w = (struct worker){.pool = p, .number = p->threads};
+        if (pthread_create(&w->thread, NULL, work, w)) break; /* a limit was reached: fewer threads give the same answers */
+        p->threads++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    *out = p;
+    return FH_OK;
+
+no_idle:
+    pthread_cond_destroy(&p->wake);
+no_wake:
+    pthread_mutex_destroy(&p->lock);
+no_lock:
+    pthread_mutex_destroy(&p->run);
+no_run:
+    fh_free(p);
+    return fh_fail(err, FH_EFAIL, "thread pool: the system gives no mutex: close other programs");
+}
+
+unsigned fh_pool_threads(const fh_pool *p) { return p ? p->threads : 1; }
+
+void fh_pool_run(fh_pool *p, size_t tasks, fh_task fn, void *ctx)
+{
+    bool nested = p && inside == p;
+    if (!p || nested || p->threads == 1 || tasks <= 1) {
+        for (size_t i = 0; i < tasks; i++) fn(ctx, i, nested ? inside_as : 0);
+        return;
+    }
+    pthread_mutex_lock(&p->run);
+    p->fn = fn;
+    p->ctx = ctx;
+    p->tasks = tasks;
+    atomic_store(&p->next, 0);
+    atomic_store(&p->busy, p->threads - 1);
+    raise_turn(p);
+    take_tasks(p, 0);
+    wait_idle(p);
+    pthread_mutex_unlock(&p->run);
+}
+
+void fh_pool_free(fh_pool *p)
+{
+    if (!p) return;
+    atomic_store(&p->quit, true);
+    raise_turn(p);
+    for (unsigned i = 1; i < p->threads; i++) pthread_join(p->worker[i].thread, NULL);
+    pthread_cond_destroy(&p->idle);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->run);
+    fh_free(p);
+}

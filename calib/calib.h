@@ -1,0 +1,111 @@
+/* calib/calib.h: from text to a promise.
+ *
+ * Corpora are read, tokenized and run through the body (or sampled from the model itself); the states that come out are
+ * split by documents into A (fits), B (decides) and C (reports).  Curves say what a head contains at every P.  calibrate
+ * chooses the cheapest setting whose containment on B is certain enough (DESIGN 7).
+ */
+#ifndef FH_CALIB_H
+#define FH_CALIB_H
+
+#include "runtime/runtime.h"
+
+/* ---- corpora --------------------------------------------------------------------------------------------- */
+
+/* Documents as token ids.  Document i is ids[starts[i] .. starts[i + 1]). */
+typedef struct fh_corpus {
+    uint32_t *ids; size_t n;
+    size_t *starts; size_t documents;
+    char digest[65];       /* SHA-256 of the bytes read */
+    char form[16];         /* "plain", "wikitext", "jsonl" or "self" */
+    char *names;           /* base names of the files, comma-separated */
+    bool documents_known;  /* false: cut into blocks */
+} fh_corpus;
+enum { FH_BLOCK_TOKENS = 2048 }; /* a document where the text does not say */
+/* Read plain text, WikiText (token or raw form: a document begins with a line " = Title = ") or JSON lines with a "text" member, told apart
+ * by their first bytes.  Streamed; stops once `limit` tokens are read (0: all).  Documents above 1 MiB are cut at a line break.
+ * A byte-order mark is dropped; UTF-16, compressed and binary files are refused; invalid UTF-8 becomes U+FFFD with a warning. */
+fh_status fh_corpus_read(fh_corpus *out, const char *const *paths, size_t n, const fh_tokenizer *tokenizer, size_t limit, const fh_job *job, fh_err *err);
+void fh_corpus_free(fh_corpus *c);
+/* The digest that reading these files will give (regular files only), before they are read. */
+fh_status fh_text_digest(char hex[65], const char *const *paths, size_t n, fh_err *err);
+/* The bytes of one text, judged as above, as one string (perplexity reads the whole text as one). */
+fh_status fh_text_read(char **text, size_t *len, const char *path, const fh_job *job, fh_err *err);
+
+/* ---- states ---------------------------------------------------------------------------------------------- */
+
+enum { FH_PART_A, FH_PART_B, FH_PART_C, FH_PARTS };
+/* What the head reads: one row a position, with the part its document fell to. */
+typedef struct fh_states {
+    size_t n, d;
+    float *hidden;         /* [n, D] */
+    uint32_t *ids;         /* [n] the token that the state stands on */
+    uint32_t *next;        /* [n] the token that follows in the text, FH_NO_TOKEN at the end of a window */
+    uint32_t *document;    /* [n] */
+    uint8_t *part;         /* [n] */
+    fh_tensors *file;      /* when read from a file: the arrays point into it */
+} fh_states;
+typedef struct fh_states_params { size_t tokens; uint32_t window; uint64_t seed; } fh_states_params;
+/* Documents through the body, in windows of at most params->window tokens, each a sequence of its own (with the prefix the tokenizer adds, whose
+ * states are not kept). */
+fh_status fh_states_of_corpus(fh_states *out, const fh_model *m, const fh_corpus *c, const fh_states_params *p, const fh_job *job, fh_err *err);
+/* Text that the model says itself, at temperature 1 from the dense head, seeded: the states are those it spoke from.  The corpus that was
+ * said comes back in *said (may be NULL). */
+fh_status fh_states_of_self(fh_states *out, fh_corpus *said, const fh_model *m, const fh_states_params *p, const fh_job *job, fh_err *err);
+/* Deal the documents to parts: 30 % A, 50 % B, 20 % C of the positions, whole documents, seeded. */
+fh_status fh_states_split(fh_states *s, uint64_t seed, fh_err *err);
+fh_status fh_states_save(const fh_states *s, const char *path, const fh_json *metadata, fh_err *err);
+fh_status fh_states_load(fh_states *out, const char *path, fh_err *err);
+void fh_states_free(fh_states *s);
+
+/* ---- curves ---------------------------------------------------------------------------------------------- */
+
+enum { FH_MAX_TOP = 50 };
+typedef struct fh_point { /* at one P, averaged over positions */
+    uint32_t probes;
+    double top1, top3, top5, top10; /* share of positions where all of the dense top-k are candidates */
+    double agreement, mass, kl;     /* kl: nats, KL(FlashHead over its candidates || dense) */
+} fh_point;
+/* points[i].probes is given, the rest is filled.  dense: the model's own rows.  positions: rows of states (NULL: 0..n-1). */
+fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *states, const size_t *positions, size_t n, bool no_hot,
+                   fh_point *points, size_t n_points, const fh_job *job, fh_err *err);
+/* The dense head's best `k` live tokens of each position, best first; ids [n, k]. */
+fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t *positions, size_t n, size_t k, uint32_t *ids, const fh_job *job, fh_err *err);
+/* The rank (0: best) of each of those tokens' clusters among all clusters; ranks [n, k]. */
+fh_status fh_cluster_ranks(const fh_head *head, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids, uint32_t *ranks,
+                           const fh_job *job, fh_err *err);
+
+/* ---- statistics ------------------------------------------------------------------------------------------ */
+
+/* The exact one-sided lower bound of a share (Clopper and Pearson 1934): the largest p such that a chance of `misses` or fewer misses in
+ * n is at most 1 - confidence.  n = 0 gives 0. */
+double fh_binomial_lower(uint64_t n, uint64_t misses, double confidence);
+/* Positions without a miss that such a bound needs to reach `target`. */
+uint64_t fh_binomial_needed(double target, double confidence);
+
+/* ---- calibrate -------------------------------------------------------------------------------------------- */
+
+typedef struct fh_routing_choice { const char *name; const float *centroids; } fh_routing_choice; /* [K, D] */
+typedef struct fh_calibrate_params {
+    double target, confidence, max_cost;  /* containment; 0.95; share of the dense head's bytes, 0.5 */
+    uint32_t containment_k;               /* 1..FH_MAX_TOP */
+    int64_t hot;                          /* tokens in the hot list; -1: chosen on A */
+} fh_calibrate_params;
+typedef struct fh_calibration {
+    uint32_t probes;
+    uint32_t *hot; size_t n_hot;          /* most worth having first */
+    size_t routing;                       /* index of the choice taken */
+    size_t positions[FH_PARTS]; uint64_t misses; double bound;  /* on B */
+    double heldout;                       /* containment on C */
+    double step_bytes, dense_bytes;
+    fh_point *curve; size_t n_curve;      /* on C, with the hot list */
+    bool reached;
+    double best_bound; uint64_t needed;   /* when not reached: what was, and positions on B that zero misses would need */
+} fh_calibration;
+/* make_head(ctx, centroids) gives a head that routes by these centroids, with the encodings in use; closed by the caller of it. */
+typedef fh_status (*fh_make_head)(void *ctx, const float *centroids, fh_head **out, fh_err *err);
+/* A target that cannot be reached is FH_OK with reached = false. */
+fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_routing_choice *choices, size_t n_choices,
+                       fh_make_head make_head, void *ctx, const fh_calibrate_params *p, const fh_job *job, fh_err *err);
+void fh_calibration_free(fh_calibration *c);
+
+#endif

@@ -1,0 +1,63 @@
+/* cluster/cluster.h: rows of a head into K clusters of equal size.
+ *
+ * A start (k-means through the FAISS C API into coarse groups that are cut into balanced clusters; FAISS k-means with all K and greedy
+ * balancing; or random), then exact pairwise swaps (facts: the only method that went on improving).  Sizes are exact at every
+ * moment.  The result depends on rows, parameters and seed alone, never on the number of threads.
+ */
+#ifndef FH_CLUSTER_H
+#define FH_CLUSTER_H
+
+#include "format/format.h"
+
+#include <limits.h>
+
+typedef enum fh_cluster_start { FH_START_COARSE, FH_START_FAISS, FH_START_RANDOM } fh_cluster_start;
+typedef enum fh_cluster_metric {
+    FH_METRIC_EUCLIDEAN, /* rows as they are: sum over clusters of |sum of members|^2, closed-form swap gain */
+    FH_METRIC_COSINE     /* unit rows: sum over clusters of |sum of members| */
+} fh_cluster_metric;
+
+typedef struct fh_round { /* of the refinement */
+    unsigned round;
+    double objective;  /* mean cosine of live rows to their centroids_mean */
+    double gain;       /* of the metric's own objective this round, relative */
+    uint64_t swaps; double seconds, tokens_per_second;
+} fh_round;
+#define FH_ROUNDS_NONE UINT_MAX /* for fh_cluster_params.rounds: the start as it is */
+typedef struct fh_cluster_params {
+    uint32_t k;                /* 2..V */
+    uint64_t seed;
+    fh_cluster_start start;
+    fh_cluster_metric metric;
+    unsigned rounds, sweeps;   /* at most; 0: the defaults */
+    unsigned candidates;       /* clusters tried for each token; 0: the default, 24 */
+    void (*on_round)(void *ctx, const fh_round *r); void *ctx;
+} fh_cluster_params;
+
+typedef struct fh_clustering {
+    uint32_t v, d, k, cap;
+    uint32_t *assignment;      /* [V] token -> cluster; every cluster holds at most cap, live and dead rows dealt evenly */
+    float *centroids;          /* [K, D] best without states */
+    float *mean;               /* [K, D] normalised sums of the unit rows of live members */
+    float *raw;                /* [K, D] means of the rows of live members */
+    double objective;          /* mean cosine of live rows to `mean` */
+    unsigned rounds; uint64_t swaps;
+    bool interrupted;          /* stopped early: the best so far */
+} fh_clustering;
+
+/* Memory that fh_cluster will need at its peak beyond the rows themselves, in bytes: known before the work starts.  Most of it is one
+ * float32 copy of the live rows (less their mean, or at unit length), which goes before the centroids are made. */
+uint64_t fh_cluster_memory(size_t v, size_t d, const fh_cluster_params *p);
+/* dead [V] (NULL: none); rows shorter than 1e-6 of the median live row count as dead too.  *out is filled also when stopped (FH_OK,
+ * interrupted set).  FH_EUSAGE: K out of range, or above the number of live tokens.  FH_EFORMAT: a live row is not finite. */
+fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dead, const fh_cluster_params *p, const fh_job *job, fh_err *err);
+void fh_clustering_free(fh_clustering *c);
+/* The same centroids and objective from any assignment (v, d, k, assignment are given; centroids there were are freed).  FH_EFORMAT: a
+ * cluster number out of range, or a cluster without a live token. */
+fh_status fh_centroids(fh_clustering *c, const fh_rows *head, const uint8_t *dead, const fh_job *job, fh_err *err);
+/* A routing centroid a cluster, members weighted: sum_t w_t x_t / sum_t w_t over live members; weights [V] > 0 (FH_EUSAGE; dead ones are not read).  out [K, D]. */
+fh_status fh_weighted_centroids(float *out, const fh_clustering *c, const fh_rows *head, const uint8_t *dead, const double *weights, const fh_job *job, fh_err *err);
+/* The version of FAISS in use, "1.7.3". */
+const char *fh_faiss_version(void);
+
+#endif

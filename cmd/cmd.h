@@ -1,0 +1,81 @@
+/* cmd/cmd.h: the command line.  Flags in, a library call, a report out. */
+#ifndef FH_CMD_H
+#define FH_CMD_H
+
+#include "artifacts/artifacts.h"
+#include "artifacts/stages.h"
+
+/* ---- options: one table a command, from which parser, help and usage errors are made --------------------------------- */
+
+typedef struct fh_uint { uint64_t v; bool set; } fh_uint;
+typedef struct fh_num { double v; bool set; } fh_num;
+typedef struct fh_str { const char *v; bool set; } fh_str;
+typedef struct fh_strs { const char **v; size_t n; } fh_strs;          /* repeatable */
+typedef struct fh_pick { unsigned v; bool set; } fh_pick;              /* index into the choices */
+
+typedef enum fh_opt_kind { FH_OPT_FLAG, FH_OPT_UINT, FH_OPT_NUM, FH_OPT_STR, FH_OPT_STRS, FH_OPT_PICK } fh_opt_kind;
+typedef struct fh_opt {
+    const char *name;      /* "k" for --k, "-C" for -C */
+    fh_opt_kind kind;
+    size_t at;             /* offset into the command's arguments */
+    const char *arg;       /* what follows, as help spells it */
+    const char *help;
+    double min, max;       /* of numbers, both inclusive */
+    const char *choices;   /* of a pick: "int8,bf16,f16,f32" */
+} fh_opt;
+
+/* Every command's arguments begin with these. */
+typedef struct fh_common {
+    fh_str dir;            /* -C */
+    fh_uint threads;
+    bool json, quiet, verbose, help;
+    const char **args; size_t n_args; /* positional */
+} fh_common;
+#define FH_OPT_END {NULL, FH_OPT_FLAG, 0, NULL, NULL, 0, 0, NULL}
+#define FH_COMMON_OPTS \
+    {"threads", FH_OPT_UINT, offsetof(fh_common, threads), "N", "threads to use (default: one for each CPU)", 1, 256, NULL}, \
+    {"json", FH_OPT_FLAG, offsetof(fh_common, json), NULL, "print the report as one JSON object", 0, 0, NULL}, \
+    {"-q", FH_OPT_FLAG, offsetof(fh_common, quiet), NULL, "no progress and no notes", 0, 0, NULL}, \
+    {"-v", FH_OPT_FLAG, offsetof(fh_common, verbose), NULL, "more notes", 0, 0, NULL}, \
+    {"-h", FH_OPT_FLAG, offsetof(fh_common, help), NULL, "this help", 0, 0, NULL}
+#define FH_DIR_OPT {"-C", FH_OPT_STR, offsetof(fh_common, dir), "DIR", "work directory (default ./fhead-work)", 0, 0, NULL}
+
+typedef struct fh_command {
+    const char *name, *summary;     /* one line */
+    const char *synopsis;           /* of the positional arguments: "MODEL" */
+    size_t min_args, max_args;
+    const fh_opt *options;
+    size_t size;                    /* of the arguments' struct */
+    fh_status (*run)(void *args, const fh_job *job, fh_err *err);
+    const char *details;            /* help text between options and example */
+    const char *example;
+} fh_command;
+
+extern const fh_command fh_cmd_convert, fh_cmd_hidden, fh_cmd_cluster, fh_cmd_route, fh_cmd_quantize, fh_cmd_calibrate, fh_cmd_pack, fh_cmd_build, fh_cmd_status,
+    fh_cmd_inspect, fh_cmd_verify, fh_cmd_query, fh_cmd_run, fh_cmd_perplexity, fh_cmd_tokenize, fh_cmd_detokenize, fh_cmd_bench;
+
+/* Fill `args` (c->size bytes, zeroed) from the words after the subcommand.  FH_EUSAGE with a message. */
+fh_status fh_parse(void *args, const fh_command *c, int argc, char **argv, fh_err *err);
+void fh_help(const fh_command *c);
+/* The closest of a NULL-ended list of words, or NULL when none is near. */
+const char *fh_closest(const char *word, const char *const *words);
+/* "1,2,3" into numbers of [min, max]; freed by the caller. */
+fh_status fh_parse_list(uint32_t **out, size_t *n, const char *text, const char *flag, uint32_t min, uint32_t max, fh_err *err);
+
+/* ---- reports ------------------------------------------------------------------------------------------------- */
+
+/* Print the report to stdout: the object itself with --json, else as aligned lines and tables of the same content.  Checks that it was written. */
+fh_status fh_print_report(const fh_json *report, bool json, fh_err *err);
+/* Write all of it to stdout and flush: FH_EIO when it cannot be. */
+fh_status fh_print(const char *text, size_t len, fh_err *err);
+/* The same for a report the caller hands over (freed); passes `rc` on unless printing fails. */
+fh_status fh_finish(fh_json *report, const fh_common *c, fh_status rc, fh_err *err);
+
+/* ---- what commands share ----------------------------------------------------------------------------------------- */
+
+/* The work directory named by -C, locked. */
+fh_status fh_open_work(fh_stage_env *e, const fh_common *c, bool create, const fh_job *job, fh_err *err);
+/* States [n, D] of a safetensors file with `hidden` [N, D] or [B, T, D]; width checked.  *data is in the file's map. */
+fh_status fh_read_states(fh_tensors **file, const float **data, float **owned, size_t *n, const char *path, size_t width, fh_err *err);
+
+#endif

@@ -1,0 +1,55 @@
+#include "cmd/text_opts.h"
+
+typedef struct args {
+    fh_common common;
+    fh_str output;
+    fh_uint k, cap, rounds;
+    fh_pick start, metric, routing, centroids, tokens_encoding;
+    fh_text_args text;
+    fh_promise_args promise;
+    bool head_only, exact, no_clobber;
+} args;
+static const fh_opt options[] = {
+    {"-o", FH_OPT_STR, offsetof(args, output), "FILE", "the artifact to write", 0, 0, NULL},
+    {"k", FH_OPT_UINT, offsetof(args, k), "K", "clusters (default V/16)", 2, 1e9, NULL},
+    {"cap", FH_OPT_UINT, offsetof(args, cap), "N", "tokens per cluster, instead of --k", 1, 1e9, NULL},
+    {"start", FH_OPT_PICK, offsetof(args, start), "S", "where clustering begins", 0, 0, "coarse,faiss,random"},
+    {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike", 0, 0, "euclidean,cosine"},
+    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4)", 1, 1000, NULL},
+    {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw"},
+    {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,bf16,f16,f32"},
+    {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8)", 0, 0, "int8,bf16,f16,f32"},
+    FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)),
+    {"head-only", FH_OPT_FLAG, offsetof(args, head_only), NULL, "leave out body and tokenizer", 0, 0, NULL},
+    {"exact", FH_OPT_FLAG, offsetof(args, exact), NULL, "with --head-only: keep the rows in the checkpoint's dtype too", 0, 0, NULL},
+    {"no-clobber", FH_OPT_FLAG, offsetof(args, no_clobber), NULL, "refuse to replace a file that exists", 0, 0, NULL},
+    FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
+};
+static const char *const routings[] = {"mean", "weighted", "raw"};
+static const fh_dtype encodings[] = {FH_I8, FH_BF16, FH_F16, FH_F32};
+
+static fh_status run(void *p, const fh_job *job, fh_err *err)
+{
+    args *a = p;
+    fh_stage_env e;
+    fh_json *report = NULL;
+    if (!a->output.set) return fh_fail(err, FH_EUSAGE, "build: -o is missing: where shall the artifact go?");
+    if (a->k.set && a->cap.set) return fh_fail(err, FH_EUSAGE, "build: --k and --cap: give one of them");
+    if (a->no_clobber && fh_file_exists(a->output.v)) return fh_fail(err, FH_EIO, "%s: exists, and --no-clobber was given: choose another name", a->output.v);
+    fh_build_params how = {.model = a->common.args[0], .output = a->output.v, .no_clobber = a->no_clobber, .head_only = a->head_only, .exact = a->exact,
+                           .text = fh_text_of(&a->text), .routing = a->routing.set ? routings[a->routing.v] : NULL,
+                           .centroids = encodings[a->centroids.v], .tokens = encodings[a->tokens_encoding.v]};
+    how.cluster = (fh_stage_cluster_params){.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->text.seed.v, .start = (fh_cluster_start)a->start.v,
+                                            .metric = (fh_cluster_metric)a->metric.v, .rounds = (unsigned)a->rounds.v};
+    fh_status rc = fh_promise_of(&how.how, &a->promise, "build", err);
+    if (rc < 0) return rc;
+    rc = fh_open_work(&e, &a->common, true, job, err);
+    if (rc == FH_OK) rc = fh_stage_build(&e, &how, &report, err);
+    rc = fh_finish(report, &a->common, rc, err);
+    fh_work_close(e.work);
+    return rc;
+}
+
+const fh_command fh_cmd_build = {"build", "all stages: checkpoint in, calibrated artifact out", "MODEL", 1, 1, options, sizeof(args), run,
+    "A stage whose inputs and parameters have not changed is not run again; after an interruption the same command goes on.",
+    "fhtool build ~/models/SmolLM2-135M -o model.fhead --target-containment 0.99"};

@@ -1,0 +1,37 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/text_opts.h"
+
+typedef struct args { fh_common common; fh_text_args text; fh_promise_args promise; } args;
+static const fh_opt options[] = {FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)), FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END};
+
+fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, const char *command, fh_err *err)
+{
+    *out = (fh_calibrate_params){.target = a->target.set ? a->target.v : 0.99, .confidence = a->confidence.set ? a->confidence.v : 0.95,
+                                 .max_cost = a->max_cost.set ? a->max_cost.v : 0.5, .containment_k = a->containment_k.set ? (uint32_t)a->containment_k.v : 1, .hot = -1};
+    if (!a->hot.set || !strcmp(a->hot.v, "auto")) return FH_OK;
+    size_t n = strlen(a->hot.v);
+    if (!n || n > 6 || strspn(a->hot.v, "0123456789") != n) return fh_fail(err, FH_EUSAGE, "%s: --hot: '%.60s' is neither auto nor a whole number from 0 to 999999", command, a->hot.v);
+    out->hot = atol(a->hot.v);
+    return FH_OK;
+}
+
+static fh_status run(void *p, const fh_job *job, fh_err *err)
+{
+    args *a = p;
+    fh_stage_env e;
+    fh_json *report = NULL;
+    fh_stage_calibrate_params how = {.text = fh_text_of(&a->text)};
+    fh_status rc = fh_promise_of(&how.how, &a->promise, "calibrate", err);
+    if (rc < 0) return rc;
+    rc = fh_open_work(&e, &a->common, false, job, err);
+    if (rc == FH_OK) rc = fh_stage_calibrate(&e, &how, &report, err);
+    rc = fh_finish(report, &a->common, rc, err);
+    fh_work_close(e.work);
+    return rc;
+}
+
+const fh_command fh_cmd_calibrate = {"calibrate", "choose P and the hot list, with a guarantee", "", 0, 0, options, sizeof(args), run,
+    "The text is split by documents: part A fits routing and hot list, part B decides P (exact binomial lower bound), part C is only reported.\nExit status 3 where the target cannot be promised.",
+    "fhtool calibrate -C work --target-containment 0.99 --text wiki.valid.tokens"};

@@ -1,0 +1,143 @@
+/* query: the head alone, on recorded states. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "cmd/cmd.h"
+
+typedef struct args { fh_common common; fh_str hidden, curve; fh_uint probes, top_k; bool dense, no_hot; } args;
+static const fh_opt options[] = {
+    {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "safetensors with hidden [N, D] or [B, T, D] float32", 0, 0, NULL},
+    {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
+    {"top-k", FH_OPT_UINT, offsetof(args, top_k), "N", "tokens a state (default 1)", 1, 100000, NULL},
+    {"dense", FH_OPT_FLAG, offsetof(args, dense), NULL, "the dense head, from the exact rows", 0, 0, NULL},
+    {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "leave out the hot list", 0, 0, NULL},
+    {"curve", FH_OPT_STR, offsetof(args, curve), "P,P,...", "containment, agreement, mass and KL at these P instead", 0, 0, NULL},
+    FH_COMMON_OPTS, FH_OPT_END,
+};
+
+static int rising(const void *a, const void *b) { const uint32_t *x = a, *y = b; return (*x > *y) - (*x < *y); }
+
+static fh_status curve(const args *a, const fh_model *m, const float *states, size_t n, const fh_job *job, fh_json **report, fh_err *err)
+{
+    uint32_t *list = NULL;
+    size_t count;
+    fh_point *points = NULL;
+    fh_status rc = fh_parse_list(&list, &count, a->curve.v, "query: --curve", 1, fh_head_get_info(m->head)->clusters, err);
+    if (rc < 0) return rc;
+    if (!(points = fh_calloc(count, sizeof *points))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    qsort(list, count, sizeof *list, rising);
+    for (size_t i = 0; i < count; i++) points[i].probes = list[i];
+    if ((rc = fh_curve(m->head, &m->dense, states, NULL, n, a->no_hot, points, count, job, err)) < 0) goto out;
+    fh_json *r = fh_json_object(), *rows;
+    fh_json_add_u64(r, "positions", n);
+    rows = fh_json_add_array(r, "curve");
+    for (size_t i = 0; i < count; i++) {
+        fh_json *j = fh_json_add_object(rows, NULL);
+        fh_json_add_u64(j, "probes", points[i].probes);
+        fh_json_add_double(j, "top1", points[i].top1);
+        fh_json_add_double(j, "top3", points[i].top3);
+        fh_json_add_double(j, "top5", points[i].top5);
+        fh_json_add_double(j, "top10", points[i].top10);
+        fh_json_add_double(j, "agreement", points[i].agreement);
+        fh_json_add_double(j, "mass", points[i].mass);
+        fh_json_add_double(j, "kl", points[i].kl);
+    }
+    *report = r;
+out:
+    fh_free(list);
+    fh_free(points);
+    return rc;
+}
+
+static fh_status answers(const args *a, fh_head *head, const float *states, size_t n, const fh_job *job, fh_json **report, fh_err *err)
+{
+    const fh_head_info *info = fh_head_get_info(head);
+    enum { BLOCK = 64 };
+    size_t k = a->top_k.set ? (size_t)a->top_k.v : 1, d = info->hidden;
+    fh_query q = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot};
+    fh_scratch *scratch = NULL;
+    uint32_t *ids = fh_malloc(BLOCK * k * sizeof *ids);
+    float *logits = fh_malloc(BLOCK * k * sizeof *logits);
+    fh_json *r = fh_json_object(), *all_ids, *all_logits;
+    fh_status rc = ids && logits ? fh_scratch_new(&scratch, head, fh_pool_threads(fh_job_pool(job)), err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    fh_json_add_u64(r, "positions", n);
+    fh_json_add_u64(r, "probes", a->dense ? info->clusters : q.probes ? fh_min(q.probes, info->clusters) : info->probes);
+    all_ids = fh_json_add_array(r, "ids"), all_logits = fh_json_add_array(r, "logits");
+    for (size_t at = 0; at < n; at += BLOCK) {
+        size_t m = fh_min(BLOCK, n - at);
+        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
+        rc = a->dense ? fh_head_dense_topk(head, scratch, states + at * d, m, k, ids, logits, err) : fh_head_topk(head, scratch, states + at * d, m, &q, k, ids, logits, err);
+        if (rc < 0) goto out;
+        for (size_t i = 0; i < m; i++) {
+            fh_json *x = fh_json_add_array(all_ids, NULL), *y = fh_json_add_array(all_logits, NULL);
+            for (size_t j = 0; j < k && ids[i * k + j] != UINT32_MAX; j++) {
+                fh_json_add_u64(x, NULL, ids[i * k + j]);
+                fh_json_add_double(y, NULL, (double)logits[i * k + j]);
+            }
+        }
+        fh_job_progress(job, "scoring", (double)(at + m), (double)n, "states");
+    }
+    *report = r, r = NULL;
+out:
+    fh_json_free(r);
+    fh_scratch_free(scratch);
+    fh_free(ids);
+    fh_free(logits);
+    return rc;
+}
+
+/* For people: a line a state. */
+static fh_status print_lines(const fh_json *report, fh_err *err)
+{
+    fh_buf b = {0};
+    size_t i = 0;
+    const fh_json *l = fh_json_first(fh_json_get(report, "logits"));
+    for (const fh_json *row = fh_json_first(fh_json_get(report, "ids")); row && l; row = fh_json_next(row), l = fh_json_next(l)) {
+        fh_buf_printf(&b, "%zu", i++);
+        const fh_json *y = fh_json_first(l);
+        for (const fh_json *x = fh_json_first(row); x && y; x = fh_json_next(x), y = fh_json_next(y)) {
+            uint64_t id = 0;
+            double z = 0;
+            fh_json_u64(x, &id), fh_json_double(y, &z);
+            fh_buf_printf(&b, "  %llu %.4f", (unsigned long long)id, z);
+        }
+        fh_buf_puts(&b, "\n");
+    }
+    fh_status rc = b.failed ? fh_fail(err, FH_ENOMEM, "out of memory") : fh_print(b.data ? b.data : "", b.len, err);
+    fh_buf_free(&b);
+    return rc;
+}
+
+static fh_status run(void *p, const fh_job *job, fh_err *err)
+{
+    args *a = p;
+    fh_model m = {0};
+    fh_head *head = NULL;
+    fh_tensors *file = NULL;
+    const float *states = NULL;
+    float *owned = NULL;
+    size_t n = 0;
+    fh_json *report = NULL;
+    if (!a->hidden.set) return fh_fail(err, FH_EUSAGE, "query: --hidden is missing: which states?");
+    if (a->curve.set && (a->dense || a->probes.set || a->top_k.set)) return fh_fail(err, FH_EUSAGE, "query: --curve stands without --dense, --probes and --top-k");
+    if (a->dense && (a->probes.set || a->no_hot)) return fh_fail(err, FH_EUSAGE, "query: --dense scores every token: --probes and --no-hot do not apply");
+    fh_status rc = a->curve.set ? fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_HEAD, job, err) : fh_head_open(&head, a->common.args[0], err);
+    if (rc == FH_OK && a->curve.set && !m.head) rc = fh_fail(err, FH_EUSAGE, "%s: is no .fhead artifact", a->common.args[0]);
+    if (rc == FH_OK) rc = fh_read_states(&file, &states, &owned, &n, a->hidden.v, fh_head_get_info(head ? head : m.head)->hidden, err);
+    if (rc == FH_OK) rc = a->curve.set ? curve(a, &m, states, n, job, &report, err) : answers(a, head, states, n, job, &report, err);
+    if (rc == FH_OK && !a->common.json && !a->curve.set) {
+        rc = print_lines(report, err);
+        fh_json_free(report);
+        report = NULL;
+    }
+    rc = fh_finish(report, &a->common, rc, err);
+    fh_free(owned);
+    fh_tensors_close(file);
+    fh_head_close(head);
+    fh_model_close(&m);
+    return rc;
+}
+
+const fh_command fh_cmd_query = {"query", "the head alone, on recorded states", "FILE", 1, 1, options, sizeof(args), run, NULL,
+    "fhtool query model.fhead --hidden states.safetensors --curve 16,64,256"};

@@ -1,0 +1,29 @@
+/* The options that say which text. */
+#ifndef FH_TEXT_OPTS_H
+#define FH_TEXT_OPTS_H
+
+#include "cmd/cmd.h"
+
+typedef struct fh_text_args { fh_strs text; fh_uint tokens, window, seed; } fh_text_args;
+#define FH_TEXT_OPTS(base) \
+    {"text", FH_OPT_STRS, (base) + offsetof(fh_text_args, text), "FILE|self", "text, again for more files (default self: the model speaks)", 0, 0, NULL}, \
+    {"tokens", FH_OPT_UINT, (base) + offsetof(fh_text_args, tokens), "N", "tokens of it at most (default 100000)", 1, 1e9, NULL}, \
+    {"window", FH_OPT_UINT, (base) + offsetof(fh_text_args, window), "N", "tokens of context (default 512, or the model's limit)", 1, 1e6, NULL}, \
+    {"seed", FH_OPT_UINT, (base) + offsetof(fh_text_args, seed), "N", "of sampling and splitting", 0, 9e15, NULL}
+
+static inline fh_text_params fh_text_of(const fh_text_args *a)
+{
+    return (fh_text_params){.texts = a->text.v, .n_texts = a->text.n, .tokens = (size_t)a->tokens.v, .window = (uint32_t)a->window.v, .seed = a->seed.v};
+}
+
+/* The options of a promise. */
+typedef struct fh_promise_args { fh_num target, confidence, max_cost; fh_uint containment_k; fh_str hot; } fh_promise_args;
+#define FH_PROMISE_OPTS(base) \
+    {"target-containment", FH_OPT_NUM, (base) + offsetof(fh_promise_args, target), "X", "what is promised (default 0.99)", 0.01, 0.999999, NULL}, \
+    {"containment-k", FH_OPT_UINT, (base) + offsetof(fh_promise_args, containment_k), "N", "of the dense head's best N tokens (default 1)", 1, FH_MAX_TOP, NULL}, \
+    {"confidence", FH_OPT_NUM, (base) + offsetof(fh_promise_args, confidence), "X", "with which it is promised (default 0.95)", 0.5, 0.999999, NULL}, \
+    {"hot", FH_OPT_STR, (base) + offsetof(fh_promise_args, hot), "N|auto", "tokens scored on every step (default auto)", 0, 0, NULL}, \
+    {"max-cost", FH_OPT_NUM, (base) + offsetof(fh_promise_args, max_cost), "X", "share of the dense head's bytes that a setting may read (default 0.5)", 0.001, 10, NULL}
+fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, const char *command, fh_err *err);
+
+#endif

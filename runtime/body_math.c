@@ -1,0 +1,80 @@
+/* runtime/body_math.c: one set of loops compiled for each instruction set, and which of them is used. */
+#include "runtime/body_private.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef uint32_t v16u __attribute__((vector_size(64)));
+typedef uint16_t v16h __attribute__((vector_size(32)));
+typedef float v8f __attribute__((vector_size(32)));
+typedef double v8d __attribute__((vector_size(64)));
+typedef int64_t v8l __attribute__((vector_size(64)));
+typedef uint64_t v8lu __attribute__((vector_size(64)));
+
+#define FN(name) fh_body_##name##_ref
+#define TARGET
+#include "runtime/body_math_impl.h"
+#undef FN
+#undef TARGET
+
+#if defined(__x86_64__)
+#define FN(name) fh_body_##name##_avx2
+#define TARGET __attribute__((target("avx2")))
+#include "runtime/body_math_impl.h"
+#undef FN
+#undef TARGET
+
+#define FN(name) fh_body_##name##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#include "runtime/body_math_impl.h"
+#undef FN
+#undef TARGET
+#endif
+
+const fh_body_math *fh_body_math_choose(const char *isa)
+{
+#if defined(__x86_64__)
+    if (!strncmp(isa, "avx512", 6)) return &fh_body_table_avx512;
+    if (!strncmp(isa, "avx2", 4)) return &fh_body_table_avx2;
+#endif
+    return &fh_body_table_ref;
+}
+
+void fh_body_widen(const fh_body_math *m, float *dst, fh_dtype from, const void *src, size_t n)
+{
+    switch (from) {
+    case FH_BF16: m->widen_bf16(dst, src, n); break;
+    case FH_F16: m->widen_f16(dst, src, n); break;
+    default: fh_to_f32(dst, from, src, n); break;
+    }
+}
+
+void fh_body_activate(const fh_body_math *m, fh_act act, float *x, size_t n)
+{
+    switch (act) {
+    case FH_ACT_SILU: m->sigmoid(x, n, 1.0f, false); break;
+    case FH_ACT_QUICK_GELU: m->sigmoid(x, n, 1.702f, false); break;
+    case FH_ACT_GELU_TANH: m->sigmoid(x, n, 0, true); break;
+    case FH_ACT_GELU:
+        for (size_t i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+        break;
+    case FH_ACT_RELU:
+        for (size_t i = 0; i < n; i++) x[i] = x[i] < 0 ? 0 : x[i]; /* NaN stays */
+        break;
+    }
+}
+
+double fh_log_sum_exp(const float *x, size_t n)
+{
+    const fh_body_math *m = fh_body_math_choose(fh_isa_name());
+    double top = m->max(x, n);
+    if (!isfinite(top)) { /* nothing but -inf, or +inf, or NaN: the plain sum says which */
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += exp((double)x[i]);
+        return log(sum);
+    }
+    return top + log(m->exp_sum_double(x, n, top));
+}

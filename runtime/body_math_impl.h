@@ -1,0 +1,292 @@
+/* runtime/body_math_impl.h: the arithmetic of the body between its matrix products, included once for each instruction set by
+ * body_math.c, which defines FN(name) and TARGET.
+ *
+ * 16 lanes everywhere, one order of sums, no fma (the build forbids contraction): every instruction set gives the same bits.  Vectors
+ * are locals only, handed on by pointer, since passing them by value would depend on the ABI of the instruction set.
+ */
+
+/* Sum of the lanes: j + (j + 8), + 4, + 2, + 1. */
+TARGET static inline float FN(lanes)(const v16 *v)
+{
+    float s[16];
+    memcpy(s, v, sizeof s);
+    for (int w = 8; w; w /= 2) {
+        for (int j = 0; j < w; j++) s[j] += s[j + w];
+    }
+    return s[0];
+}
+
+/* n < 16 values, the other lanes `fill`. */
+TARGET static inline void FN(load_some)(v16 *v, const float *x, size_t n, float fill)
+{
+    float s[16];
+    for (size_t i = 0; i < 16; i++) s[i] = i < n ? x[i] : fill;
+    memcpy(v, s, sizeof s);
+}
+
+/* exp(x): 2^n e^r, |r| <= ln 2 / 2, Taylor to the seventh power (the next term is below 6e-9), worst seen 1.3e-7 relative over [-87, 88].
+ * Below -87.33: 0.  Above 88.37: what it is there.  NaN stays NaN: it passes every comparison as false and scales a NaN. */
+TARGET static inline void FN(exp16)(v16 *io)
+{
+    v16 x = *io;
+    const v16 zero = {0}, low = zero - 87.33f, high = zero + 88.37f, magic = zero + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    v16i over = x > high, under = x < low;
+    x = (v16)(((v16i)x & ~over) | ((v16i)high & over));
+    v16 t = x * 1.44269504f + magic, n = t - magic;
+    v16 r = x - n * 0.693359375f; /* ln 2 in two parts, the first with 9 bits: n times it is exact */
+    r = r + n * 2.12194440e-4f;
+    v16 p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    v16u scale = ((v16u)t << 23) + 0x3f800000u; /* the low bits of t are n; those of the magic number are shifted out */
+    p = p * (v16)scale;
+    *io = (v16)((v16i)p & ~under);
+}
+
+TARGET static void FN(widen_bf16)(float *dst, const void *src, size_t n)
+{
+    const uint8_t *s = src;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16h h;
+        memcpy(&h, s + 2 * i, sizeof h);
+        v16u w = __builtin_convertvector(h, v16u) << 16;
+        memcpy(dst + i, &w, sizeof w);
+    }
+    if (i < n) fh_to_f32(dst + i, FH_BF16, s + 2 * i, n - i);
+}
+
+/* The half's exponent and fraction moved into a float's place and multiplied by 2^112: exact, subnormals too; infinity and NaN get
+ * the float's highest exponent. */
+TARGET static void FN(widen_f16)(float *dst, const void *src, size_t n)
+{
+    const uint8_t *s = src;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16h h;
+        memcpy(&h, s + 2 * i, sizeof h);
+        v16u w = __builtin_convertvector(h, v16u), sign = (w & 0x8000u) << 16, rest = (w & 0x7fffu) << 13;
+        v16u special = (v16u)((w & 0x7c00u) == 0x7c00u);
+        v16u value = (v16u)((v16)rest * 0x1p112f);
+        value = (value & ~special) | ((rest | 0x7f800000u) & special);
+        value |= sign;
+        memcpy(dst + i, &value, sizeof value);
+    }
+    if (i < n) fh_to_f32(dst + i, FH_F16, s + 2 * i, n - i);
+}
+
+TARGET static float FN(max)(const float *x, size_t n)
+{
+    v16 m;
+    FN(load_some)(&m, x, n < 16 ? n : 0, -INFINITY);
+    for (size_t i = 0; i + 16 <= n; i += 16) {
+        v16 v;
+        memcpy(&v, x + i, sizeof v);
+        v16i more = v > m;
+        m = (v16)(((v16i)v & more) | ((v16i)m & ~more));
+    }
+    float s[16], best = -INFINITY;
+    memcpy(s, &m, sizeof s);
+    for (int j = 0; j < 16; j++) best = s[j] > best ? s[j] : best;
+    for (size_t i = n & ~(size_t)15; i < n; i++) best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+/* x = exp(x - shift); their sum. */
+TARGET static float FN(exp_sum)(float *x, size_t n, float shift)
+{
+    v16 sum = {0}, v;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        memcpy(&v, x + i, sizeof v);
+        v = v - shift;
+        FN(exp16)(&v);
+        sum = sum + v;
+        memcpy(x + i, &v, sizeof v);
+    }
+    if (i < n) {
+        FN(load_some)(&v, x + i, n - i, -INFINITY);
+        v = v - shift;
+        FN(exp16)(&v);
+        sum = sum + v;
+        memcpy(x + i, &v, (n - i) * sizeof *x);
+    }
+    return FN(lanes)(&sum);
+}
+
+/* acc[j] += sum over t of p[t] * v[t * ld + j], t ascending. */
+TARGET static void FN(accumulate)(float *acc, const float *p, size_t n, const float *v, size_t ld, size_t d)
+{
+    size_t j = 0;
+    for (; j + 64 <= d; j += 64) {
+        v16 a[4], b[4];
+        memcpy(a, acc + j, sizeof a);
+        for (size_t t = 0; t < n; t++) {
+            memcpy(b, v + t * ld + j, sizeof b);
+            a[0] = a[0] + b[0] * p[t];
+            a[1] = a[1] + b[1] * p[t];
+            a[2] = a[2] + b[2] * p[t];
+            a[3] = a[3] + b[3] * p[t];
+        }
+        memcpy(acc + j, a, sizeof a);
+    }
+    for (; j + 16 <= d; j += 16) {
+        v16 a, b;
+        memcpy(&a, acc + j, sizeof a);
+        for (size_t t = 0; t < n; t++) {
+            memcpy(&b, v + t * ld + j, sizeof b);
+            a = a + b * p[t];
+        }
+        memcpy(acc + j, &a, sizeof a);
+    }
+    for (; j < d; j++) {
+        for (size_t t = 0; t < n; t++) acc[j] += p[t] * v[t * ld + j];
+    }
+}
+
+TARGET static float FN(sum)(const float *x, size_t n)
+{
+    v16 sum = {0}, v;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        memcpy(&v, x + i, sizeof v);
+        sum = sum + v;
+    }
+    if (i < n) {
+        FN(load_some)(&v, x + i, n - i, 0);
+        sum = sum + v;
+    }
+    return FN(lanes)(&sum);
+}
+
+/* The sum of (x - shift)^2. */
+TARGET static float FN(sum_squares)(const float *x, size_t n, float shift)
+{
+    v16 sum = {0}, v;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        memcpy(&v, x + i, sizeof v);
+        v = v - shift;
+        sum = sum + v * v;
+    }
+    if (i < n) {
+        FN(load_some)(&v, x + i, n - i, shift);
+        v = v - shift;
+        sum = sum + v * v;
+    }
+    return FN(lanes)(&sum);
+}
+
+/* y = (x - shift) * scale * w. */
+TARGET static void FN(scale)(float *y, const float *x, const float *w, size_t n, float shift, float scale)
+{
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16 v, u;
+        memcpy(&v, x + i, sizeof v);
+        memcpy(&u, w + i, sizeof u);
+        v = (v - shift) * scale * u;
+        memcpy(y + i, &v, sizeof v);
+    }
+    for (; i < n; i++) y[i] = (x[i] - shift) * scale * w[i];
+}
+
+TARGET static void FN(add)(float *y, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16 v, u;
+        memcpy(&v, y + i, sizeof v);
+        memcpy(&u, x + i, sizeof u);
+        v = v + u;
+        memcpy(y + i, &v, sizeof v);
+    }
+    for (; i < n; i++) y[i] += x[i];
+}
+
+TARGET static void FN(mul)(float *y, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16 v, u;
+        memcpy(&v, y + i, sizeof v);
+        memcpy(&u, x + i, sizeof u);
+        v = v * u;
+        memcpy(y + i, &v, sizeof v);
+    }
+    for (; i < n; i++) y[i] *= x[i];
+}
+
+/* x / (1 + exp(-a x)): silu for a = 1, quick gelu for a = 1.702.  The tanh of gelu_tanh is one too:
+ * 0.5 x (1 + tanh u) = x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). */
+TARGET static inline void FN(sigmoid16)(v16 *io, float a, bool tanh_of_cubic)
+{
+    v16 x = *io, e = tanh_of_cubic ? (x + x * x * x * 0.044715f) * -1.59576912f : x * -a;
+    FN(exp16)(&e);
+    *io = x / (e + 1.0f);
+}
+
+TARGET static void FN(sigmoid)(float *x, size_t n, float a, bool tanh_of_cubic)
+{
+    size_t i = 0;
+    v16 v;
+    for (; i + 16 <= n; i += 16) {
+        memcpy(&v, x + i, sizeof v);
+        FN(sigmoid16)(&v, a, tanh_of_cubic);
+        memcpy(x + i, &v, sizeof v);
+    }
+    if (i < n) {
+        FN(load_some)(&v, x + i, n - i, 0);
+        FN(sigmoid16)(&v, a, tanh_of_cubic);
+        memcpy(x + i, &v, (n - i) * sizeof *x);
+    }
+}
+
+/* The sum of exp(x - shift) in double: as exp16, Taylor to the eleventh power (the next term is below 7e-15). */
+TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
+{
+    const v8d zero = {0}, low = zero - 700.0, magic = zero + 6755399441055744.0; /* 1.5 * 2^52 */
+    v8d sum = zero;
+    for (size_t i = 0; i < n; i += 8) {
+        float s[8];
+        v8f f;
+        if (i + 8 <= n) memcpy(&f, x + i, sizeof f);
+        else {
+            for (size_t j = 0; j < 8; j++) s[j] = i + j < n ? x[i + j] : -INFINITY;
+            memcpy(&f, s, sizeof f);
+        }
+        v8d v = __builtin_convertvector(f, v8d) - shift;
+        v8l under = v < low;
+        v8d t = v * 1.4426950408889634 + magic, k = t - magic;
+        v8d r = v - k * 0.693145751953125; /* ln 2 in two parts, the first with 19 bits */
+        r = r - k * 1.4286068203094173e-06;
+        v8d p = r * (1.0 / 39916800) + 1.0 / 3628800;
+        p = p * r + 1.0 / 362880;
+        p = p * r + 1.0 / 40320;
+        p = p * r + 1.0 / 5040;
+        p = p * r + 1.0 / 720;
+        p = p * r + 1.0 / 120;
+        p = p * r + 1.0 / 24;
+        p = p * r + 1.0 / 6;
+        p = p * r + 0.5;
+        p = p * r + 1.0;
+        p = p * r + 1.0;
+        v8lu scale = ((v8lu)t << 52) + 0x3ff0000000000000u;
+        p = p * (v8d)scale;
+        sum = sum + (v8d)((v8l)p & ~under);
+    }
+    double s[8];
+    memcpy(s, &sum, sizeof s);
+    for (int w = 4; w; w /= 2) {
+        for (int j = 0; j < w; j++) s[j] += s[j + w];
+    }
+    return s[0];
+}
+
+static const fh_body_math FN(table) = {
+    FN(widen_bf16), FN(widen_f16), FN(max), FN(exp_sum), FN(accumulate), FN(sum), FN(sum_squares), FN(scale), FN(add), FN(mul), FN(sigmoid), FN(exp_sum_double),
+};

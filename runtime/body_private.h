@@ -1,0 +1,116 @@
+/* runtime/body_private.h: what the files of the body share. */
+#ifndef FH_BODY_PRIVATE_H
+#define FH_BODY_PRIVATE_H
+
+#include "runtime/kernels.h"
+#include "runtime/runtime.h"
+
+/* ---- arithmetic between the matrix products (body_math.c) -------------------------------------------------- */
+
+/* One table an instruction set; all give the same bits. */
+typedef struct fh_body_math {
+    void (*widen_bf16)(float *dst, const void *src, size_t n);
+    void (*widen_f16)(float *dst, const void *src, size_t n);
+    float (*max)(const float *x, size_t n);                       /* NaN is passed over; -INFINITY where nothing is left */
+    float (*exp_sum)(float *x, size_t n, float shift);            /* x = exp(x - shift); their sum */
+    void (*accumulate)(float *acc, const float *p, size_t n, const float *v, size_t ld, size_t d); /* acc[j] += sum_t p[t] v[t * ld + j] */
+    float (*sum)(const float *x, size_t n);
+    float (*sum_squares)(const float *x, size_t n, float shift);  /* of x - shift */
+    void (*scale)(float *y, const float *x, const float *w, size_t n, float shift, float scale); /* y = (x - shift) * scale * w */
+    void (*add)(float *y, const float *x, size_t n);
+    void (*mul)(float *y, const float *x, size_t n);
+    void (*sigmoid)(float *x, size_t n, float a, bool tanh_of_cubic);
+    double (*exp_sum_double)(const float *x, size_t n, double shift);
+} fh_body_math;
+const fh_body_math *fh_body_math_choose(const char *isa); /* "ref", "avx2", "avx512" */
+void fh_body_widen(const fh_body_math *m, float *dst, fh_dtype from, const void *src, size_t n);
+void fh_body_activate(const fh_body_math *m, fh_act act, float *x, size_t n);
+
+/* ---- rotary positions (rope.c) ------------------------------------------------------------------------------- */
+
+/* Dimensions of a head that are rotated: even, at most head_dim; 0 without rope. */
+uint32_t fh_rope_dims(const fh_rope *rope, uint32_t head_dim);
+/* Values that cannot be meant are refused; `what` names the place. */
+fh_status fh_rope_check(const fh_rope *rope, uint32_t head_dim, uint32_t max_position, const char *what, fh_err *err);
+/* Inverse frequencies [dims / 2] for a sequence of `length` tokens (only `dynamic` looks at the length). */
+void fh_rope_frequencies(const fh_rope *rope, uint32_t head_dim, uint32_t max_position, uint64_t length, float *freq);
+/* What cos and sin are multiplied by (yarn); else 1. */
+float fh_rope_attention_factor(const fh_rope *rope);
+/* Rotate one head: element i with element i + dims / 2. */
+void fh_rope_rotate(float *head, const float *cos, const float *sin, uint32_t dims);
+
+/* ---- weights ----------------------------------------------------------------------------------------------- */
+
+/* y = W x + b, W in place: [out, in], or [in, out] where `transposed`; data may be unaligned. */
+typedef struct fh_linear { const void *data; fh_dtype dtype; size_t out, in; bool transposed; const float *bias; } fh_linear;
+typedef struct fh_norm { const float *weight, *bias; } fh_norm; /* weight as it multiplies: Gemma's has its 1 added; bias: layer norms */
+
+typedef struct fh_layer {
+    fh_norm attn_norm, mlp_norm, attn_post, mlp_post; /* post: of what a block puts out, before it is added */
+    const float *q_norm, *k_norm;                     /* [head_dim] or NULL */
+    fh_linear qkv[3]; unsigned n_qkv;                 /* 3: q, k, v; 1: fused */
+    fh_linear o, gate, up, down;                      /* gate.data NULL: act(up x) */
+    bool local;                                       /* rotated by rope_local */
+    uint32_t window;                                  /* keys that a query sees, itself counted; 0: all before it */
+    float scale;                                      /* of the scores */
+} fh_layer;
+
+enum { FH_PAGE_TOKENS = 16 };
+
+struct fh_body {
+    const fh_config *config;
+    const fh_body_math *math;
+    const fh_kernels *kernels;
+    const void *(*embedding_row)(void *ctx, uint32_t id); void *ctx;
+    fh_rows embedding;                 /* data NULL: embedding_row is asked */
+    fh_dtype embedding_dtype;
+    fh_rows positions;                 /* learned; data NULL: none */
+    fh_layer *layers; fh_norm final_norm;
+    size_t d, heads, kv_heads, head_dim, ffn, n_layers;
+    size_t qkv_width;                  /* of one row of q, k and v */
+    size_t q_first, q_step, k_first, k_step, v_first, v_step; /* where head h of each lies in it: first + h * step */
+    bool layer_norm, parallel;         /* layer norm, not RMS; both blocks read the same x */
+    float eps, embed_scale, attn_softcap;
+    const fh_rope *rope, *rope_local;  /* of config; NULL: none */
+    uint32_t max_position;
+    uint64_t bytes;
+    size_t page_floats;                /* of one page of 16 tokens: [layer][k, v][kv_head][16][head_dim] */
+    fh_arena *arena;
+    char *name;
+};
+
+/* ---- matrix products (body_linear.c) --------------------------------------------------------------------- */
+
+enum { FH_TILE_M = 256, FH_TILE_N = 128, FH_FEW_ROWS = 8 };
+typedef enum fh_then { FH_THEN_STORE, FH_THEN_ADD, FH_THEN_ACT, FH_THEN_GATE } fh_then;
+/* out[i * ld + o] of rows i < n: = y, += y, = act(y), = act(gate x) * y. */
+typedef struct fh_product { const fh_linear *w, *gate; float *out; size_t ld; fh_then then; } fh_product;
+/* Floats of scratch that each worker needs for n rows and weights of at most `in` columns. */
+size_t fh_linear_scratch(size_t n, size_t in);
+/* Products of the same n rows x [n, ldx].  Tiles are fixed by the shapes: the same numbers for any number of threads. */
+void fh_linear_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scratch_each, const float *x, size_t ldx, size_t n,
+                   const fh_product *products, size_t count);
+
+/* ---- the cache (kv.c) ---------------------------------------------------------------------------------------- */
+
+struct fh_kv { const fh_body *body; float **pages; size_t n_pages, room; uint32_t length; };
+/* Pages for `length` tokens; the length itself is left alone. */
+fh_status fh_kv_reserve(fh_kv *kv, uint64_t length, fh_err *err);
+/* [16, head_dim] of one page. */
+static inline float *fh_kv_block(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head)
+{
+    const fh_body *b = kv->body;
+    return kv->pages[page] + (((layer * 2 + value) * b->kv_heads + kv_head) * FH_PAGE_TOKENS) * b->head_dim;
+}
+
+/* ---- attention (body_attention.c) -------------------------------------------------------------------------- */
+
+/* A run of rows of one sequence: row `row` of the call stands at position `first`; `tasks` is the number of its first task. */
+typedef struct fh_piece { const fh_kv *kv; size_t row, rows, first, length, tasks; } fh_piece;
+size_t fh_attention_scratch(const fh_body *b); /* floats a worker */
+size_t fh_attention_tasks(const fh_body *b, fh_piece *pieces, size_t n); /* numbers the tasks; returns how many */
+/* out [rows, heads * head_dim] from the q of qkv [rows, qkv_width] and the cache, where the keys and values of these rows already are. */
+void fh_attention_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scratch_each, const fh_layer *layer, size_t layer_index,
+                      const fh_piece *pieces, size_t n, size_t tasks, const float *qkv, float *out);
+
+#endif

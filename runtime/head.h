@@ -1,0 +1,95 @@
+/* runtime/head.h: what the files of the head share.  Not for others: see flashhead.h and runtime.h. */
+#ifndef FH_HEAD_H
+#define FH_HEAD_H
+
+#include "runtime/kernels.h"
+#include "runtime/runtime.h"
+
+struct fh_head {
+    fh_head_parts parts;
+    fh_head_info info;
+    const fh_kernels *kernels;
+    fh_fhead *file;              /* NULL: from parts */
+    fh_rows exact;               /* what fh_head_dense_* reads, slot order; data NULL: nothing */
+    uint32_t *slot_of;           /* [V] */
+    uint8_t *dead_map;           /* [V] */
+    uint32_t *always, *forced;   /* live ids, ascending, each once: `always`, and `always` with `hot` */
+    size_t n_always, n_forced;
+};
+
+/* States that are worked on together: as many as a word has bits, because a word a cluster says which of them probe it. */
+enum { FH_BLOCK = 32 };
+
+struct fh_scratch {
+    const fh_head *head;
+    fh_pool *pool;               /* NULL: the calling thread alone */
+    unsigned threads;
+    size_t block;                /* 1..FH_BLOCK: states at a time, so that `scores` stays within a few megabytes */
+    float *scores;               /* [block, K] */
+    uint64_t *chosen;            /* [block, K]: the P best as keys */
+    uint64_t *room;              /* [threads, K]: for selecting */
+    uint32_t *probed;            /* [K] bit s: state s probes this cluster; zero between calls */
+    uint32_t *list;              /* [K] */
+    uint8_t *excluded;           /* [V]; zero between calls */
+    void *quantized;             /* [block] rooms of fh_state_quantize; NULL where no rows are int8 */
+    uint64_t *heaps; size_t heaps_bytes;   /* grown by need: see head_topk.c */
+    uint32_t *extras; size_t extras_bytes; /* grown by need: see fh_query_begin */
+};
+
+/* ---- order ------------------------------------------------------------------------------------------------------ */
+
+/* A key orders results best first: smaller key, better result; equal values by the smaller id.  Values are not NaN and not -0. */
+static inline uint64_t fh_key(float value, uint32_t id)
+{
+    union { float f; uint32_t u; } x = {.f = value};
+    uint32_t falling = x.u >> 31 ? x.u : ~x.u & 0x7fffffffu;
+    return (uint64_t)falling << 32 | id;
+}
+
+static inline uint32_t fh_key_id(uint64_t key) { return (uint32_t)key; }
+
+static inline float fh_key_value(uint64_t key)
+{
+    uint32_t falling = (uint32_t)(key >> 32);
+    union { uint32_t u; float f; } x = {.u = falling >> 31 ? falling : ~falling & 0x7fffffffu};
+    return x.f;
+}
+
+/* No result is NaN (rows of a damaged file may hold anything; NaN ranks last, as -INFINITY) and none is -0 (it equals +0). */
+static inline float fh_settle(float x) { return x == x ? x + 0.0f : -__builtin_inff(); }
+/* The logit of a token from its row's dot product. */
+float fh_head_logit(const fh_head_parts *p, uint32_t id, float dot);
+
+/* The p best of values [n], in no order, 0 < p <= n.  room [n].  O(n). */
+void fh_select(uint64_t *out, const float *values, size_t n, size_t p, uint64_t *room);
+/* Ascending.  room [n]. */
+void fh_sort_keys(uint64_t *keys, size_t n, uint64_t *room);
+/* Ascending, each once; returns how many. */
+size_t fh_sort_ids(uint32_t *ids, size_t n);
+
+/* ---- steps ------------------------------------------------------------------------------------------------------ */
+
+/* Rows a task takes so that handing it out costs little beside it; below FH_ALONE_BYTES in all, threads are not woken. */
+enum { FH_TASK_BYTES = 128 << 10, FH_ALONE_BYTES = 256 << 10 };
+static inline fh_pool *fh_pool_for(fh_pool *pool, size_t bytes) { return bytes < FH_ALONE_BYTES ? NULL : pool; }
+
+/* Make m states ready, the first of which is number `first` of the caller's.  room: m of fh_state_bytes, where int8 rows are read (or
+ * NULL).  FH_EUSAGE names a number that is not finite. */
+fh_status fh_head_states(const fh_head *head, fh_state *out, const float *states, size_t first, size_t m, void *room, fh_err *err);
+bool fh_head_has_int8(const fh_head *head);
+/* All centroid scores of m states: out [m, K]. */
+void fh_head_centroid_scores(const fh_head *head, fh_pool *pool, const fh_state *const *states, size_t m, float *out);
+uint32_t fh_head_probes(const fh_head *head, uint32_t asked);
+/* scratch->chosen [m, P]: the best clusters of each state. */
+void fh_head_choose(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t probes);
+
+fh_status fh_scratch_check(const fh_head *head, const fh_scratch *scratch, fh_err *err);
+/* Make *p hold at least `bytes`; what it held is lost. */
+fh_status fh_scratch_grow(void **p, size_t *have, size_t bytes, fh_err *err);
+
+/* Check a query and set up what it asks for in the scratch: `excluded`, and `extras` = live ids that are candidates wherever they lie
+ * (always, hot, include, less exclude), ascending, each once.  A query of NULL is the default one.  Every successful begin is ended. */
+fh_status fh_query_begin(const fh_head *head, fh_scratch *scratch, const fh_query *query, size_t *n_extras, fh_err *err);
+void fh_query_end(fh_scratch *scratch, const fh_query *query);
+
+#endif

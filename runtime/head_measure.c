@@ -1,0 +1,102 @@
+/* head_measure.c: all logits and all centroid scores, for measuring. */
+#include "runtime/head.h"
+
+#include <math.h>
+
+enum { RUN = 64 }; /* rows scored together */
+
+typedef struct slots_job {
+    const fh_head *head;
+    const fh_rows *rows;
+    const float *scales;
+    const fh_state *const *states;
+    size_t m, step, ldo;
+    bool by_token;    /* out [m, V] by token id; else [m, K * cap] by slot */
+    float *out;
+} slots_job;
+
+static void slots_task(void *ctx, size_t task, unsigned worker)
+{
+    const slots_job *j = ctx;
+    const fh_head_parts *p = &j->head->parts;
+    float dots[FH_BLOCK * RUN];
+    for (size_t at = task * j->step, end = fh_min(at + j->step, j->rows->rows); at < end; at += RUN) {
+        size_t n = fh_min(RUN, end - at);
+        fh_dots(j->head->kernels, j->rows, j->scales, NULL, at, n, j->states, j->m, dots, RUN);
+        for (size_t s = 0; s < j->m; s++)
+            for (size_t i = 0; i < n; i++) {
+                uint32_t id = p->permutation[at + i];
+                bool live = id != FH_NO_TOKEN && !j->head->dead_map[id];
+                float logit = live ? fh_head_logit(p, id, dots[s * RUN + i]) : -INFINITY;
+                if (!j->by_token) j->out[s * j->ldo + at + i] = logit;
+                else if (id != FH_NO_TOKEN) j->out[s * j->ldo + id] = logit;
+            }
+    }
+}
+
+static void run_slots(slots_job *j, fh_pool *pool)
+{
+    j->step = fh_max(RUN, FH_TASK_BYTES / j->rows->stride / RUN * RUN);
+    fh_pool_run(fh_pool_for(pool, j->rows->rows * j->rows->stride * j->m), (j->rows->rows + j->step - 1) / j->step, slots_task, j);
+}
+
+fh_status fh_head_dense_logits(const fh_head *head, fh_scratch *scratch, const float *state, float *logits, fh_err *err)
+{
+    fh_state s;
+    const fh_state *each = &s;
+    fh_status rc;
+    if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
+    if (!head->exact.data)
+        return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it with --exact, or as a bundle");
+    if ((rc = fh_head_states(head, &s, state, 0, 1, NULL, err)) < 0) return rc;
+    slots_job j = {.head = head, .rows = &head->exact, .states = &each, .m = 1, .ldo = head->parts.vocab, .by_token = true, .out = logits};
+    run_slots(&j, scratch->pool);
+    return FH_OK;
+}
+
+/* Blocks of states with working memory of their own: these calls have no scratch. */
+typedef struct block_job { const fh_head *head; fh_pool *pool; float *out; } block_job;
+typedef void block_fn(const block_job *j, const fh_state *const *states, size_t first, size_t m);
+
+static fh_status each_block(const block_job *j, const float *states, size_t batch, block_fn *fn, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    void *room = NULL;
+    size_t d = j->head->parts.hidden;
+    if (fh_head_has_int8(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) return fh_fail(err, FH_ENOMEM, "states: out of memory");
+    for (size_t first = 0; first < batch; first += FH_BLOCK) {
+        fh_state state[FH_BLOCK];
+        const fh_state *each[FH_BLOCK];
+        size_t m = fh_min(FH_BLOCK, batch - first);
+        for (size_t s = 0; s < m; s++) each[s] = &state[s];
+        if ((rc = fh_head_states(j->head, state, states + first * d, first, m, room, err)) < 0) break;
+        fn(j, each, first, m);
+    }
+    fh_free(room);
+    return rc;
+}
+
+static void slot_block(const block_job *b, const fh_state *const *states, size_t first, size_t m)
+{
+    const fh_head_parts *p = &b->head->parts;
+    size_t slots = (size_t)p->clusters * p->cap;
+    slots_job j = {.head = b->head, .rows = &p->tokens, .scales = p->token_scales, .states = states, .m = m, .ldo = slots, .out = b->out + first * slots};
+    run_slots(&j, b->pool);
+}
+
+fh_status fh_head_slot_logits(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *logits, fh_err *err)
+{
+    block_job j = {head, pool, logits};
+    return each_block(&j, states, batch, slot_block, err);
+}
+
+static void centroid_block(const block_job *b, const fh_state *const *states, size_t first, size_t m)
+{
+    fh_head_centroid_scores(b->head, b->pool, states, m, b->out + first * b->head->parts.clusters);
+}
+
+fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err)
+{
+    block_job j = {head, pool, scores};
+    return each_block(&j, states, batch, centroid_block, err);
+}

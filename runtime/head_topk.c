@@ -1,0 +1,242 @@
+/* head_topk.c: both stages in one call, for many states; and the dense head's best tokens by the same way.
+ *
+ * Up to FH_BLOCK states are worked on together, so that a row is read once for all states that probe its cluster; which do is one
+ * word a cluster.  Tasks are stretches of rows.  Each worker keeps the k best it has seen of each state; since results have a
+ * strict order, the k best of all of these do not depend on who saw what.
+ */
+#include "runtime/head.h"
+
+#include <math.h>
+
+enum { RUN = 64 }; /* rows scored together */
+
+typedef struct stage2 {
+    const fh_head *head;
+    const fh_rows *rows;             /* in slot order */
+    const float *scales;
+    const fh_state *const *states;   /* [m] */
+    size_t m;
+    const uint32_t *list;            /* clusters, ascending; NULL: all */
+    size_t positions;                /* rows of these clusters, padding counted */
+    size_t step, tasks;              /* positions a task takes, tasks they make */
+    const uint32_t *extras; size_t n_extras;
+    const uint32_t *probed;          /* [K] which states probe a cluster */
+    const uint8_t *excluded;         /* [V] or NULL */
+    size_t k;
+    uint64_t *heaps;                 /* [threads, m] of k + 1: how many, then that many keys, the worst first */
+} stage2;
+
+/* ---- the k best ----------------------------------------------------------------------------------------------------------- */
+
+static void heap_offer(uint64_t *heap, size_t k, uint64_t key)
+{
+    uint64_t *a = heap; /* a[1] is the root */
+    size_t n = (size_t)heap[0], i;
+    if (n < k) {
+        for (i = n + 1; i > 1 && a[i / 2] < key; i /= 2) a[i] = a[i / 2];
+        a[i] = key;
+        heap[0] = n + 1;
+        return;
+    }
+    if (key >= a[1]) return;
+    for (i = 1; 2 * i <= n;) {
+        size_t child = 2 * i;
+        if (child < n && a[child + 1] > a[child]) child++;
+        if (a[child] <= key) break;
+        a[i] = a[child];
+        i = child;
+    }
+    a[i] = key;
+}
+
+/* Take the rows at slots[] (NULL: from `first` on) as candidates of one state. */
+static void consume(const stage2 *t, uint64_t *heap, const uint32_t *slots, size_t first, size_t n, const float *dots)
+{
+    const fh_head_parts *p = &t->head->parts;
+    bool plain = !p->bias && !(p->softcap > 0);
+    for (size_t i = 0; i < n; i++) {
+        /* Most rows end here, before their id is looked up. */
+        if (plain && heap[0] == t->k && dots[i] < fh_key_value(heap[1])) continue;
+        uint32_t id = p->permutation[slots ? slots[i] : first + i];
+        if (id == FH_NO_TOKEN || t->head->dead_map[id] || (t->excluded && t->excluded[id])) continue;
+        heap_offer(heap, t->k, fh_key(fh_head_logit(p, id, dots[i]), id));
+    }
+}
+
+/* ---- tasks ----------------------------------------------------------------------------------------------------------------- */
+
+static void score_run(const stage2 *t, uint64_t *heaps, uint32_t which, const uint32_t *slots, size_t first, size_t n)
+{
+    const fh_state *state[FH_BLOCK];
+    size_t number[FH_BLOCK], m = 0;
+    float dots[FH_BLOCK * RUN];
+    for (size_t s = 0; s < t->m; s++)
+        if (which >> s & 1) state[m] = t->states[s], number[m++] = s;
+    if (!m) return;
+    fh_dots(t->head->kernels, t->rows, t->scales, slots, first, n, state, m, dots, RUN);
+    for (size_t s = 0; s < m; s++) consume(t, heaps + number[s] * (t->k + 1), slots, first, n, dots + s * RUN);
+}
+
+static uint32_t everybody(const stage2 *t) { return t->m == 32 ? UINT32_MAX : (1u << t->m) - 1; }
+
+static void run_extras(const stage2 *t, uint64_t *heaps, size_t begin)
+{
+    size_t cap = t->head->parts.cap, n = 0;
+    uint32_t slots[RUN];
+    for (size_t i = begin; i < fh_min(begin + RUN, t->n_extras); i++) {
+        uint32_t slot = t->head->slot_of[t->extras[i]], left = everybody(t) & ~t->probed[slot / cap];
+        if (t->m == 1 && left) slots[n++] = slot;
+        else score_run(t, heaps, left, &slot, 0, 1);
+    }
+    if (n) score_run(t, heaps, 1, slots, 0, n);
+}
+
+static void stage2_task(void *ctx, size_t task, unsigned worker)
+{
+    const stage2 *t = ctx;
+    size_t cap = t->head->parts.cap;
+    uint64_t *heaps = t->heaps + worker * t->m * (t->k + 1);
+    if (task >= t->tasks) {
+        run_extras(t, heaps, (task - t->tasks) * RUN);
+        return;
+    }
+    for (size_t at = task * t->step, end = fh_min(at + t->step, t->positions), n; at < end; at += n) {
+        n = fh_min(RUN, end - at);
+        if (!t->list) {
+            score_run(t, heaps, everybody(t), NULL, at, n);
+        } else if (t->m == 1) { /* one state: clusters in a row, whatever their size */
+            uint32_t slots[RUN];
+            for (size_t i = 0; i < n; i++) slots[i] = (uint32_t)((size_t)t->list[(at + i) / cap] * cap + (at + i) % cap);
+            score_run(t, heaps, 1, slots, 0, n);
+        } else {
+            uint32_t cluster = t->list[at / cap];
+            n = fh_min(n, cap - at % cap);
+            score_run(t, heaps, t->probed[cluster], NULL, (size_t)cluster * cap + at % cap, n);
+        }
+    }
+}
+
+static void run_stage2(stage2 *t, fh_pool *pool, unsigned threads)
+{
+    t->step = fh_max(RUN, FH_TASK_BYTES / t->rows->stride / RUN * RUN);
+    t->tasks = (t->positions + t->step - 1) / t->step;
+    for (size_t i = 0; i < threads * t->m; i++) t->heaps[i * (t->k + 1)] = 0;
+    size_t bytes = (t->positions + t->n_extras * t->m) * t->rows->stride;
+    fh_pool_run(fh_pool_for(pool, bytes), t->tasks + (t->n_extras + RUN - 1) / RUN, stage2_task, t);
+}
+
+/* ---- results ----------------------------------------------------------------------------------------------------------------- */
+
+/* Heaps for m states, and behind them room to gather and sort one state's: *m falls where they would pass a few tens of megabytes. */
+static fh_status room_for(fh_scratch *scratch, size_t k, size_t *m, fh_err *err)
+{
+    enum { KEYS = 4 << 20 };
+    void *heaps = scratch->heaps;
+    size_t keys, bytes;
+    *m = fh_min(*m, fh_max(1, KEYS / (k + 1) / scratch->threads));
+    if (!fh_mul((*m + 2) * scratch->threads, k + 1, &keys) || !fh_mul(keys, sizeof(uint64_t), &bytes))
+        return fh_fail(err, FH_EUSAGE, "the best %zu of each state: out of range", k);
+    fh_status rc = fh_scratch_grow(&heaps, &scratch->heaps_bytes, bytes, err);
+    scratch->heaps = heaps;
+    return rc;
+}
+
+/* The best of state s over all workers; k of them go out, padded. */
+static void gather(const stage2 *t, unsigned threads, size_t s, size_t k, uint32_t *ids, float *logits)
+{
+    uint64_t *all = t->heaps + threads * t->m * (t->k + 1), *room = all + threads * (t->k + 1);
+    size_t n = 0;
+    for (unsigned w = 0; w < threads; w++) {
+        const uint64_t *heap = t->heaps + (w * t->m + s) * (t->k + 1);
+        for (size_t i = 1; i <= heap[0]; i++) all[n++] = heap[i];
+    }
+    fh_sort_keys(all, n, room);
+    for (size_t i = 0; i < k; i++) {
+        ids[i] = i < n ? fh_key_id(all[i]) : UINT32_MAX;
+        if (logits) logits[i] = i < n ? fh_key_value(all[i]) : -INFINITY;
+    }
+}
+
+/* ---- FlashHead ----------------------------------------------------------------------------------------------------------------- */
+
+/* Stage 1 for m states: the clusters that any of them probes, ascending, and who probes them. */
+static size_t probe(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t probes)
+{
+    size_t n = 0, k = head->parts.clusters;
+    fh_head_choose(head, scratch, states, m, probes);
+    for (size_t s = 0; s < m; s++)
+        for (size_t i = 0; i < probes; i++) scratch->probed[fh_key_id(scratch->chosen[s * probes + i])] |= 1u << s;
+    for (size_t c = 0; c < k; c++)
+        if (scratch->probed[c]) scratch->list[n++] = (uint32_t)c;
+    return n;
+}
+
+static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k, uint32_t *ids,
+                      float *logits, fh_err *err)
+{
+    const fh_head_parts *p = &head->parts;
+    fh_status rc;
+    size_t n_extras, kept = fh_min(k, fh_head_max_candidates(head, query)), d = p->hidden;
+    uint32_t probes = fh_head_probes(head, query ? query->probes : 0);
+    bool all = probes == p->clusters;
+    if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
+    if (!k) return fh_fail(err, FH_EUSAGE, "the best 0 of each state: ask for 1 or more");
+    size_t block = scratch->block;
+    if ((rc = room_for(scratch, kept, &block, err)) < 0) return rc;
+    if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
+
+    for (size_t first = 0; first < batch; first += block) {
+        fh_state state[FH_BLOCK];
+        const fh_state *each[FH_BLOCK];
+        size_t m = fh_min(block, batch - first), n_list = 0;
+        for (size_t s = 0; s < m; s++) each[s] = &state[s];
+        if ((rc = fh_head_states(head, state, states + first * d, first, m, scratch->quantized, err)) < 0) break;
+        if (!all) n_list = probe(head, scratch, each, m, probes);
+        stage2 t = {.head = head, .rows = &p->tokens, .scales = p->token_scales, .states = each, .m = m, .list = all ? NULL : scratch->list,
+                    .positions = (all ? p->clusters : n_list) * p->cap, .extras = scratch->extras, .n_extras = all ? 0 : n_extras,
+                    .probed = scratch->probed, .excluded = query && query->n_exclude ? scratch->excluded : NULL, .k = kept, .heaps = scratch->heaps};
+        run_stage2(&t, scratch->pool, scratch->threads);
+        for (size_t s = 0; s < m; s++) gather(&t, scratch->threads, s, k, ids + (first + s) * k, logits ? logits + (first + s) * k : NULL);
+        for (size_t i = 0; i < n_list; i++) scratch->probed[scratch->list[i]] = 0;
+    }
+    fh_query_end(scratch, query);
+    return rc;
+}
+
+fh_status fh_head_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k, uint32_t *ids,
+                       float *logits, fh_err *err)
+{
+    return topk(head, scratch, states, batch, query, k, ids, logits, err);
+}
+
+fh_status fh_head_greedy(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, uint32_t *ids, fh_err *err)
+{
+    return topk(head, scratch, states, batch, query, 1, ids, NULL, err);
+}
+
+/* ---- the dense head -------------------------------------------------------------------------------------------------------------- */
+
+fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, size_t k, uint32_t *ids, float *logits, fh_err *err)
+{
+    const fh_head_parts *p = &head->parts;
+    fh_status rc;
+    size_t kept = fh_min(k, p->vocab), d = p->hidden, block;
+    if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
+    if (!head->exact.data)
+        return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it with --exact, or as a bundle");
+    if (!k) return fh_fail(err, FH_EUSAGE, "the best 0 of each state: ask for 1 or more");
+    block = scratch->block;
+    if ((rc = room_for(scratch, kept, &block, err)) < 0) return rc;
+    for (size_t first = 0; first < batch; first += block) {
+        fh_state state[FH_BLOCK];
+        const fh_state *each[FH_BLOCK];
+        size_t m = fh_min(block, batch - first);
+        for (size_t s = 0; s < m; s++) each[s] = &state[s];
+        if ((rc = fh_head_states(head, state, states + first * d, first, m, NULL, err)) < 0) return rc;
+        stage2 t = {.head = head, .rows = &head->exact, .states = each, .m = m, .positions = (size_t)p->clusters * p->cap, .k = kept,
+                    .heaps = scratch->heaps};
+        run_stage2(&t, scratch->pool, scratch->threads);
+        for (size_t s = 0; s < m; s++) gather(&t, scratch->threads, s, k, ids + (first + s) * k, logits + (first + s) * k);
+    }
+    return FH_OK;
+}

@@ -1,0 +1,65 @@
+/* runtime/kernels.h: dot products of stored rows and states, one table of functions for each instruction set.
+ *
+ * The scalar C functions (kernels_ref.c) are the definition; every other table gives the same bits.
+ *
+ *   float rows (f32, bf16, f16)   16 lanes of float32, lane j sums elements j, j + 16, j + 32, ... with fma in that order, row
+ *                                 and state taken to go on with zeros up to a multiple of 16; then lane j + lane j + 8 (j < 8), j + 4, j + 2,
+ *                                 j + 1.
+ *   int8 rows                     the state is rounded to integers q of 16 bits (fh_state_quantize); the dot product is exact, and
+ *                                 (float)((double)total * row scale * state scale) is the result.
+ */
+#ifndef FH_KERNELS_H
+#define FH_KERNELS_H
+
+#include "format/format.h"
+
+/* One state as the kernels read it. */
+typedef struct fh_state {
+    const float *f;         /* [D], as the caller gave it */
+    const int16_t *q;       /* [D rounded up to 64] rint(f / scale), then zeros; only where int8 rows are read */
+    const int8_t *hi, *lo;  /* the same: q = 256 hi + lo, both signed */
+    int64_t sum;            /* of q */
+    double scale;           /* max |f| / FH_STATE_MAX; 0 for the zero state */
+} fh_state;
+
+/* 127 * 256 + 127: the largest integer whose two halves, each rounded to nearest, are both signed bytes.  So the byte products of VNNI
+ * (unsigned times signed) take the row + 128 as the unsigned side, and what that adds, 128 * sum, is known once a state. */
+enum { FH_STATE_MAX = 32639 };
+
+/* Bytes that fh_state_quantize needs for one state; the room is 64-byte aligned. */
+static inline size_t fh_state_bytes(size_t d) { return 4 * fh_round_up(d, 64); }
+/* Fill *s from x [d], finite.  x is borrowed. */
+void fh_state_quantize(fh_state *s, const float *x, size_t d, void *room);
+
+/* out[s * ldo + r] = rows[r] . states[s], for n rows and m states.  Rows may lie anywhere, unaligned; nothing is read past
+ * element d.  scales [n]: int8 rows only. */
+typedef void fh_dot(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                    float *out, size_t ldo);
+
+typedef struct fh_kernels {
+    const char *name;        /* "ref", "avx2", "avx512": what FH_ISA says */
+    const char *variant;     /* told apart within a name: "vnni" or "" */
+    fh_dot *dot[FH_I8 + 1];  /* by encoding */
+} fh_kernels;
+
+extern const fh_kernels fh_kernels_ref;
+#if defined(__x86_64__)
+extern const fh_kernels fh_kernels_avx2, fh_kernels_avx512, fh_kernels_avx512_vnni;
+#endif
+
+/* The i-th table that this CPU can run, slowest first; NULL past the last. */
+const fh_kernels *fh_kernels_at(size_t i);
+/* The best table of this CPU (isa NULL or ""), or the one asked for.  FH_EUSAGE: no such name; FH_EUNSUPPORTED: not this CPU. */
+fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err);
+
+/* Some rows of a matrix: out[s * ldo + i] = row (index ? index[i] : first + i) . states[s], i < n.  scales: of all rows. */
+void fh_dots(const fh_kernels *k, const fh_rows *rows, const float *scales, const uint32_t *index, size_t first, size_t n,
+             const fh_state *const *states, size_t m, float *out, size_t ldo);
+
+/* From here on only for the tables themselves. */
+static inline float fh_i8_result(int64_t total, float row_scale, double state_scale)
+{
+    return (float)((double)total * (double)row_scale * state_scale);
+}
+
+#endif

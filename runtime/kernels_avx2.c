@@ -1,0 +1,182 @@
+/* kernels_avx2.c: AVX2 with FMA and F16C.
+ *
+ * The 16 lanes of a float sum are two registers; four rows at once (or two rows of two states) keep eight sums in flight.  int8 rows are
+ * widened to 16 bits and multiplied in pairs.  Tails go through a zero-filled copy, so that nothing past the row is read.
+ */
+#include "runtime/kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define INLINE static inline __attribute__((always_inline))
+/* Loops over the rows and states of a block must vanish, or the sums live in memory: -O2 alone does not do it. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/* ---- float rows -------------------------------------------------------------------------------------------------- */
+
+INLINE TARGET __m256 load8(fh_dtype t, const uint8_t *p, size_t i)
+{
+    if (t == FH_F32) return _mm256_loadu_ps((const float *)(const void *)(p + 4 * i));
+    __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i));
+    return t == FH_BF16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h);
+}
+
+INLINE TARGET float sum16(__m256 lo, __m256 hi)
+{
+    __m256 b = _mm256_add_ps(lo, hi);
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+
+INLINE TARGET void float_block(fh_dtype t, int R, int S, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo)
+{
+    const uint8_t *row[4];
+    const float *x[2];
+    __m256 lo[2][4], hi[2][4];
+    uint8_t row_tail[4][64];
+    float x_tail[2][16];
+    size_t full = d & ~(size_t)15, size = t == FH_F32 ? 4 : 2;
+    UNROLL for (int r = 0; r < R; r++) row[r] = rows[r];
+    UNROLL for (int s = 0; s < S; s++) x[s] = states[s]->f;
+    UNROLL for (int s = 0; s < S; s++) {
+        UNROLL for (int r = 0; r < R; r++) lo[s][r] = hi[s][r] = _mm256_setzero_ps();
+    }
+    for (size_t i = 0; i < full; i += 16) {
+        UNROLL for (int half = 0; half < 2; half++) {
+            UNROLL for (int r = 0; r < R; r++) {
+                __m256 v = load8(t, row[r], i + 8 * (size_t)half);
+                UNROLL for (int s = 0; s < S; s++) {
+                    __m256 xs = _mm256_loadu_ps(x[s] + i + 8 * half);
+                    if (half) hi[s][r] = _mm256_fmadd_ps(v, xs, hi[s][r]);
+                    else lo[s][r] = _mm256_fmadd_ps(v, xs, lo[s][r]);
+                }
+            }
+        }
+    }
+    if (full < d) {
+        memset(row_tail, 0, sizeof row_tail);
+        memset(x_tail, 0, sizeof x_tail);
+        UNROLL for (int r = 0; r < R; r++) memcpy(row_tail[r], row[r] + full * size, (d - full) * size);
+        UNROLL for (int s = 0; s < S; s++) memcpy(x_tail[s], x[s] + full, (d - full) * sizeof(float));
+        UNROLL for (int r = 0; r < R; r++) {
+            UNROLL for (int s = 0; s < S; s++) {
+                lo[s][r] = _mm256_fmadd_ps(load8(t, row_tail[r], 0), _mm256_loadu_ps(x_tail[s]), lo[s][r]);
+                hi[s][r] = _mm256_fmadd_ps(load8(t, row_tail[r], 8), _mm256_loadu_ps(x_tail[s] + 8), hi[s][r]);
+            }
+        }
+    }
+    UNROLL for (int s = 0; s < S; s++) {
+        UNROLL for (int r = 0; r < R; r++) out[(size_t)s * ldo + (size_t)r] = sum16(lo[s][r], hi[s][r]);
+    }
+}
+
+INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m, float *out, size_t ldo)
+{
+    size_t r = 0;
+    if (m == 1)
+        for (; r + 4 <= n; r += 4) float_block(t, 4, 1, rows + r, d, states, out + r, ldo);
+    for (; r + 2 <= n; r += 2) {
+        size_t s = 0;
+        for (; s + 2 <= m; s += 2) float_block(t, 2, 2, rows + r, d, states + s, out + s * ldo + r, ldo);
+        for (; s < m; s++) float_block(t, 2, 1, rows + r, d, states + s, out + s * ldo + r, ldo);
+    }
+    for (; r < n; r++)
+        for (size_t s = 0; s < m; s++) float_block(t, 1, 1, rows + r, d, states + s, out + s * ldo + r, ldo);
+}
+
+TARGET static void fh_dot_f32_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                                   float *out, size_t ldo)
+{
+    float_rows(FH_F32, rows, n, d, states, m, out, ldo);
+}
+
+TARGET static void fh_dot_bf16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                                    float *out, size_t ldo)
+{
+    float_rows(FH_BF16, rows, n, d, states, m, out, ldo);
+}
+
+TARGET static void fh_dot_f16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                                   float *out, size_t ldo)
+{
+    float_rows(FH_F16, rows, n, d, states, m, out, ldo);
+}
+
+/* ---- int8 rows ------------------------------------------------------------------------------------------------------ */
+
+/* A lane takes two products of at most 128 * 32639 each every 16 elements: 256 times fit an int32. */
+enum { MADD_BLOCK = 256 * 16 };
+
+INLINE TARGET int64_t sum_i32(__m256i a)
+{
+    __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(a)), _mm256_cvtepi32_epi64(_mm256_extracti128_si256(a, 1)));
+    __m128i two = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    return _mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1);
+}
+
+INLINE TARGET __m256i load_i8(const void *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(p)); }
+INLINE TARGET __m256i load_q(const fh_state *s, size_t i) { return _mm256_loadu_si256((const __m256i *)(const void *)(s->q + i)); }
+
+INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float *scales, size_t d, const fh_state *const *states, float *out,
+                              size_t ldo)
+{
+    const uint8_t *row[4];
+    int64_t total[2][4];
+    uint8_t tail[16] = {0};
+    UNROLL for (int r = 0; r < R; r++) row[r] = rows[r];
+    UNROLL for (int s = 0; s < S; s++) {
+        UNROLL for (int r = 0; r < R; r++) total[s][r] = 0;
+    }
+    for (size_t begin = 0; begin < d; begin += MADD_BLOCK) {
+        size_t end = fh_min(d, begin + MADD_BLOCK), i = begin;
+        __m256i acc[2][4];
+        UNROLL for (int s = 0; s < S; s++) {
+            UNROLL for (int r = 0; r < R; r++) acc[s][r] = _mm256_setzero_si256();
+        }
+        for (; i + 16 <= end; i += 16) {
+            UNROLL for (int r = 0; r < R; r++) {
+                __m256i v = load_i8(row[r] + i);
+                UNROLL for (int s = 0; s < S; s++) acc[s][r] = _mm256_add_epi32(acc[s][r], _mm256_madd_epi16(v, load_q(states[s], i)));
+            }
+        }
+        if (i < end) {
+            UNROLL for (int r = 0; r < R; r++) {
+                memcpy(tail, row[r] + i, end - i);
+                __m256i v = load_i8(tail);
+                UNROLL for (int s = 0; s < S; s++) acc[s][r] = _mm256_add_epi32(acc[s][r], _mm256_madd_epi16(v, load_q(states[s], i)));
+            }
+        }
+        UNROLL for (int s = 0; s < S; s++) {
+            UNROLL for (int r = 0; r < R; r++) total[s][r] += sum_i32(acc[s][r]);
+        }
+    }
+    UNROLL for (int s = 0; s < S; s++) {
+        UNROLL for (int r = 0; r < R; r++) out[(size_t)s * ldo + (size_t)r] = fh_i8_result(total[s][r], scales[r], states[s]->scale);
+    }
+}
+
+TARGET static void fh_dot_i8_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                                  float *out, size_t ldo)
+{
+    size_t r = 0;
+    for (; r + 4 <= n; r += 4) {
+        size_t s = 0;
+        for (; s + 2 <= m; s += 2) madd_block(4, 2, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo);
+        for (; s < m; s++) madd_block(4, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo);
+    }
+    for (; r < n; r++)
+        for (size_t s = 0; s < m; s++) madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo);
+}
+
+const fh_kernels fh_kernels_avx2 = {
+    "avx2", "", {[FH_F32] = fh_dot_f32_avx2, [FH_BF16] = fh_dot_bf16_avx2, [FH_F16] = fh_dot_f16_avx2, [FH_I8] = fh_dot_i8_avx2}};
+#else
+typedef int fh_kernels_avx2_not_here; /* ISO C wants a declaration */
+#endif

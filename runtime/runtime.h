@@ -1,0 +1,150 @@
+/* runtime/runtime.h: what runs.  The head beyond its public interface (flashhead.h), transformer bodies, tokenizers, and
+ * a model opened from a checkpoint or a bundle. */
+#ifndef FH_RUNTIME_H
+#define FH_RUNTIME_H
+
+#include "format/format.h"
+#include "runtime/flashhead.h"
+
+/* ---- the head -------------------------------------------------------------------------------------------- */
+
+/* A head from arrays in memory (a work directory, a test).  Everything is borrowed until the head is closed. */
+typedef struct fh_head_parts {
+    uint32_t vocab, hidden, clusters, cap, probes;
+    fh_rows centroids; const float *centroid_scales; /* [K, D]; scales [K] for int8, else NULL */
+    fh_rows tokens; const float *token_scales;       /* [K * cap, D] in slot order; scales [K * cap] for int8, else NULL */
+    fh_rows exact;                                   /* the same rows in the checkpoint's dtype; data NULL: `tokens` are exact if `tokens_exact` */
+    bool tokens_exact;
+    const uint32_t *permutation;                     /* [K * cap] slot -> token id, FH_NO_TOKEN: padding */
+    const uint32_t *dead; size_t n_dead;             /* ascending */
+    const float *bias;                               /* [V] or NULL */
+    float softcap;                                   /* 0: none */
+    const uint32_t *hot; size_t n_hot;
+    const uint32_t *always; size_t n_always;
+} fh_head_parts;
+#define FH_NO_TOKEN UINT32_MAX
+fh_status fh_head_from_parts(fh_head **out, const fh_head_parts *parts, const char *name, fh_err *err);
+const fh_head_parts *fh_head_get_parts(const fh_head *head);
+const uint32_t *fh_head_slots(const fh_head *head);          /* [V] token id -> slot; slot / cap is its cluster */
+const uint8_t *fh_head_dead_map(const fh_head *head);        /* [V] 1: dead */
+const fh_fhead *fh_head_file(const fh_head *head);           /* the container it came from, or NULL */
+/* Bytes that one step reads at P probes with its hot list: centroids, P clusters, hot and always rows; scales counted. */
+double fh_head_step_bytes(const fh_head *head, uint32_t probes, size_t n_hot);
+double fh_head_dense_bytes(const fh_head *head);             /* V rows of the exact dtype */
+/* Logits of every slot [batch, K * cap] from the *encoded* rows, as fh_head_score computes them bit for bit; padding and dead
+ * slots are -INFINITY.  For measuring, blocked so that rows are read once a batch. */
+fh_status fh_head_slot_logits(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *logits, fh_err *err);
+/* Centroid scores [batch, K], as fh_head_route computes them bit for bit. */
+fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err);
+
+/* Matrix-vector products by the kernels of this CPU: out[r] = rows[r] . x, for float32, bf16 and f16 rows, with one fixed order of
+ * sums on every instruction set (16 lanes, fma, fixed tree).  x [cols] float32. */
+void fh_matvec(fh_pool *pool, const fh_rows *rows, const float *x, float *out);
+const char *fh_isa_name(void);
+
+/* A dense head wherever it lies: row i belongs to token token_of[i] (NULL: i). */
+typedef struct fh_dense {
+    fh_rows rows; const uint32_t *token_of; const float *bias; float softcap;
+    uint32_t vocab; const uint8_t *dead; /* [V] or NULL */
+} fh_dense;
+/* logits [n, V] of states [n, D] through OpenBLAS in float32; dead rows come out like any other.  Not in libflashhead. */
+fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *states, size_t n, float *logits, fh_err *err);
+/* log(sum of exp(x)) in double; the same bits on every instruction set. */
+double fh_log_sum_exp(const float *x, size_t n);
+
+/* ---- tokenizer --------------------------------------------------------------------------------------------- */
+
+typedef struct fh_tokenizer fh_tokenizer; /* immutable */
+/* `text` is tokenizer.json; `config` tokenizer_config.json or NULL (an explicit add_bos_token / add_eos_token there overrides
+ * the template).  What is not supported is refused by name. */
+fh_status fh_tokenizer_open(fh_tokenizer **out, const char *text, size_t len, const char *config, const char *name, const fh_job *job, fh_err *err);
+void fh_tokenizer_close(fh_tokenizer *t); /* accepts NULL */
+uint32_t fh_tokenizer_size(const fh_tokenizer *t);                /* highest id + 1 */
+/* The token's own bytes as decoding gives them (a byte-level token may be half a character); NULL for a hole. */
+const char *fh_tokenizer_piece(const fh_tokenizer *t, uint32_t id, size_t *len);
+bool fh_tokenizer_is_special(const fh_tokenizer *t, uint32_t id);
+/* *ids is freed by the caller.  Invalid UTF-8 becomes U+FFFD.  `special`: apply the post-processor. */
+fh_status fh_tokenizer_encode(const fh_tokenizer *t, const char *text, size_t len, bool special, uint32_t **ids, size_t *n, fh_err *err);
+/* What the post-processor puts before and after a text (BOS, EOS), so that pieces of a long text can be encoded in turn. */
+fh_status fh_tokenizer_affixes(const fh_tokenizer *t, const uint32_t **prefix, size_t *n_prefix, const uint32_t **suffix, size_t *n_suffix);
+/* Ids without a string are skipped.  *text is NUL-terminated valid UTF-8, freed by the caller. */
+fh_status fh_tokenizer_decode(const fh_tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **text, size_t *len, fh_err *err);
+/* Decoding as tokens come, never half a character.  `out` is borrowed until the next call; fh_stream_flush gives what was held back. */
+typedef struct fh_stream fh_stream;
+fh_status fh_stream_new(fh_stream **out, const fh_tokenizer *t, bool skip_special, fh_err *err);
+fh_status fh_stream_push(fh_stream *s, uint32_t id, const char **text, size_t *len, fh_err *err);
+fh_status fh_stream_flush(fh_stream *s, const char **text, size_t *len, fh_err *err);
+void fh_stream_free(fh_stream *s);
+
+/* ---- body -------------------------------------------------------------------------------------------------- */
+
+typedef struct fh_body fh_body;   /* immutable: weights used in place */
+typedef struct fh_kv fh_kv;       /* the key-value cache of one sequence, in pages of 16 tokens */
+typedef struct fh_body_source {
+    const fh_config *config;
+    const fh_tensors *tensors;     /* without the head; with the input embedding unless the next is given */
+    const void *(*embedding_row)(void *ctx, uint32_t id); void *ctx; fh_dtype embedding_dtype; /* a tied embedding that lies in a head: D values of id < V */
+} fh_body_source;
+/* The source's config and tensors are borrowed until the body is closed.  FH_EUNSUPPORTED names a family or switch we have not. */
+fh_status fh_body_open(fh_body **out, const fh_body_source *source, const char *name, fh_err *err);
+void fh_body_close(fh_body *b);
+uint64_t fh_body_bytes(const fh_body *b);        /* weights that one decoded token reads */
+uint32_t fh_body_max_position(const fh_body *b); /* the longest sequence: max_position, or more where the rope stretches it */
+fh_status fh_kv_new(fh_kv **out, const fh_body *b, fh_err *err);
+void fh_kv_free(fh_kv *kv);
+uint32_t fh_kv_length(const fh_kv *kv);
+void fh_kv_truncate(fh_kv *kv, uint32_t length); /* forget what came after; its pages are kept for what comes next */
+/* Run `n` sequences on: sequence i takes lens[i] >= 1 tokens on top of kv[i] (all different).  tokens are concatenated;
+ * hidden [sum of lens, D] is what the head reads, one row a token.  One call serves prefill, decoding, and both for many
+ * sequences.  FH_EUSAGE: a token >= V, or a position past the model's limit. */
+fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens, float *hidden, fh_err *err);
+
+/* ---- a model: a checkpoint directory or a .fhead that bundles one --------------------------------------------- */
+
+typedef struct fh_model {
+    fh_checkpoint checkpoint;      /* of a directory; zeroed for a bundle */
+    fh_config bundle_config;       /* of a bundle */
+    fh_tensors *bundle_tensors;
+    const fh_config *config;       /* whichever it is */
+    fh_head *head;                 /* of a .fhead, or NULL */
+    fh_dense dense;                /* the dense head; rows.data NULL where the file has no exact rows */
+    float *bias; uint8_t *dead;    /* owned */
+    fh_tokenizer *tokenizer;       /* NULL when there is none */
+    fh_body *body;
+    char *name;
+} fh_model;
+enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4 }; /* what is needed: missing is an error */
+/* path: a checkpoint directory, a .fhead that bundles a model, or a head-only .fhead together with `base` (a directory whose
+ * fingerprint must be the artifact's, FH_ECHECK otherwise; NULL if none).  With a base, body, tokenizer and dense rows are the base's.  Only
+ * what is needed is opened; for a head the tokenizer too, where there is one, to tell its dead rows.  *out must not be moved. */
+fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsigned need, const fh_job *job, fh_err *err);
+void fh_model_close(fh_model *m); /* accepts a zeroed one */
+/* Rows that can never be meant: past the tokenizer (`tokenizer_size`; 0: unknown), or norm below 1e-6 of the median.
+ * dead [V] is written; returns how many. */
+size_t fh_dead_rows(const fh_rows *head, uint32_t tokenizer_size, fh_pool *pool, uint8_t *dead, fh_err *err, fh_status *status);
+
+/* ---- generation ---------------------------------------------------------------------------------------------- */
+
+typedef enum fh_head_kind { FH_HEAD_FLASH, FH_HEAD_DENSE } fh_head_kind;
+typedef struct fh_generate_params {
+    size_t tokens;                 /* at most */
+    fh_head_kind head;
+    fh_query query;                /* of FlashHead */
+    fh_sampling sampling;          /* temperature 0: greedy */
+    uint64_t seed;
+    bool ignore_eos;
+    /* Called with every new token; false stops. */
+    bool (*on_token)(void *ctx, uint32_t id); void *ctx;
+} fh_generate_params;
+typedef struct fh_generate_stats {
+    size_t prompt_tokens, tokens;
+    double ttft_seconds;           /* prompt in to first token out */
+    double tpot_seconds;           /* mean time of the tokens after the first */
+    double head_share;             /* of the time of those tokens */
+    double step_bytes, body_bytes; /* that one token reads of head and body */
+    bool ended, full;              /* by an eos; at the model's longest sequence */
+} fh_generate_stats;
+/* Continue a prompt of n >= 1 ids.  The model has body and head open. */
+fh_status fh_generate(const fh_model *m, const uint32_t *prompt, size_t n, const fh_generate_params *p, const fh_job *job, fh_generate_stats *stats, fh_err *err);
+
+#endif

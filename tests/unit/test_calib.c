@@ -1,0 +1,470 @@
+/* Statistics, corpora, states, curves and calibration against definitions written out here. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/fault.h"
+#include "calib/calib.h"
+
+static fh_err err;
+
+/* ---- the bound --------------------------------------------------------------------------------------------------- */
+
+/* The chance of `misses` or fewer in n, added up term by term in long double. */
+static double tail(uint64_t n, uint64_t misses, double keep)
+{
+    long double total = 0, term = powl((long double)keep, (long double)n);
+    for (uint64_t j = 0; j <= misses; j++) {
+        total += term;
+        term *= (long double)(n - j) / (long double)(j + 1) * (1 - (long double)keep) / (long double)keep;
+    }
+    return (double)total;
+}
+
+static void the_lower_bound_is_where_the_tail_is_one_minus_the_confidence(void **state)
+{
+    static const uint64_t n[] = {1, 10, 100, 1000, 5000}, misses[] = {0, 1, 5, 30};
+    (void)state;
+    for (size_t i = 0; i < 5; i++)
+        for (size_t j = 0; j < 4; j++) {
+            if (misses[j] >= n[i]) continue;
+            double b = fh_binomial_lower(n[i], misses[j], 0.95);
+            assert_true(b > 0 && b < 1 - (double)misses[j] / (double)n[i] + 1e-12);
+            assert_true(fabs(tail(n[i], misses[j], b) - 0.05) < 1e-6);
+        }
+}
+
+static void a_bound_on_nothing_or_on_misses_alone_is_zero(void **state)
+{
+    (void)state;
+    assert_true(fh_binomial_lower(0, 0, 0.95) == 0);
+    assert_true(fh_binomial_lower(10, 10, 0.95) == 0);
+}
+
+static void the_positions_needed_are_the_fewest_whose_bound_reaches_the_target(void **state)
+{
+    static const double targets[] = {0.9, 0.99, 0.995, 0.999};
+    (void)state;
+    for (size_t i = 0; i < 4; i++) {
+        uint64_t n = fh_binomial_needed(targets[i], 0.95);
+        assert_true(fh_binomial_lower(n, 0, 0.95) >= targets[i]);
+        assert_true(fh_binomial_lower(n - 1, 0, 0.95) < targets[i]);
+    }
+}
+
+/* ---- corpora ------------------------------------------------------------------------------------------------------ */
+
+static char dir[] = "/tmp/fh-calib-XXXXXX";
+static fh_tokenizer *bytes_tokenizer;
+
+/* A byte-level tokenizer without merges: a token a byte. */
+static int make_tokenizer(void **state)
+{
+    fh_buf b = {0};
+    (void)state;
+    if (!mkdtemp(dir)) return -1;
+    fh_buf_puts(&b, "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true},"
+                    "\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{");
+    for (unsigned i = 0, other = 256; i < 256; i++) {
+        bool same = (i >= 0x21 && i <= 0x7e) || (i >= 0xa1 && i <= 0xac) || i >= 0xae;
+        fh_buf_printf(&b, "%s\"\\u%04x\":%u", i ? "," : "", same ? i : other++, i);
+    }
+    fh_buf_puts(&b, "}}}");
+    char *text = fh_buf_take(&b);
+    fh_status rc = fh_tokenizer_open(&bytes_tokenizer, text, strlen(text), NULL, "bytes", NULL, &err);
+    fh_free(text);
+    return rc == FH_OK ? 0 : -1;
+}
+
+static int free_tokenizer(void **state)
+{
+    (void)state;
+    fh_tokenizer_close(bytes_tokenizer);
+    char command[100];
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    return system(command);
+}
+
+static const char *file_of(const char *name, const char *data, size_t n)
+{
+    static char path[200];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    assert_int_equal(fh_file_write(path, data, n, 0, &err), FH_OK);
+    return path;
+}
+
+static fh_status read_text(fh_corpus *c, const char *data, size_t n, size_t limit)
+{
+    const char *path = file_of("text", data, n);
+    return fh_corpus_read(c, &path, 1, bytes_tokenizer, limit, NULL, &err);
+}
+
+static void wikitext_titles_begin_documents(void **state)
+{
+    static const char text[] = " = One = \n\n words \n = = Part = = \n more \n = Two = \n end \n";
+    fh_corpus c = {0};
+    (void)state;
+    assert_int_equal(read_text(&c, text, strlen(text), 0), FH_OK);
+    assert_string_equal(c.form, "wikitext");
+    assert_int_equal(c.documents, 2);
+    assert_true(c.documents_known);
+    assert_int_equal(c.n, strlen(text));
+    assert_int_equal(c.starts[1], strstr(text, " = Two") - text);
+    assert_int_equal(c.starts[2], c.n);
+    fh_corpus_free(&c);
+}
+
+static void rows_of_json_lines_are_documents_unless_they_are_lines_of_wikitext(void **state)
+{
+    static const char rows[] = "{\"text\": \"one\\n\"}\n{\"text\": \"\"}\n{\"text\": \"two\", \"id\": 7}\n";
+    static const char wiki[] = "{\"text\": \"\"}\n{\"text\": \" = A = \\n\"}\n{\"text\": \" line \\n\"}\n{\"text\": \" = B = \\n\"}\n{\"text\": \" x \\n\"}\n";
+    fh_corpus c = {0};
+    (void)state;
+    assert_int_equal(read_text(&c, rows, strlen(rows), 0), FH_OK);
+    assert_string_equal(c.form, "jsonl");
+    assert_int_equal(c.documents, 2);
+    assert_int_equal(c.n, strlen("one\ntwo"));
+    fh_corpus_free(&c);
+    assert_int_equal(read_text(&c, wiki, strlen(wiki), 0), FH_OK);
+    assert_int_equal(c.documents, 2);
+    fh_corpus_free(&c);
+}
+
+static void plain_text_is_cut_into_blocks_and_the_limit_holds(void **state)
+{
+    char text[30000];
+    fh_corpus c = {0};
+    (void)state;
+    for (size_t i = 0; i < sizeof text; i++) text[i] = i % 61 == 60 ? '\n' : 'a';
+    assert_int_equal(read_text(&c, text, sizeof text, 20000), FH_OK);
+    assert_int_equal(c.n, 20000);
+    assert_false(c.documents_known);
+    assert_true(c.documents >= 20);
+    for (size_t i = 0; i < c.documents; i++) assert_true(c.starts[i] < c.starts[i + 1]);
+    fh_corpus_free(&c);
+}
+
+static void what_is_no_text_is_refused_by_name(void **state)
+{
+    static const struct { const char *data; size_t n; const char *says; } bad[] = {
+        {"", 0, "empty"}, {"\x1f\x8b\x08 12345", 8, "gzip"}, {"\x28\xb5\x2f\xfd 1234", 8, "zstd"}, {"\xff\xfeh\0i\0", 6, "UTF-16"}, {"a\0b and so on", 13, "zero byte"},
+        {"PK\x03\x04 1234", 8, "zip"}, {"{\"text\": 5}\n", 12, "no \"text\""}, {"{\"text\": \"a\"}\n{\"text\": }\n", 25, "row 2"},
+    };
+    fh_corpus c = {0};
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(read_text(&c, bad[i].data, bad[i].n, 0), FH_EFORMAT);
+        if (!strstr(err.text, bad[i].says)) fail_msg("%s: does not say '%s'", err.text, bad[i].says);
+    }
+    const char *missing = "/nonexistent/text";
+    assert_int_equal(fh_corpus_read(&c, &missing, 1, bytes_tokenizer, 0, NULL, &err), FH_EIO);
+    assert_int_equal(fh_corpus_read(&c, (const char *[]){dir}, 1, bytes_tokenizer, 0, NULL, &err), FH_EIO);
+}
+
+static void the_digest_is_of_the_whole_file_and_known_before_reading(void **state)
+{
+    char text[5000], hex[65];
+    fh_corpus c = {0};
+    (void)state;
+    memset(text, 'x', sizeof text);
+    text[700] = '\n';
+    const char *path = file_of("digest", text, sizeof text);
+    assert_int_equal(fh_text_digest(hex, &path, 1, &err), FH_OK);
+    assert_int_equal(fh_corpus_read(&c, &path, 1, bytes_tokenizer, 100, NULL, &err), FH_OK);
+    assert_string_equal(c.digest, hex);
+    fh_corpus_free(&c);
+}
+
+/* ---- parts --------------------------------------------------------------------------------------------------------- */
+
+static void whole_documents_fall_to_parts_in_their_shares(void **state)
+{
+    enum { N = 20000 };
+    static uint32_t document[N];
+    static uint8_t part[N], of[400];
+    fh_states s = {.n = N, .document = document, .part = part};
+    size_t got[FH_PARTS] = {0};
+    (void)state;
+    for (uint32_t i = 0; i < N; i++) document[i] = i / 50;
+    assert_int_equal(fh_states_split(&s, 7, &err), FH_OK);
+    memset(of, 9, sizeof of);
+    for (size_t i = 0; i < N; i++) {
+        assert_true(part[i] < FH_PARTS);
+        if (of[document[i]] == 9) of[document[i]] = part[i];
+        assert_int_equal(of[document[i]], part[i]);
+        got[part[i]]++;
+    }
+    assert_in_range(got[FH_PART_A], N * 29 / 100, N * 31 / 100);
+    assert_in_range(got[FH_PART_B], N * 49 / 100, N * 51 / 100);
+    assert_in_range(got[FH_PART_C], N * 19 / 100, N * 21 / 100);
+}
+
+/* ---- a head small enough to define everything by hand --------------------------------------------------------------- */
+
+enum { V = 60, D = 8, K = 10, CAP = 6, N = 300 };
+typedef struct world {
+    float w[V][16], c[K][16], h[N][D];
+    uint32_t perm[K * CAP], dead[2], hot[3], always[1];
+    fh_states states;
+    uint32_t document[N], next[N], ids[N];
+    uint8_t part[N], dead_map[V];
+    fh_head_parts parts;
+    fh_dense dense;
+    float rows[K * CAP][16];
+} world;
+
+static float uniform(fh_rng *r) { return (float)(2 * fh_rng_double(r) - 1); }
+
+static world *make_world(uint64_t seed)
+{
+    world *x = calloc(1, sizeof *x);
+    fh_rng r;
+    fh_rng_seed(&r, seed, 1);
+    for (int t = 0; t < V; t++) for (int i = 0; i < D; i++) x->w[t][i] = uniform(&r) * 2;
+    for (int c = 0; c < K; c++) for (int i = 0; i < D; i++) x->c[c][i] = uniform(&r);
+    for (int n = 0; n < N; n++) {
+        for (int i = 0; i < D; i++) x->h[n][i] = uniform(&r) * 2;
+        x->document[n] = (uint32_t)n / 5, x->next[n] = (uint32_t)n % V;
+    }
+    for (uint32_t s = 0; s < K * CAP; s++) { /* slot s of cluster c holds token s * 7 mod V, ascending inside clusters by construction below */
+        x->perm[s] = s / CAP + (s % CAP) * K;
+        memcpy(x->rows[s], x->w[x->perm[s]], sizeof x->rows[s]);
+    }
+    x->dead[0] = 13, x->dead[1] = 44, x->hot[0] = 5, x->hot[1] = 29, x->hot[2] = 51, x->always[0] = 2;
+    x->dead_map[13] = x->dead_map[44] = 1;
+    x->parts = (fh_head_parts){.vocab = V, .hidden = D, .clusters = K, .cap = CAP, .probes = 3, .centroids = {x->c, FH_F32, K, D, 64}, .tokens = {x->rows, FH_F32, K * CAP, D, 64},
+                               .exact = {.dtype = FH_F32}, .tokens_exact = true, .permutation = x->perm, .dead = x->dead, .n_dead = 2, .hot = x->hot, .n_hot = 3, .always = x->always, .n_always = 1};
+    x->dense = (fh_dense){.rows = {x->w, FH_F32, V, D, 64}, .vocab = V, .dead = x->dead_map};
+    x->states = (fh_states){.n = N, .d = D, .hidden = &x->h[0][0], .ids = x->ids, .next = x->next, .document = x->document, .part = x->part};
+    return x;
+}
+
+static double dot(const float *a, const float *b) { double s = 0; for (int i = 0; i < D; i++) s += (double)a[i] * b[i]; return s; }
+
+/* One position, by the definitions of DESIGN 2, in double. */
+static void define(const world *x, size_t n, uint32_t probes, bool hot, double out[7])
+{
+    double z[V], s[K], lse = 0, mass = 0, best = -1e9, flash = -1e9;
+    bool in[V] = {false};
+    int order[V], top = 0, arg = 0, alive = 0;
+    for (int t = 0; t < V; t++) z[t] = dot(x->h[n], x->w[t]);
+    for (int c = 0; c < K; c++) s[c] = dot(x->h[n], x->c[c]);
+    for (int c = 0; c < K; c++) {
+        unsigned before = 0;
+        for (int o = 0; o < K; o++) before += s[o] > s[c] || (s[o] == s[c] && o < c);
+        if (before < probes) for (int j = 0; j < CAP; j++) in[x->perm[c * CAP + j]] = true;
+    }
+    for (int i = 0; i < 3 && hot; i++) in[x->hot[i]] = true;
+    in[x->always[0]] = true;
+    for (int t = 0; t < V; t++) if (!x->dead_map[t]) lse += exp(z[t]), order[alive++] = t; else in[t] = false;
+    lse = log(lse);
+    for (int i = 0; i < alive; i++) for (int j = i + 1; j < alive; j++) if (z[order[j]] > z[order[i]]) { int t = order[i]; order[i] = order[j], order[j] = t; }
+    for (int t = 0; t < V; t++) {
+        if (x->dead_map[t]) continue;
+        if (z[t] > best) best = z[t], top = t;
+        if (in[t]) { mass += exp(z[t] - lse); if (z[t] > flash) flash = z[t], arg = t; }
+    }
+    bool all = true;
+    for (int i = 0; i < 10; i++) {
+        all = all && in[order[i]];
+        if (i == 0) out[0] = all;
+        if (i == 2) out[1] = all;
+        if (i == 4) out[2] = all;
+        if (i == 9) out[3] = all;
+    }
+    out[4] = arg == top, out[5] = mass, out[6] = -log(mass);
+}
+
+static void a_curve_is_the_mean_of_the_definitions(void **state)
+{
+    world *x = make_world(3);
+    fh_head *head = NULL;
+    fh_point p[] = {{.probes = 1}, {.probes = 2}, {.probes = 5}, {.probes = K}};
+    (void)state;
+    assert_int_equal(fh_head_from_parts(&head, &x->parts, "test", &err), FH_OK);
+    for (int hot = 0; hot < 2; hot++) {
+        assert_int_equal(fh_curve(head, &x->dense, &x->h[0][0], NULL, N, !hot, p, 4, NULL, &err), FH_OK);
+        for (int i = 0; i < 4; i++) {
+            double mean[7] = {0}, one[7];
+            for (size_t n = 0; n < N; n++) {
+                define(x, n, p[i].probes, hot, one);
+                for (int k = 0; k < 7; k++) mean[k] += one[k] / N;
+            }
+            const double got[7] = {p[i].top1, p[i].top3, p[i].top5, p[i].top10, p[i].agreement, p[i].mass, p[i].kl};
+            for (int k = 0; k < 7; k++) if (!(fabs(got[k] - mean[k]) <= 1e-5)) fail_msg("P %u field %d: %.9g, defined %.9g", p[i].probes, k, got[k], mean[k]);
+        }
+    }
+    assert_true(p[3].top10 == 1 && p[3].agreement == 1);
+    fh_head_close(head);
+    free(x);
+}
+
+static fh_status same_head(void *ctx, const float *centroids, fh_head **out, fh_err *e)
+{
+    world *x = ctx;
+    (void)centroids;
+    return fh_head_from_parts(out, &x->parts, "test", e);
+}
+
+/* Calibration again, naively: containment counted anew at every P. */
+static void calibration_takes_the_fewest_probes_whose_bound_holds_all_the_way_down(void **state)
+{
+    world *x = make_world(5);
+    fh_calibration c = {0};
+    fh_routing_choice choice = {"raw", &x->c[0][0]};
+    fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 2, .containment_k = 3, .hot = 4};
+    (void)state;
+    x->parts.n_hot = 0;
+    assert_int_equal(fh_states_split(&x->states, 1, &err), FH_OK);
+    assert_int_equal(fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err), FH_OK);
+    assert_true(c.reached);
+    assert_true(c.n_hot <= 4);
+    uint32_t expected = 0;
+    uint64_t misses = 0;
+    for (uint32_t probes = K; probes >= 1; probes--) {
+        uint64_t n = 0, missed = 0;
+        for (size_t i = 0; i < N; i++) {
+            double z[V];
+            bool in[V] = {false}, ok = true;
+            if (x->part[i] != FH_PART_B) continue;
+            n++;
+            double s[K];
+            for (int k = 0; k < K; k++) s[k] = dot(x->h[i], x->c[k]);
+            for (int k = 0; k < K; k++) {
+                unsigned before = 0;
+                for (int o = 0; o < K; o++) before += s[o] > s[k];
+                if (before < probes) for (int j = 0; j < CAP; j++) in[x->perm[k * CAP + j]] = true;
+            }
+            for (size_t k = 0; k < c.n_hot; k++) in[c.hot[k]] = true;
+            in[x->always[0]] = true;
+            for (int t = 0; t < V; t++) z[t] = x->dead_map[t] ? -1e9 : dot(x->h[i], x->w[t]);
+            for (int k = 0; k < 3; k++) {
+                int best = 0;
+                for (int t = 1; t < V; t++) if (z[t] > z[best]) best = t;
+                ok = ok && in[best];
+                z[best] = -1e9;
+            }
+            missed += !ok;
+        }
+        assert_int_equal(n, c.positions[FH_PART_B]);
+        if (fh_binomial_lower(n, missed, 0.9) < 0.8) break;
+        expected = probes, misses = missed;
+    }
+    assert_int_equal(c.probes, expected);
+    assert_int_equal(c.misses, misses);
+    assert_true(c.bound >= 0.8);
+    for (size_t i = 1; i < c.n_curve; i++) assert_true(c.curve[i].probes > c.curve[i - 1].probes && c.curve[i].top1 >= c.curve[i - 1].top1);
+    fh_calibration_free(&c);
+    free(x);
+}
+
+static void a_target_beyond_the_text_is_not_reached_and_says_what_it_needs(void **state)
+{
+    world *x = make_world(6);
+    fh_calibration c = {0};
+    fh_routing_choice choice = {"raw", &x->c[0][0]};
+    fh_calibrate_params p = {.target = 0.9999, .confidence = 0.95, .max_cost = 2, .containment_k = 1, .hot = -1};
+    (void)state;
+    x->parts.n_hot = 0;
+    assert_int_equal(fh_states_split(&x->states, 1, &err), FH_OK);
+    assert_int_equal(fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err), FH_OK);
+    assert_false(c.reached);
+    assert_true(c.best_bound < 0.9999 && c.best_bound > 0.9);
+    assert_int_equal(c.needed, fh_binomial_needed(0.9999, 0.95));
+    fh_calibration_free(&c);
+    p.target = 0.5, p.max_cost = 1e-6;
+    assert_int_equal(fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err), FH_OK);
+    assert_false(c.reached);
+    assert_int_equal(c.probes, 0);
+    fh_calibration_free(&c);
+    free(x);
+}
+
+static void states_written_are_states_read(void **state)
+{
+    world *x = make_world(8);
+    fh_states back = {0};
+    char path[200];
+    (void)state;
+    snprintf(path, sizeof path, "%s/states.safetensors", dir);
+    assert_int_equal(fh_states_save(&x->states, path, NULL, &err), FH_OK);
+    assert_int_equal(fh_states_load(&back, path, &err), FH_OK);
+    assert_int_equal(back.n, N);
+    assert_memory_equal(back.hidden, x->h, sizeof x->h);
+    assert_memory_equal(back.document, x->document, sizeof x->document);
+    fh_states_free(&back);
+    x->h[4][2] = NAN;
+    assert_int_equal(fh_states_save(&x->states, path, NULL, &err), FH_OK);
+    assert_int_equal(fh_states_load(&back, path, &err), FH_ECHECK);
+    assert_non_null(strstr(err.text, "position 4"));
+    free(x);
+}
+
+#ifdef FH_FAULTS
+static void every_allocation_of_a_calibration_may_fail(void **state)
+{
+    (void)state;
+    for (long n = 1;; n++) {
+        world *x = make_world(5);
+        fh_calibration c = {0};
+        fh_routing_choice choice = {"raw", &x->c[0][0]};
+        fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 2, .containment_k = 1, .hot = -1};
+        x->parts.n_hot = 0;
+        fh_fault_set(FH_FAULT_ALLOC, n);
+        fh_status rc = fh_states_split(&x->states, 1, &err);
+        if (rc == FH_OK) rc = fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err);
+        bool fired = fh_fault_fired();
+        fh_fault_set(FH_FAULT_ALLOC, 0);
+        assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
+        fh_calibration_free(&c);
+        free(x);
+        if (!fired) break;
+    }
+}
+
+static void every_allocation_of_reading_text_may_fail(void **state)
+{
+    static const char text[] = " = One = \n\n words \n = Two = \n end \n";
+    (void)state;
+    for (long n = 1;; n++) {
+        fh_corpus c = {0};
+        const char *path = file_of("faulty", text, strlen(text));
+        fh_fault_set(FH_FAULT_ALLOC, n);
+        fh_status rc = fh_corpus_read(&c, &path, 1, bytes_tokenizer, 0, NULL, &err);
+        bool fired = fh_fault_fired();
+        fh_fault_set(FH_FAULT_ALLOC, 0);
+        assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
+        fh_corpus_free(&c);
+        if (!fired) break;
+    }
+}
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_lower_bound_is_where_the_tail_is_one_minus_the_confidence),
+        cmocka_unit_test(a_bound_on_nothing_or_on_misses_alone_is_zero),
+        cmocka_unit_test(the_positions_needed_are_the_fewest_whose_bound_reaches_the_target),
+        cmocka_unit_test(wikitext_titles_begin_documents),
+        cmocka_unit_test(rows_of_json_lines_are_documents_unless_they_are_lines_of_wikitext),
+        cmocka_unit_test(plain_text_is_cut_into_blocks_and_the_limit_holds),
+        cmocka_unit_test(what_is_no_text_is_refused_by_name),
+        cmocka_unit_test(the_digest_is_of_the_whole_file_and_known_before_reading),
+        cmocka_unit_test(whole_documents_fall_to_parts_in_their_shares),
+        cmocka_unit_test(a_curve_is_the_mean_of_the_definitions),
+        cmocka_unit_test(calibration_takes_the_fewest_probes_whose_bound_holds_all_the_way_down),
+        cmocka_unit_test(a_target_beyond_the_text_is_not_reached_and_says_what_it_needs),
+        cmocka_unit_test(states_written_are_states_read),
+#ifdef FH_FAULTS
+        cmocka_unit_test(every_allocation_of_a_calibration_may_fail),
+        cmocka_unit_test(every_allocation_of_reading_text_may_fail),
+#endif
+    };
+    return cmocka_run_group_tests(tests, make_tokenizer, free_tokenizer);
+}
