@@ -34,6 +34,7 @@ LIB_SRC := $(sort $(filter-out base/gemm.c,$(wildcard base/*.c)) $(wildcard form
              $(wildcard runtime/head*.c runtime/kernels*.c runtime/sample.c))
 UNIT := $(sort $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_*.c)))
 FUZZ := $(sort $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c)))
+TEST_SRC := $(UNIT:%=tests/unit/%.c) $(FUZZ:%=tests/fuzz/%.c) tests/fuzz/replay_main.c
 
 # ---- flags -------------------------------------------------------------------------------------------------
 
@@ -101,8 +102,8 @@ $(2)/fuzz/%: $(2)/obj/tests/fuzz/%.o $(2)/obj/tests/fuzz/replay_main.o $(2)/libp
 	$(Q)mkdir -p $$(@D) && $(3) $(5) $(LDFLAGS) -o $$@ $$^ $(FH_LIBS)
 $(call objects,$(2),$(LIB_SRC)): PIC := -fPIC -fno-semantic-interposition
 $(2)/obj/tests/fuzz/%.o: PIC := -Wno-missing-prototypes
-.SECONDARY: $(call objects,$(2),$(UNIT:%=tests/unit/%.c) $(FUZZ:%=tests/fuzz/%.c) tests/fuzz/replay_main.c)
--include $(patsubst %.o,%.d,$(call objects,$(2),$(SRC) $(SRC_CXX) $(UNIT:%=tests/unit/%.c) $(FUZZ:%=tests/fuzz/%.c) tests/fuzz/replay_main.c))
+.SECONDARY: $(call objects,$(2),$(TEST_SRC))
+-include $(patsubst %.o,%.d,$(call objects,$(2),$(SRC) $(SRC_CXX) $(TEST_SRC)))
 endef
 
 $(eval $(call variant,release,build,$(CC),$(CXX),$(CFLAGS)))
@@ -207,6 +208,5 @@ deps-dry-run: ## what `make deps` would do
 clean: ## remove build/
 	rm -rf build
 list help: ## this list
-	@grep -hE '^[a-z -]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z -]+):.* ## /\1\t/' | while IFS="$$(printf '\t')" read -r t d; do \
-	  printf '  %-14s %s\n' "$$t" "$$d"; done
+	@awk -F':.* ## ' '/^[a-z -]+:.* ## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 .PHONY: all check asan tsan fuzz bench demo install deps deps-dry-run list help clean

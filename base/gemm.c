@@ -54,7 +54,8 @@ static void tile_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, co
         plain_nt(m, n, k, a, lda, b, ldb, c, ldc);
         return;
     }
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)m, (blasint)n, (blasint)k, 1, a, (blasint)lda, b, (blasint)ldb, 0, c, (blasint)ldc);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)m, (blasint)n, (blasint)k, 1, a, (blasint)lda, b, (blasint)ldb,
+                0, c, (blasint)ldc);
 }
 
 struct product {

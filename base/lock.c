@@ -32,7 +32,10 @@ fh_status fh_lock_take(fh_lock **out, const char *path, fh_err *err)
         fd = fh_sys_open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0666);
         if (fd < 0) { rc = fh_fail_errno(err, path, "open the lock", errno); goto out; }
         if (fstat(fd, &st)) { rc = fh_fail_errno(err, path, "open the lock", errno); goto out; }
-        if (!S_ISREG(st.st_mode)) { rc = fh_fail(err, FH_EIO, "%s: is %s where a lock file should be: remove it", path, fh_file_kind(st.st_mode)); goto out; }
+        if (!S_ISREG(st.st_mode)) {
+            rc = fh_fail(err, FH_EIO, "%s: is %s where a lock file should be: remove it", path, fh_file_kind(st.st_mode));
+            goto out;
+        }
         /* The next run of the same user has to open it too, whatever the umask of this one. */
         if ((st.st_mode & 0600) != 0600 && st.st_uid == geteuid()) (void)!fchmod(fd, (st.st_mode & 07777) | 0600);
         do locked = flock(fd, LOCK_EX | LOCK_NB);

@@ -94,8 +94,10 @@ fh_status fh_out_write(fh_out *o, const void *data, size_t n, fh_err *err)
 fh_status fh_out_write_at(fh_out *o, uint64_t offset, const void *data, size_t n, fh_err *err)
 {
     uint64_t end = fh_out_tell(o);
-    if (offset > end || n > end - offset) return fh_fail(err, FH_EFAIL, "%s: bytes past the end were to be overwritten: please report this", o->name);
-    if (o->origin < 0) return fh_fail(err, FH_EIO, "%s: is a pipe or only appended to, and this output goes back to what it wrote: name a file", o->name);
+    if (offset > end || n > end - offset)
+        return fh_fail(err, FH_EFAIL, "%s: bytes past the end were to be overwritten: please report this", o->name);
+    if (o->origin < 0)
+        return fh_fail(err, FH_EIO, "%s: is a pipe or only appended to, and this output goes back to what it wrote: name a file", o->name);
     fh_status rc = flush(o, err);
     if (rc < 0) return rc;
     return write_all(o->fd, data, n, o->origin + (off_t)offset) ? FH_OK : fh_fail_errno(err, o->name, "write", errno);
@@ -275,8 +277,10 @@ fh_status fh_out_commit(fh_out *o, fh_err *err)
     fault = fh_fault_hit(FH_FAULT_WRITE);
     if (fault) errno = EIO;
     if (fault || (o->keep ? rename_new(o->temp, o->path) : rename(o->temp, o->path))) {
-        rc = o->keep && errno == EEXIST ? fh_fail(err, FH_EFAIL, "%s: appeared while it was written and --no-clobber was given: choose another name", o->name)
-                                        : fh_fail_errno(err, o->name, "put it in place", errno);
+        if (o->keep && errno == EEXIST)
+            rc = fh_fail(err, FH_EFAIL, "%s: appeared while it was written and --no-clobber was given: choose another name", o->name);
+        else
+            rc = fh_fail_errno(err, o->name, "put it in place", errno);
         goto out;
     }
     sync_dir(o->dir);

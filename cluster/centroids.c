@@ -72,7 +72,8 @@ static fh_status members(struct centroids *s, const fh_clustering *c, fh_err *er
 {
     memset(s->first, 0, ((size_t)c->k + 1) * sizeof *s->first);
     for (size_t t = 0; t < c->v; t++) {
-        if (c->assignment[t] >= c->k) return fh_fail(err, FH_EFORMAT, "assignment: token %zu is in cluster %u of %u", t, c->assignment[t], c->k);
+        if (c->assignment[t] >= c->k)
+            return fh_fail(err, FH_EFORMAT, "assignment: token %zu is in cluster %u of %u", t, c->assignment[t], c->k);
         if (s->norm[t] > 0) s->first[c->assignment[t] + 1]++;
     }
     for (size_t i = 0; i < c->k; i++) {
@@ -124,7 +125,8 @@ static fh_status fits(const fh_clustering *c, const fh_rows *head, fh_err *err)
 {
     if (!c->k || !c->d || c->v != head->rows || c->d != head->cols || !c->assignment)
         return fh_fail(err, FH_EUSAGE, "centroids: a clustering of [%u, %u] and a head of [%zu, %zu]", c->v, c->d, head->rows, head->cols);
-    if (!fh_dtype_is_float(head->dtype)) return fh_fail(err, FH_EUNSUPPORTED, "centroids of %s rows: only f32, bf16 and f16 are known", fh_dtype_name(head->dtype));
+    if (!fh_dtype_is_float(head->dtype))
+        return fh_fail(err, FH_EUNSUPPORTED, "centroids of %s rows: only f32, bf16 and f16 are known", fh_dtype_name(head->dtype));
     return FH_OK;
 }
 
@@ -166,7 +168,8 @@ out:
     return rc;
 }
 
-fh_status fh_weighted_centroids(float *out, const fh_clustering *c, const fh_rows *head, const uint8_t *dead, const double *weights, const fh_job *job, fh_err *err)
+fh_status fh_weighted_centroids(float *out, const fh_clustering *c, const fh_rows *head, const uint8_t *dead, const double *weights,
+                                const fh_job *job, fh_err *err)
 {
     size_t live;
     fh_status rc = fits(c, head, err);

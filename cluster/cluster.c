@@ -56,7 +56,8 @@ static fh_status usage(const fh_rows *head, const fh_cluster_params *p, fh_err *
         return fh_fail(err, FH_EUNSUPPORTED, "clustering of %s rows: only f32, bf16 and f16 are known", fh_dtype_name(head->dtype));
     if (head->rows < 2 || head->rows > INT32_MAX || !head->cols || head->cols > INT32_MAX / 2)
         return fh_fail(err, FH_EUSAGE, "clustering: a head of [%zu, %zu] cannot be clustered", head->rows, head->cols);
-    if (p->k < 2 || p->k > head->rows) return fh_fail(err, FH_EUSAGE, "k is %u: it must be 2 to %zu (the number of tokens)", p->k, head->rows);
+    if (p->k < 2 || p->k > head->rows)
+        return fh_fail(err, FH_EUSAGE, "k is %u: it must be 2 to %zu (the number of tokens)", p->k, head->rows);
     if (p->candidates > FH_MAX_CANDIDATES)
         return fh_fail(err, FH_EUSAGE, "candidates is %u: it must be 1 to %d, or 0 for the default", p->candidates, FH_MAX_CANDIDATES);
     return FH_OK;
@@ -137,7 +138,8 @@ static void assign(uint32_t *assignment, const fh_work *w, uint32_t *fillers)
     }
 }
 
-fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dead, const fh_cluster_params *p, const fh_job *job, fh_err *err)
+fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dead, const fh_cluster_params *p, const fh_job *job,
+                     fh_err *err)
 {
     *out = (fh_clustering){0};
     fh_status rc = usage(head, p, err);

@@ -50,13 +50,16 @@ typedef struct fh_clustering {
 uint64_t fh_cluster_memory(size_t v, size_t d, const fh_cluster_params *p);
 /* dead [V] (NULL: none); rows shorter than 1e-6 of the median live row count as dead too.  *out is filled also when stopped (FH_OK,
  * interrupted set).  FH_EUSAGE: K out of range, or above the number of live tokens.  FH_EFORMAT: a live row is not finite. */
-fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dead, const fh_cluster_params *p, const fh_job *job, fh_err *err);
+fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dead, const fh_cluster_params *p, const fh_job *job,
+                     fh_err *err);
 void fh_clustering_free(fh_clustering *c);
 /* The same centroids and objective from any assignment (v, d, k, assignment are given; centroids there were are freed).  FH_EFORMAT: a
  * cluster number out of range, or a cluster without a live token. */
 fh_status fh_centroids(fh_clustering *c, const fh_rows *head, const uint8_t *dead, const fh_job *job, fh_err *err);
-/* A routing centroid a cluster, members weighted: sum_t w_t x_t / sum_t w_t over live members; weights [V] > 0 (FH_EUSAGE; dead ones are not read).  out [K, D]. */
-fh_status fh_weighted_centroids(float *out, const fh_clustering *c, const fh_rows *head, const uint8_t *dead, const double *weights, const fh_job *job, fh_err *err);
+/* A routing centroid a cluster, members weighted: sum_t w_t x_t / sum_t w_t over live members; weights [V] > 0 (FH_EUSAGE; those of dead
+ * rows are not read).  out [K, D]. */
+fh_status fh_weighted_centroids(float *out, const fh_clustering *c, const fh_rows *head, const uint8_t *dead, const double *weights,
+                                const fh_job *job, fh_err *err);
 /* The version of FAISS in use, "1.7.3". */
 const char *fh_faiss_version(void);
 

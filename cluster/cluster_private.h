@@ -67,8 +67,8 @@ fh_status fh_work_objective(double *out, fh_work *w, fh_err *err);
 
 /* ---- the best clusters of every row (nearest.c) ----------------------------------------------------------------- */
 
-/* For each of n rows the `want` clusters of largest x . c * scale + bias, best first, ties to the smaller number; FH_NO_CLUSTER where there are
- * no more.  Products come from OpenBLAS in fixed tiles: the same for any number of threads, on one type of CPU. */
+/* For each of n rows the `want` clusters of largest x . c * scale + bias, best first, ties to the smaller number; FH_NO_CLUSTER
+ * where there are no more.  Products come from OpenBLAS in fixed tiles: the same for any number of threads, on one type of CPU. */
 typedef struct fh_nearest {
     const float *x; size_t ld;
     const uint32_t *rows;    /* [n] rows of x; NULL: 0..n-1 */

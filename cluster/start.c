@@ -140,7 +140,8 @@ static fh_status cut_groups(fh_work *w, const float *centres, const int32_t *gro
     fh_status rc = FH_OK;
     size_t largest = w->first[1] - w->first[0], at_once = fh_max(POOL, 4 * largest), room = fh_min(w->n, at_once + largest);
     struct cut c = {.w = w};
-    uint32_t *order = fh_malloc(groups * sizeof *order), *begin = fh_calloc(groups + 1, sizeof *begin), *rows = fh_malloc(w->n * sizeof *rows);
+    uint32_t *order = fh_malloc(groups * sizeof *order), *begin = fh_calloc(groups + 1, sizeof *begin);
+    uint32_t *rows = fh_malloc(w->n * sizeof *rows);
     c.pool = fh_malloc(room * sizeof *c.pool);
     c.rows = fh_malloc(room * sizeof *c.rows);
     c.dot = fh_malloc(room * sizeof *c.dot);
@@ -187,7 +188,8 @@ fh_status fh_start_coarse(fh_work *w, uint64_t seed, fh_err *err)
         rc = fh_fail(err, FH_ENOMEM, "clustering: out of memory for the start (%zu rows of %zu)", rows, w->d);
         goto out;
     }
-    if ((rc = fh_kmeans(centres, some, rows, w->ld, groups, COARSE_ITERATIONS, w->metric == FH_METRIC_COSINE, seed, w->job, err)) < 0) goto out;
+    rc = fh_kmeans(centres, some, rows, w->ld, groups, COARSE_ITERATIONS, w->metric == FH_METRIC_COSINE, seed, w->job, err);
+    if (rc < 0) goto out;
     fh_free(some);
     some = NULL;
     for (size_t g = 0; g < groups; g++) bias[g] = -w->dots->one(centres + g * w->ld, centres + g * w->ld, w->ld) / 2;

@@ -64,7 +64,8 @@ fh_status fh_row_lengths(double *norm, size_t *live, const fh_rows *head, const 
     if (sorted[n - 1] > 1e12 * median) {
         size_t t = 0;
         while (norm[t] < sorted[n - 1]) t++;
-        rc = fh_fail(err, FH_EFORMAT, "row %zu of the head is %.0e times as long as the median row: is the checkpoint damaged?", t, norm[t] / median);
+        rc = fh_fail(err, FH_EFORMAT, "row %zu of the head is %.0e times as long as the median row: is the checkpoint damaged?", t,
+                     norm[t] / median);
         goto out;
     }
     for (size_t t = 0; t < v; t++) {

@@ -27,11 +27,11 @@ static fh_status print_line(fh_json *owned, fh_err *err)
     return rc;
 }
 
-static fh_status encode_one(const fh_tokenizer *t, const char *text, bool special, fh_err *err)
+static fh_status encode_one(const fh_tokenizer *t, const char *text, size_t len, bool special, fh_err *err)
 {
     uint32_t *ids = NULL;
     size_t n;
-    fh_status rc = fh_tokenizer_encode(t, text, strlen(text), special, &ids, &n, err);
+    fh_status rc = fh_tokenizer_encode(t, text, len, special, &ids, &n, err);
     if (rc < 0) return rc;
     fh_json *list = fh_json_array();
     for (size_t i = 0; i < n; i++) fh_json_add_u64(list, NULL, ids[i]);
@@ -51,17 +51,11 @@ static fh_status decode_one(const fh_tokenizer *t, const fh_json *list, const ch
         else ids[n++] = (uint32_t)id;
     }
     if (rc == FH_OK) rc = fh_tokenizer_decode(t, ids, n, skip, &text, &len, err);
-    if (rc == FH_OK) {
-        /* The report has JSON's escapes; printing goes through an array because a document of ours is built from a container. */
-        fh_json *holder = fh_json_array();
-        fh_json_add_string(holder, NULL, text);
-        char *whole = fh_json_print(holder, false);
-        fh_json_free(holder);
-        size_t m = whole ? strlen(whole) : 0;
-        if (m < 2) rc = fh_fail(err, FH_ENOMEM, "out of memory");
-        else whole[m - 1] = '\n', rc = fh_print(whole + 1, m - 1, err);
-        fh_free(whole);
-    }
+    char *line = rc == FH_OK ? fh_json_text_print(text, len) : NULL;
+    if (rc == FH_OK && !line) rc = fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc == FH_OK) rc = fh_print(line, strlen(line), err);
+    if (rc == FH_OK) rc = fh_print("\n", 1, err);
+    fh_free(line);
     fh_free(text);
     fh_free(ids);
     return rc;
@@ -79,12 +73,18 @@ static fh_status batch(const args *a, const fh_tokenizer *t, bool decode, fh_err
         number++;
         if (s + strspn(s, " \t\r\n") >= end) continue;
         snprintf(where, sizeof where, "%.200s: line %zu", a->batch.v, number);
-        fh_json *j = NULL;
-        if ((rc = fh_json_parse(&j, s, (size_t)(end - s), where, err)) < 0) break;
-        if (decode && fh_json_type(j) != FH_JSON_ARRAY) rc = fh_fail(err, FH_EFORMAT, "%s: is not a JSON array of ids", where);
-        else if (!decode && !fh_json_string(j)) rc = fh_fail(err, FH_EFORMAT, "%s: is not a JSON string", where);
-        else rc = decode ? decode_one(t, j, where, a->skip_special, err) : encode_one(t, fh_json_string(j), !a->no_special, err);
-        fh_json_free(j);
+        if (decode) {
+            fh_json *j = NULL;
+            if ((rc = fh_json_parse(&j, s, (size_t)(end - s), where, err)) < 0) break;
+            rc = fh_json_type(j) == FH_JSON_ARRAY ? decode_one(t, j, where, a->skip_special, err) : fh_fail(err, FH_EFORMAT, "%s: is not a JSON array of ids", where);
+            fh_json_free(j);
+        } else {
+            char *text = NULL;
+            size_t n;
+            if ((rc = fh_json_text_parse(&text, &n, s, (size_t)(end - s), where, err)) < 0) break;
+            rc = encode_one(t, text, n, !a->no_special, err);
+            fh_free(text);
+        }
     }
     fh_free(data);
     return rc;
@@ -96,7 +96,7 @@ static fh_status go(const args *a, bool decode, const fh_job *job, fh_err *err)
     if (!a->batch.set && !a->text.set) return fh_fail(err, FH_EUSAGE, "%s: --batch is missing: which lines?", decode ? "detokenize" : "tokenize");
     if (a->batch.set && a->text.set) return fh_fail(err, FH_EUSAGE, "tokenize: give --batch or --text, one of them");
     fh_status rc = fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_TOKENIZER, job, err);
-    if (rc == FH_OK) rc = a->text.set ? encode_one(m.tokenizer, a->text.v, !a->no_special, err) : batch(a, m.tokenizer, decode, err);
+    if (rc == FH_OK) rc = a->text.set ? encode_one(m.tokenizer, a->text.v, strlen(a->text.v), !a->no_special, err) : batch(a, m.tokenizer, decode, err);
     fh_model_close(&m);
     return rc;
 }

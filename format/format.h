@@ -82,6 +82,10 @@ bool fh_json_add_bool(fh_json *to, const char *key, bool v);
 bool fh_json_add_null(fh_json *to, const char *key);
 char *fh_json_print(const fh_json *j, bool pretty);  /* freed with fh_free; NULL when out of memory, here or while it was built */
 
+/* One JSON string as a text with a length, in which (alone) a NUL may stand, and the way back; both freed with fh_free. */
+fh_status fh_json_text_parse(char **out, size_t *out_len, const char *text, size_t len, const char *file, fh_err *err);
+char *fh_json_text_print(const char *text, size_t len); /* NULL when out of memory */
+
 /* ---- safetensors -------------------------------------------------------------------------------------------- */
 
 enum { FH_MAX_RANK = 8 };

@@ -124,7 +124,7 @@ enum { GROUP = 64 }; /* rows a call of a kernel: pointers to them fit two pages 
 void fh_dots(const fh_kernels *k, const fh_rows *rows, const float *scales, const uint32_t *index, size_t first, size_t n,
              const fh_state *const *states, size_t m, float *out, size_t ldo)
 {
-    const void *row[GROUP];
+    const void *row[GROUP + 1];
     float scale[GROUP];
     for (size_t begin = 0; begin < n; begin += GROUP) {
         size_t count = fh_min(GROUP, n - begin);
@@ -133,6 +133,8 @@ void fh_dots(const fh_kernels *k, const fh_rows *rows, const float *scales, cons
             row[i] = fh_row(rows, r);
             scale[i] = scales ? scales[r] : 1.0f;
         }
+        size_t next = begin + count < n ? (index ? index[begin + count] : first + begin + count) : 0;
+        row[count] = next ? fh_row(rows, next) : row[count - 1];
         k->dot[rows->dtype](row, scale, count, rows->cols, states, m, out + begin, ldo);
     }
 }

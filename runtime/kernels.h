@@ -32,7 +32,8 @@ static inline size_t fh_state_bytes(size_t d) { return 4 * fh_round_up(d, 64); }
 void fh_state_quantize(fh_state *s, const float *x, size_t d, void *room);
 
 /* out[s * ldo + r] = rows[r] . states[s], for n rows and m states.  Rows may lie anywhere, unaligned; nothing is read past
- * element d.  scales [n]: int8 rows only. */
+ * element d.  rows [n + 1]: the last is what the caller will ask for next (any address: it is prefetched, not read).  scales [n]: int8
+ * rows only. */
 typedef void fh_dot(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
                     float *out, size_t ldo);
 
@@ -57,6 +58,11 @@ void fh_dots(const fh_kernels *k, const fh_rows *rows, const float *scales, cons
              const fh_state *const *states, size_t m, float *out, size_t ldo);
 
 /* From here on only for the tables themselves. */
+
+/* Bytes by which rows are prefetched; past the end of one goes on in the next.  The processor's own prefetch does not follow from one
+ * cluster to another, and lags where a row is read faster than it comes. */
+enum { FH_AHEAD = 512 };
+
 static inline float fh_i8_result(int64_t total, float row_scale, double state_scale)
 {
     return (float)((double)total * (double)row_scale * state_scale);

@@ -127,14 +127,18 @@ fh_status fh_tok_added_split(fh_tok_call *c, const fh_tok_finder *f, const char 
     while (ok && n_found--) {
         const fh_tok_added *a = &f->entries[found[n_found].id];
         size_t start = found[n_found].start, end = found[n_found].end;
-        if (start < matched || start < done) continue; /* `done` lies further where white space was taken along */
+        if (start < matched) continue;
         matched = end;
         if (a->single_word && touches_word(text, len, start, end)) continue;
-        if (a->lstrip)
+        /* As in the reference: white space that rstrip took along may still hold matches of its own, and text goes on behind the last. */
+        if (a->lstrip) {
             while (start > done && fh_tok_is_space(fh_tok_last_char(text, start, &step_len))) start -= step_len;
+            start = fh_max(start, done);
+        }
         if (a->rstrip)
             while (end < len && fh_tok_is_space(fh_tok_char(text + end, &step_len))) end += step_len;
-        ok = (start <= done || add_part(parts, n, cap, done, start, FH_TOK_NONE)) && add_part(parts, n, cap, start, end, a->id);
+        ok = start <= done || add_part(parts, n, cap, done, start, FH_TOK_NONE);
+        if (ok && start < end) ok = add_part(parts, n, cap, start, end, a->id);
         done = end;
     }
     if (ok && done < len) ok = add_part(parts, n, cap, done, len, FH_TOK_NONE);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An independent reader of .fhead 1.0, written from docs/fhead-format.md alone (standard library only).
 
-    python3 tests/fhead_reader.py FILE [--verify]      prints one JSON object; exit 1 and a message when the file is not sound
+    python3 tests/fhead_reader.py [--verify] FILE...      prints a JSON object a line; {"file", "error"} and exit 1 when one is not sound
 Numbers in comments are those of the document's section 6."""
 import array, hashlib, json, math, shutil, struct, subprocess, sys
 
@@ -70,13 +70,14 @@ def read_header(b):
         header = json.loads(b[128:128 + json_bytes].decode('utf-8'), object_pairs_hook=unique, parse_constant=constant)     # 6
     except ValueError as e:
         raise Bad(f'JSON header: {e}')
-    must(type(header) is dict and header.get('format') == 'fhead' and type(header.get('requires')) is list, 'JSON header: format or requires')
+    must(type(header) is dict and header.get('format') == 'fhead' and type(header.get('requires')) is list, 'JSON header: format, requires')
     must(header['requires'] == [], f"requires {header['requires']}")
     return header, sections, digest.hex()
 
 
 def encoding(e, rows, d, model=None):
-    must(type(e) is dict and e.get('encoding') in SIZE and e.get('layout') == 'rows' and e.get('transform') == 'none' and e.get('group') == d, f'encoding {e}')
+    must(type(e) is dict and e.get('encoding') in SIZE and (e.get('layout'), e.get('transform'), e.get('group')) == ('rows', 'none', d),
+         f'encoding {e}')
     must(e.get('stride') == up(d * SIZE[e['encoding']], 64), 'stride')
     return dict(rows=rows, type=e['encoding'], stride=e['stride'], used=d * SIZE[e['encoding']])
 
@@ -88,9 +89,12 @@ def read_head(b, header, sections):                                             
     must(whole(V, 1, big) and whole(D, 1, big) and whole(K, 1, V) and whole(cap, 1, big) and V <= K * cap < EMPTY, 'V, D, K or cap')
     must(whole(h['probes'], 1, K) and type(h['routing']) is str, 'probes or routing')
     must(m['dtype'] in ('f32', 'bf16', 'f16') and type(m['tied']) is bool and type(m['type']) is str, 'model')
-    must(type(m['softcap']) in (int, float) and 0 <= m['softcap'] < 3.4028235677973366e38 and whole(m['tokenizer_size'], 0, big), 'softcap or tokenizer_size')
-    must(type(m['fingerprint']) is str and len(m['fingerprint']) == 64 and set(m['fingerprint']) <= set('0123456789abcdef'), 'fingerprint')
-    must(type(header['tool']) is str and type(header['provenance']) is dict and type(header['calibration']) in (dict, type(None)), 'tool, provenance, calibration')
+    must(type(m['softcap']) in (int, float) and 0 <= m['softcap'] < 3.4028235677973366e38, 'softcap')
+    must(whole(m['tokenizer_size'], 0, big), 'tokenizer_size')
+    hexes = m['fingerprint']
+    must(type(hexes) is str and len(hexes) == 64 and set(hexes) <= set('0123456789abcdef'), 'fingerprint')
+    must(type(header['tool']) is str and type(header['provenance']) is dict, 'tool or provenance')
+    must(type(header['calibration']) in (dict, type(None)), 'calibration')
     slots = K * cap
     rows = {'head.centroids': encoding(h['centroids'], K, D), 'head.tokens': encoding(h['tokens'], slots, D)}
     if 'exact' in h:
@@ -116,8 +120,10 @@ def read_head(b, header, sections):                                             
     must(sorted(t for t in perm if t != EMPTY) == list(range(V)), 'permutation: not each token once')
     for c in range(K): must(perm[c * cap:(c + 1) * cap] == sorted(perm[c * cap:(c + 1) * cap]), f'permutation: cluster {c}')
     must(all(t < V for t in dead) and dead == sorted(set(dead)), 'dead')
-    for key in ('hot', 'always'): must(type(h[key]) is list and all(whole(t, 0, V - 1) for t in h[key]) and len(set(h[key])) == len(h[key]), key)
-    for name in ('head.centroid_scales', 'head.token_scales'): must(all(math.isfinite(x) and x > 0 for x in values(name, 'f')), name)
+    for key in ('hot', 'always'):
+        must(type(h[key]) is list and all(whole(t, 0, V - 1) for t in h[key]) and len(set(h[key])) == len(h[key]), key)
+    for name in ('head.centroid_scales', 'head.token_scales'):
+        must(all(math.isfinite(x) and x > 0 for x in values(name, 'f')), name)
     must(all(map(math.isfinite, values('head.bias', 'f'))), 'bias')
     return rows, perm, values('head.token_scales', 'f')
 
@@ -151,17 +157,20 @@ def read(b, whole_file):
         raise Bad(f'JSON header: {e!r}')
     if whole_file: verify(b, sections, rows, perm, scales)
     m, h = header['model'], header['head']
-    return dict(format='%d.%d' % struct.unpack_from('<HH', b, 8), vocab=m['vocab'], hidden=m['hidden'], k=h['k'], cap=h['cap'], probes=h['probes'],
-                hot=len(h['hot']), centroids=h['centroids']['encoding'], tokens=h['tokens']['encoding'], bundled=header['bundle']['body'],
-                calibrated=header['calibration'] is not None, fingerprint=m['fingerprint'], digest=digest,
+    return dict(format='%d.%d' % struct.unpack_from('<HH', b, 8), vocab=m['vocab'], hidden=m['hidden'], k=h['k'], cap=h['cap'],
+                probes=h['probes'], hot=len(h['hot']), centroids=h['centroids']['encoding'], tokens=h['tokens']['encoding'],
+                bundled=header['bundle']['body'], calibrated=header['calibration'] is not None, fingerprint=m['fingerprint'], digest=digest,
                 permutation_checksum=sum(i * t for i, t in enumerate(perm, 1) if t != EMPTY) % (1 << 32),
                 sections=[dict(name=n, offset=s['offset'], bytes=s['bytes'], codec=['raw', 'zstd'][s['codec']], digest=s['sha256'].hex())
                           for n, s in sections.items()])
 
 
 if __name__ == '__main__':
-    paths = [a for a in sys.argv[1:] if a != '--verify']
-    try:
-        print(json.dumps(read(open(paths[0], 'rb').read(), '--verify' in sys.argv)))
-    except Bad as e:
-        sys.exit(f'{paths[0]}: {e}')
+    sound = True
+    for path in (a for a in sys.argv[1:] if a != '--verify'):
+        try:
+            print(json.dumps(read(open(path, 'rb').read(), '--verify' in sys.argv)))
+        except Bad as e:
+            sound = False
+            print(json.dumps({'file': path, 'error': str(e)}))
+    sys.exit(not sound)

@@ -10,6 +10,7 @@ FH_SHARED=${FH_SHARED:-../shared}
 case $FH_SHARED in /*) ;; *) FH_SHARED=$TOP/$FH_SHARED ;; esac
 export TOP FHTOOL FH_SHARED
 unset FH_ISA
+export LC_ALL=C
 # shellcheck disable=SC2046 # names of tests have no spaces
 [ $# -gt 0 ] || set -- $(cd "$TOP/tests/cli" && for f in *.sh; do [ -f "$f" ] && echo "${f%.sh}"; done)
 

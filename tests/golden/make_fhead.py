@@ -49,7 +49,8 @@ SECTIONS = [('head.permutation', 0, 1, struct.pack('<8I', *PERM)), ('head.centro
 
 
 def zstd(data):
-    return subprocess.run(['zstd', '-19', '--no-check', '-cq', f'--stream-size={len(data)}'], input=data, capture_output=True, check=True).stdout
+    command = ['zstd', '-19', '--no-check', '-cq', f'--stream-size={len(data)}']
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
 
 
 def build(header, sections, version=(1, 0), raw_bytes={}, entry={}):
@@ -62,9 +63,9 @@ def build(header, sections, version=(1, 0), raw_bytes={}, entry={}):
         offset = up(at, 4096)
         body += bytes(offset - first - len(body)) + data
         at = offset + len(data)
-        f = dict(name=name.encode(), codec=codec, flags=flags, offset=offset, bytes=len(data), raw=raw_bytes.get(name, len(data)), alignment=4096,
-                 reserved=bytes(28), sha=hashlib.sha256(data).digest()) | entry.get(name, {})
-        entries += struct.pack('<32sIIQQQI28s32s', f['name'], f['codec'], f['flags'], f['offset'], f['bytes'], f['raw'], f['alignment'], f['reserved'], f['sha'])
+        f = dict(name=name.encode(), codec=codec, flags=flags, offset=offset, bytes=len(data), raw=raw_bytes.get(name, len(data)),
+                 alignment=4096, reserved=bytes(28), sha=hashlib.sha256(data).digest()) | entry.get(name, {})
+        entries += struct.pack('<32sIIQQQI28s32s', *(f[k] for k in 'name codec flags offset bytes raw alignment reserved sha'.split()))
     head = b'\x89FHEAD\r\n' + struct.pack('<HHIQQQ', *version, len(sections), len(text), table, first + len(body)) + bytes(24)
     area = head + bytes(32) + bytes(32) + text + bytes(table - 128 - len(text)) + entries
     return seal(area + bytes(first - len(area)) + body)
@@ -127,8 +128,9 @@ h['head'] |= dict(centroids=enc('int8'), tokens=enc('int8'), exact=enc('bf16'))
 c8, cs = int8_rows(CENTROIDS)
 t8, ts = int8_rows(SLOT_ROWS)
 case('ok-int8-exact-bias-dead', build(h, [('head.permutation', 0, 1, SECTIONS[0][3]), ('head.dead', 0, 1, struct.pack('<2I', 0, 6)),
-                                          ('head.bias', 0, 1, struct.pack('<7f', *range(7))), ('head.centroid_scales', 0, 1, cs), ('head.token_scales', 0, 1, ts),
-                                          ('head.centroids', 0, 1, c8), ('head.tokens', 0, 1, t8), ('head.exact', 0, 1, bf16_rows(SLOT_ROWS))]))
+                                          ('head.bias', 0, 1, struct.pack('<7f', *range(7))), ('head.centroid_scales', 0, 1, cs),
+                                          ('head.token_scales', 0, 1, ts), ('head.centroids', 0, 1, c8), ('head.tokens', 0, 1, t8),
+                                          ('head.exact', 0, 1, bf16_rows(SLOT_ROWS))]))
 tokenizer = json.dumps({'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate('abcdef')}, 'merges': []}}).encode()
 h = header(['bundle', 'tokenizer'], True)
 packed = ('body.tokenizer', 1, 0, zstd(tokenizer))
@@ -157,7 +159,8 @@ case('overlap', build(HEADER, SECTIONS, entry={'head.centroids': dict(offset=409
 case('misaligned', build(HEADER, SECTIONS, entry={'head.centroids': dict(offset=8256)}), 'open', 'FH_EFORMAT', 'multiple of 4096')
 case('hole', build(HEADER, SECTIONS, entry={'head.permutation': dict(offset=8192)}), 'open', 'FH_EFORMAT', 'hole')
 case('offset-max', build(HEADER, SECTIONS, entry={'head.tokens': dict(offset=2**64 - 4096)}), 'open', 'FH_EFORMAT', 'past the end')
-case('bytes-max', build(HEADER, SECTIONS, entry={'head.tokens': dict(bytes=2**64 - 1, raw=2**64 - 1)}), 'open', 'FH_EFORMAT', 'past the end')
+case('bytes-max', build(HEADER, SECTIONS, entry={'head.tokens': dict(bytes=2**64 - 1, raw=2**64 - 1)}),
+     'open', 'FH_EFORMAT', 'past the end')
 case('raw-size-differs', build(HEADER, SECTIONS, entry={'head.tokens': dict(raw=64)}), 'open', 'FH_EFORMAT', 'stored')
 case('zstd-asks-for-all', build(HEADER, SECTIONS, entry={'head.tokens': dict(codec=1, raw=2**40)}), 'open', 'FH_EFORMAT', 'may not become')
 case('header-padding', put(good, table + 128 * 4 + 9, '<B', 1), 'open', 'FH_EFORMAT', 'padding')
@@ -194,8 +197,10 @@ case('empty-slot-not-zero', values('head.tokens', SLOT_ROWS, 7, [1, 0, 0]), 'ver
 case('centroid-nan', values('head.centroids', CENTROIDS, 1, [0, float('nan'), 1]), 'verify', 'FH_ECHECK', 'cluster 1')
 case('centroid-zero', values('head.centroids', CENTROIDS, 0, [0, -0.0, 0]), 'verify', 'FH_ECHECK', 'cluster 0')
 case('row-infinite', values('head.tokens', SLOT_ROWS, 2, [0, 0, float('inf')]), 'verify', 'FH_ECHECK', 'row 2 (token 5)')
-case('zstd-longer-than-said', build(h, SECTIONS + [packed], raw_bytes={'body.tokenizer': len(tokenizer) - 1}), 'verify', 'FH_EFORMAT', 'body.tokenizer')
-case('zstd-shorter-than-said', build(h, SECTIONS + [packed], raw_bytes={'body.tokenizer': len(tokenizer) + 1}), 'verify', 'FH_EFORMAT', 'body.tokenizer')
-case('zstd-two-frames', build(h, SECTIONS + [(*packed[:3], packed[3] * 2)], raw_bytes={'body.tokenizer': len(tokenizer)}), 'verify', 'FH_EFORMAT', 'frame')
-case('zstd-damaged', build(h, SECTIONS + [(*packed[:3], packed[3][:12] + b'\xff' * (len(packed[3]) - 12))], raw_bytes={'body.tokenizer': len(tokenizer)}), 'verify', 'FH_EFORMAT', 'body.tokenizer')
+frame = packed[3]
+for name, stored, said, word in (('longer-than-said', frame, len(tokenizer) - 1, 'body.tokenizer'),
+                                 ('shorter-than-said', frame, len(tokenizer) + 1, 'body.tokenizer'),
+                                 ('two-frames', frame * 2, len(tokenizer), 'frame'),
+                                 ('damaged', frame[:12] + b'\xff' * (len(frame) - 12), len(tokenizer), 'body.tokenizer')):
+    case('zstd-' + name, build(h, SECTIONS + [(*packed[:3], stored)], raw_bytes={'body.tokenizer': said}), 'verify', 'FH_EFORMAT', word)
 with open(os.path.join(OUT, 'expected.json'), 'w') as f: f.write('[\n' + ',\n'.join(json.dumps(e) for e in expected) + '\n]\n')

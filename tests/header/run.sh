@@ -60,6 +60,16 @@ if command -v pkg-config > /dev/null; then
     check 'a C program links the shared library' shared "${CC:-gcc}" -std=c11 "$strict" tests/header/use_library.c
     check 'a C++ program links the shared library' shared "${CXX:-g++}" -std=c++17 "$strict_cxx" "$dir/use.cpp"
     check 'a C program links the static library with zstd and cJSON alone' static
+    # An artifact of the smallest checkpoint at hand, made by the installed tool and read by a stranger.
+    # shellcheck disable=SC2046,SC2086
+    embed() {
+        ${CC:-gcc} -std=c11 -Wall -Wextra -pedantic -Werror $(flags --cflags) tests/header/embed.c -o "$dir/embed" $(flags --libs) &&
+            "$prefix/bin/fhtool" convert tests/golden/llama -C "$dir/work" -q &&
+            "$prefix/bin/fhtool" pack --head-only -C "$dir/work" -o "$dir/head.fhead" -q &&
+            LD_LIBRARY_PATH=$prefix/lib "$dir/embed" "$dir/head.fhead" 7 &&
+            ! LD_LIBRARY_PATH=$prefix/lib "$dir/embed" no/such/file.fhead
+    }
+    check 'another engine embeds the head' embed
 else
     number=$((number + 1))
     echo "ok $number - programs link the library # SKIP no pkg-config"

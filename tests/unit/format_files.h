@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-typedef struct files { char dir[200], path[600]; fh_job job; char said[4000]; } files;
+typedef struct files { char dir[200], path[1000]; fh_job job; char said[4000]; } files;
 
 /* Messages of a job pile up here. */
 static inline void files_hear(void *ctx, fh_level level, const char *text)

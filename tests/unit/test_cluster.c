@@ -81,7 +81,10 @@ static void check_clustering(const fh_clustering *c, const fh_rows *head, const 
         assert_true(alive[a] == live / k || alive[a] == (live + k - 1) / k);
         assert_true(fillers + 1 >= dead_rows / k && fillers <= dead_rows / k + 1);
         double norm = 0, most = 0;
-        for (size_t j = 0; j < d; j++) norm += unit[a * d + j] * unit[a * d + j], most = fmax(most, fabs(sum[a * d + j] / (double)alive[a]));
+        for (size_t j = 0; j < d; j++) {
+            norm += unit[a * d + j] * unit[a * d + j];
+            most = fmax(most, fabs(sum[a * d + j] / (double)alive[a]));
+        }
         norm = sqrt(norm);
         cosines += norm;
         double best = 0;
@@ -156,7 +159,8 @@ static void every_cluster_gets_its_share_of_live_and_dead_tokens(void **state)
         assert_int_equal(marked, cases[i].dead);
         fh_rows head = rows_of(x, v, d);
         for (size_t s = 0; s < 3; s++) {
-            fh_clustering c = run(&head, dead, (fh_cluster_params){.k = (uint32_t)k, .start = starts[s], .metric = metrics[(i + s) % 2]}, 2);
+            fh_cluster_params p = {.k = (uint32_t)k, .start = starts[s], .metric = metrics[(i + s) % 2]};
+            fh_clustering c = run(&head, dead, p, 2);
             check_clustering(&c, &head, dead, (uint32_t)k);
             fh_clustering_free(&c);
         }
@@ -426,7 +430,8 @@ static bool same(const fh_clustering *a, const fh_clustering *b)
 {
     size_t bytes = (size_t)a->k * a->d * sizeof(float);
     return memcmp(a->assignment, b->assignment, a->v * sizeof *a->assignment) == 0 && memcmp(a->centroids, b->centroids, bytes) == 0 &&
-           memcmp(a->mean, b->mean, bytes) == 0 && memcmp(a->raw, b->raw, bytes) == 0 && a->objective == b->objective && a->swaps == b->swaps;
+           memcmp(a->mean, b->mean, bytes) == 0 && memcmp(a->raw, b->raw, bytes) == 0 && a->objective == b->objective &&
+           a->swaps == b->swaps;
 }
 
 static void threads_and_instruction_sets_do_not_change_a_bit(void **state)
@@ -529,7 +534,8 @@ static void stop_there(void *ctx, const char *what, double done, double total, c
 static void a_stopped_run_gives_the_best_so_far(void **state)
 {
     static const struct { const char *at; unsigned after; } cases[] = {
-        {"never", 0}, {"k-means", 0}, {"k-means", 2}, {"start", 0}, {"start", 3}, {"balancing", 0}, {"candidates", 0}, {"swaps", 0}, {"swaps", 9}, {"candidates", 3},
+        {"never", 0}, {"k-means", 0}, {"k-means", 2}, {"start", 0}, {"start", 3}, {"balancing", 0}, {"candidates", 0},
+        {"swaps", 0}, {"swaps", 9}, {"candidates", 3},
     };
     size_t v = 2500, d = 20;
     float *x = make_head(v, d, 100, 1, 12);
@@ -619,7 +625,8 @@ static void running_out_of_memory_anywhere_is_an_error_and_no_leak(void **state)
             fh_err err = {0};
             fh_clustering c;
             fh_fault_set(FH_FAULT_ALLOC, n);
-            fh_status rc = fh_cluster(&c, &head, NULL, &(fh_cluster_params){.k = 20, .start = starts[s], .metric = metrics[s % 2]}, NULL, &err);
+            fh_cluster_params p = {.k = 20, .start = starts[s], .metric = metrics[s % 2]};
+            fh_status rc = fh_cluster(&c, &head, NULL, &p, NULL, &err);
             done = !fh_fault_fired();
             fh_fault_set(FH_FAULT_ALLOC, 0);
             assert_int_equal(rc, done ? FH_OK : FH_ENOMEM);

@@ -93,7 +93,7 @@ static void documents_that_are_not_are_refused_with_their_place(void **state)
         {"{\"a\":1,\"a\":2}", "line 1, column 8|'a'|twice"},
         {"{\"a\":1,\n \"\\u0061\":2}", "line 2, column 2|twice"},
         {"[{\"k\":{\"x\":1}},{\"k\":1,\"b\":[{}],\"k\":1}]", "line 1, column 32|'k'"},
-        {"{\"1\":0,\"2\":0,\"3\":0,\"4\":0,\"5\":0,\"6\":0,\"7\":0,\"8\":0,\"9\":0,\"3\":1}", "column 65|'3'"},
+        {"{\"1\":0,\"2\":0,\"3\":0,\"4\":0,\"5\":0,\"6\":0,\"7\":0,\"8\":0,\"9\":0,\"3\":1}", "column 56|'3'"},
         {"{\"\xC3\xA9\xC3\xA9\":[}", "line 1, column 8"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -1,0 +1,521 @@
+#include "tests/unit/body_cases.h"
+
+#include "runtime/body_private.h"
+
+static const char *const cases[] = {"llama", "llama3-rope", "llama-linear-bias", "qwen3", "gemma3-softcap", "neox-sequential"};
+static const char *const more_cases[] = {"mistral-window", "qwen2", "qwen2-yarn", "gemma3", "pythia", "gpt2"};
+enum { CASES = sizeof cases / sizeof *cases, MORE_CASES = sizeof more_cases / sizeof *more_cases };
+
+static void open_case(golden *g, const char *name)
+{
+    char dir[200];
+    snprintf(dir, sizeof dir, "tests/golden/%s", name);
+    if (!golden_open(g, dir)) fail_msg("%s is missing", dir);
+}
+
+static fh_kv *new_kv(const fh_body *b)
+{
+    fh_err err;
+    fh_kv *kv;
+    ok(fh_kv_new(&kv, b, &err), err);
+    return kv;
+}
+
+/* ids through the body in pieces of `step` tokens. */
+static void run_in_steps(const golden *g, fh_pool *pool, const uint32_t *ids, uint32_t n, uint32_t step, float *hidden)
+{
+    fh_err err;
+    fh_kv *kv = new_kv(g->body);
+    for (uint32_t i = 0; i < n; i += step) {
+        uint32_t some = n - i < step ? n - i : step;
+        ok(fh_body_forward(g->body, pool, 1, &kv, &some, ids + i, hidden + i * g->d, &err), err);
+    }
+    assert_int_equal(fh_kv_length(kv), n);
+    fh_kv_free(kv);
+}
+
+/* ---- what the reference says ------------------------------------------------------------------------------------- */
+
+static void check_case(const golden *g, const char *name)
+{
+    fh_err err;
+    fh_pool *pool;
+    ok(fh_pool_new(&pool, 2, &err), err);
+    size_t rows = g->b * g->t;
+    float *hidden = malloc(rows * g->d * sizeof *hidden), *logits = malloc(rows * g->v * sizeof *logits);
+    fh_kv *kv[8];
+    uint32_t lens[8];
+    assert_true(g->b <= 8);
+    for (size_t i = 0; i < g->b; i++) kv[i] = new_kv(g->body), lens[i] = (uint32_t)g->t;
+    ok(fh_body_forward(g->body, pool, g->b, kv, lens, g->ids, hidden, &err), err);
+    ok(fh_dense_logits(&g->dense, pool, hidden, rows, logits, &err), err);
+    double off = farthest(hidden, g->hidden, rows * g->d) / spread(g->hidden, rows * g->d);
+    double logits_off = farthest(logits, g->logits, rows * g->v) / spread(g->logits, rows * g->v);
+    if (!(off <= 1e-4) || !(logits_off <= 1e-4)) fail_msg("%s: hidden off by %g of their spread, logits by %g", name, off, logits_off);
+
+    /* Greedy, one token at a time on the cache of a prompt of eight. */
+    const uint32_t eight = 8, one = 1;
+    fh_kv_truncate(kv[0], 0);
+    ok(fh_body_forward(g->body, pool, 1, kv, &eight, g->ids, hidden, &err), err);
+    memmove(hidden, hidden + 7 * g->d, g->d * sizeof *hidden);
+    for (size_t i = 0; i < g->n_greedy; i++) {
+        ok(fh_dense_logits(&g->dense, pool, hidden, 1, logits, &err), err);
+        uint32_t best = best_of(logits, g->v);
+        if (best != g->greedy[i]) fail_msg("%s: greedy token %zu is %u, the reference says %u", name, i, best, g->greedy[i]);
+        ok(fh_body_forward(g->body, pool, 1, kv, &one, &best, hidden, &err), err);
+    }
+    for (size_t i = 0; i < g->b; i++) fh_kv_free(kv[i]);
+    free(hidden);
+    free(logits);
+    fh_pool_free(pool);
+}
+
+static void states_logits_and_greedy_ids_are_the_references(void **state)
+{
+    for (size_t i = 0; i < CASES; i++) {
+        golden g;
+        open_case(&g, cases[i]);
+        check_case(&g, cases[i]);
+        golden_close(&g);
+    }
+}
+
+static void other_families_are_the_references_too(void **state)
+{
+    char dir[100];
+    size_t found = 0;
+    for (size_t i = 0; i < MORE_CASES; i++) {
+        golden g;
+        snprintf(dir, sizeof dir, "golden/%s", more_cases[i]);
+        if (!golden_open(&g, shared(dir))) continue;
+        check_case(&g, more_cases[i]);
+        golden_close(&g);
+        found++;
+    }
+    if (found < MORE_CASES) print_message("skipped %zu of %d families: set FH_SHARED to the directory that holds golden/\n", MORE_CASES - found, (int)MORE_CASES);
+    if (!found) skip();
+}
+
+static void states_of_prose_7m_are_the_references(void **state)
+{
+    enum { WINDOW = 512, WINDOWS = 2 };
+    fh_err err;
+    fh_checkpoint c;
+    fh_tensors *reference;
+    fh_body *body;
+    if (!fh_file_exists(shared("models/prose-7m/reference/valid.safetensors"))) {
+        print_message("skipped: no models/prose-7m/reference under FH_SHARED\n");
+        skip();
+    }
+    ok(fh_tensors_open(&reference, shared("models/prose-7m/reference/valid.safetensors"), &err), err);
+    ok(fh_checkpoint_open(&c, shared("models/prose-7m"), NULL, &err), err);
+    fh_body_source source = {.config = &c.config, .tensors = c.tensors};
+    ok(fh_body_open(&body, &source, "prose-7m", &err), err);
+    size_t n, d = c.config.hidden;
+    uint32_t *ids = ids_of(reference, "ids", &n);
+    float *wanted = floats_of(reference, "hidden"), *hidden = malloc(WINDOWS * WINDOW * d * sizeof *hidden);
+    fh_kv *kv[WINDOWS];
+    uint32_t lens[WINDOWS];
+    for (size_t i = 0; i < WINDOWS; i++) kv[i] = new_kv(body), lens[i] = WINDOW;
+    ok(fh_body_forward(body, NULL, WINDOWS, kv, lens, ids, hidden, &err), err);
+    double off = farthest(hidden, wanted, WINDOWS * WINDOW * d) / spread(wanted, WINDOWS * WINDOW * d);
+    if (!(off <= 2e-4)) fail_msg("off by %g of their spread", off);
+    for (size_t i = 0; i < WINDOWS; i++) fh_kv_free(kv[i]);
+    free(ids);
+    free(wanted);
+    free(hidden);
+    fh_body_close(body);
+    fh_checkpoint_close(&c);
+    fh_tensors_close(reference);
+}
+
+/* ---- one pass for everything --------------------------------------------------------------------------------------- */
+
+/* Sums of some hundred float32 in another order, through a few layers: 1e-5 of the spread is several times what is seen. */
+static const double REORDERED = 1e-5;
+
+static void prefill_equals_steps_of_any_size(void **state)
+{
+    for (size_t i = 0; i < CASES; i++) {
+        golden g;
+        open_case(&g, cases[i]);
+        size_t n = g.t * g.d;
+        float *whole = malloc(n * sizeof *whole), *steps = malloc(n * sizeof *steps);
+        run_in_steps(&g, NULL, g.ids, (uint32_t)g.t, (uint32_t)g.t, whole);
+        for (uint32_t step = 1; step < g.t; step += step < 4 ? 1 : 7) {
+            run_in_steps(&g, NULL, g.ids, (uint32_t)g.t, step, steps);
+            double off = farthest(steps, whole, n) / spread(whole, n);
+            if (!(off <= REORDERED)) fail_msg("%s: steps of %u are off by %g", cases[i], step, off);
+        }
+        free(whole);
+        free(steps);
+        golden_close(&g);
+    }
+}
+
+/* More rows than go through the layers at a time, sequences cut in the middle, prompts and single tokens in one call. */
+static void a_ragged_batch_equals_each_sequence_alone(void **state)
+{
+    enum { N = 24, MOST = 200 };
+    golden g;
+    fh_err err;
+    open_case(&g, "gemma3-softcap"); /* windowed layers */
+    uint32_t lens[N], *ids = malloc(N * MOST * sizeof *ids);
+    size_t rows = 0;
+    fh_rng rng;
+    fh_rng_seed(&rng, 1, 0);
+    fh_kv *kv[N];
+    for (size_t i = 0; i < N; i++) {
+        lens[i] = i % 5 == 0 ? 1 : (uint32_t)(1 + fh_rng_below(&rng, MOST));
+        kv[i] = new_kv(g.body);
+        for (uint32_t j = 0; j < lens[i]; j++) ids[rows++] = (uint32_t)fh_rng_below(&rng, g.v);
+    }
+    assert_true(rows > 1100);
+    float *batch = malloc(rows * g.d * sizeof *batch), *alone = malloc(MOST * g.d * sizeof *alone);
+    ok(fh_body_forward(g.body, NULL, N, kv, lens, ids, batch, &err), err);
+    size_t row = 0;
+    for (size_t i = 0; i < N; i++) {
+        assert_int_equal(fh_kv_length(kv[i]), lens[i]);
+        run_in_steps(&g, NULL, ids + row, lens[i], lens[i], alone);
+        double off = farthest(alone, batch + row * g.d, lens[i] * g.d) / spread(batch, rows * g.d);
+        if (!(off <= REORDERED)) fail_msg("sequence %zu of %u tokens is off by %g", i, lens[i], off);
+        row += lens[i];
+    }
+    /* One more token for all of them. */
+    uint32_t ones[N], next[N];
+    float *step = malloc(N * g.d * sizeof *step);
+    for (size_t i = 0; i < N; i++) ones[i] = 1, next[i] = (uint32_t)i;
+    ok(fh_body_forward(g.body, NULL, N, kv, ones, next, step, &err), err);
+    row = 0;
+    for (size_t i = 0; i < N; i++) {
+        uint32_t again[MOST + 1];
+        float more[(MOST + 1) * 32];
+        assert_int_equal(g.d, 32);
+        memcpy(again, ids + row, lens[i] * sizeof *again);
+        again[lens[i]] = next[i];
+        run_in_steps(&g, NULL, again, lens[i] + 1, lens[i] + 1, more);
+        double off = farthest(more + lens[i] * g.d, step + i * g.d, g.d) / spread(batch, rows * g.d);
+        if (!(off <= REORDERED)) fail_msg("the next token of sequence %zu is off by %g", i, off);
+        row += lens[i];
+        fh_kv_free(kv[i]);
+    }
+    free(step);
+    free(batch);
+    free(alone);
+    free(ids);
+    golden_close(&g);
+}
+
+static void a_cache_cut_back_and_filled_again_gives_the_same_bits(void **state)
+{
+    golden g;
+    fh_err err;
+    open_case(&g, "llama");
+    const uint32_t all = 40, rest = 40 - 13;
+    float *first = malloc(all * g.d * sizeof *first), *again = malloc(all * g.d * sizeof *again);
+    fh_kv *kv = new_kv(g.body);
+    ok(fh_body_forward(g.body, NULL, 1, &kv, &all, g.ids, first, &err), err);
+    fh_kv_truncate(kv, 13);
+    assert_int_equal(fh_kv_length(kv), 13);
+    fh_kv_truncate(kv, 30); /* does not grow */
+    assert_int_equal(fh_kv_length(kv), 13);
+    ok(fh_body_forward(g.body, NULL, 1, &kv, &rest, g.ids + g.t + 13, again, &err), err); /* other tokens */
+    fh_kv_truncate(kv, 13);
+    ok(fh_body_forward(g.body, NULL, 1, &kv, &rest, g.ids + 13, again, &err), err);
+    double off = farthest(again, first + 13 * g.d, rest * g.d) / spread(first, all * g.d);
+    assert_true(off <= REORDERED);
+    fh_kv_truncate(kv, 0);
+    ok(fh_body_forward(g.body, NULL, 1, &kv, &all, g.ids, again, &err), err);
+    assert_memory_equal(again, first, all * g.d * sizeof *first);
+    fh_kv_free(kv);
+    free(first);
+    free(again);
+    golden_close(&g);
+}
+
+static void any_number_of_threads_gives_the_same_bits(void **state)
+{
+    enum { N = 9 };
+    for (size_t k = 0; k < CASES; k++) {
+        golden g;
+        fh_err err;
+        open_case(&g, cases[k]);
+        uint32_t lens[N], ids[N * 64];
+        size_t rows = 0;
+        for (size_t i = 0; i < N; i++) {
+            lens[i] = (uint32_t)(1 + i * 7);
+            for (uint32_t j = 0; j < lens[i]; j++, rows++) ids[rows] = (uint32_t)((rows * 31 + i) % g.v);
+        }
+        float *wanted = malloc(rows * g.d * sizeof *wanted), *got = malloc(rows * g.d * sizeof *got);
+        float *wanted_logits = malloc(rows * g.v * sizeof *wanted_logits), *got_logits = malloc(rows * g.v * sizeof *got_logits);
+        for (unsigned threads = 1; threads <= 5; threads += 2) {
+            fh_pool *pool;
+            fh_kv *kv[N];
+            ok(fh_pool_new(&pool, threads, &err), err);
+            for (size_t i = 0; i < N; i++) kv[i] = new_kv(g.body);
+            ok(fh_body_forward(g.body, pool, N, kv, lens, ids, threads == 1 ? wanted : got, &err), err);
+            ok(fh_dense_logits(&g.dense, pool, threads == 1 ? wanted : got, rows, threads == 1 ? wanted_logits : got_logits, &err), err);
+            if (threads > 1) {
+                assert_memory_equal(got, wanted, rows * g.d * sizeof *got);
+                assert_memory_equal(got_logits, wanted_logits, rows * g.v * sizeof *got_logits);
+            }
+            for (size_t i = 0; i < N; i++) fh_kv_free(kv[i]);
+            fh_pool_free(pool);
+        }
+        free(wanted);
+        free(got);
+        free(wanted_logits);
+        free(got_logits);
+        golden_close(&g);
+    }
+}
+
+/* ---- arithmetic ------------------------------------------------------------------------------------------------------ */
+
+static void every_instruction_set_gives_the_same_bits(void **state)
+{
+    enum { N = 16 * 9 + 5 };
+    static const char *const names[] = {"avx2", "avx512"};
+    const fh_body_math *ref = fh_body_math_choose("ref");
+    float x[N], w[N], a[N], b[N], half[N];
+    uint16_t words[N];
+    fh_rng rng;
+    fh_rng_seed(&rng, 7, 0);
+    for (size_t i = 0; i < N; i++) {
+        x[i] = (float)((fh_rng_double(&rng) - 0.5) * 40);
+        w[i] = (float)(fh_rng_double(&rng) - 0.5);
+        words[i] = (uint16_t)fh_rng_u64(&rng);
+    }
+    words[0] = 0x7c00, words[1] = 0xfc00, words[2] = 0x0001, words[3] = 0x83ff, words[4] = 0x8000;
+    for (size_t k = 0; k < 2; k++) {
+        const fh_body_math *m = fh_body_math_choose(names[k]);
+        const fh_kernels *kernels;
+        if (fh_kernels_choose(&kernels, names[k], NULL) < 0) {
+            print_message("skipped %s: not on this CPU\n", names[k]);
+            continue;
+        }
+        assert_true(m != ref);
+        for (size_t n = 1; n <= N; n += n < 40 ? 1 : 13) {
+            assert_true(m->max(x, n) == ref->max(x, n));
+            assert_true(m->sum(x, n) == ref->sum(x, n));
+            assert_true(m->sum_squares(x, n, 0.3f) == ref->sum_squares(x, n, 0.3f));
+            assert_true(m->exp_sum_double(x, n, 3) == ref->exp_sum_double(x, n, 3));
+            memcpy(a, x, sizeof a), memcpy(b, x, sizeof b);
+            assert_true(m->exp_sum(a, n, 1.5f) == ref->exp_sum(b, n, 1.5f));
+            assert_memory_equal(a, b, sizeof a);
+            m->sigmoid(a, n, 1.702f, false), ref->sigmoid(b, n, 1.702f, false);
+            m->sigmoid(a, n, 1, true), ref->sigmoid(b, n, 1, true);
+            m->add(a, x, n), ref->add(b, x, n);
+            m->mul(a, w, n), ref->mul(b, w, n);
+            m->accumulate(a, w, 1, x, n, n), ref->accumulate(b, w, 1, x, n, n);
+            m->scale(a, a, w, n, 0.1f, 3), ref->scale(b, b, w, n, 0.1f, 3);
+            assert_memory_equal(a, b, sizeof a);
+            m->widen_f16(a, words, n);
+            fh_to_f32(half, FH_F16, words, n);
+            for (size_t i = 0; i < n; i++) assert_true(isnan(half[i]) ? isnan(a[i]) : !memcmp(&a[i], &half[i], sizeof *a));
+            m->widen_bf16(a, words, n);
+            fh_to_f32(half, FH_BF16, words, n);
+            for (size_t i = 0; i < n; i++) assert_true(isnan(half[i]) ? isnan(a[i]) : !memcmp(&a[i], &half[i], sizeof *a));
+        }
+    }
+}
+
+static void exponentials_and_activations_are_those_of_the_library(void **state)
+{
+    const fh_body_math *m = fh_body_math_choose(fh_isa_name());
+    for (double x = -90; x < 88; x += 0.0371) {
+        float e = (float)x, s = (float)x, t = (float)x, q = (float)x, l = (float)x;
+        m->exp_sum(&e, 1, 0);
+        double wanted = x < -87.33 ? 0 : exp((float)x);
+        if (!(fabs(e - wanted) <= 2e-7 * wanted)) fail_msg("exp(%g) is %g", x, e);
+        fh_body_activate(m, FH_ACT_SILU, &s, 1);
+        fh_body_activate(m, FH_ACT_GELU_TANH, &t, 1);
+        fh_body_activate(m, FH_ACT_GELU, &q, 1);
+        fh_body_activate(m, FH_ACT_QUICK_GELU, &l, 1);
+        double y = (float)x, cubic = sqrt(2 / M_PI) * (y + 0.044715 * y * y * y);
+        if (!(fabs(s - y / (1 + exp(-y))) <= 1e-6 * (1e-3 + fabs(y)))) fail_msg("silu(%g) is %g", x, s);
+        if (!(fabs(t - 0.5 * y * (1 + tanh(cubic))) <= 1e-6 * (1e-3 + fabs(y)))) fail_msg("gelu_tanh(%g) is %g", x, t);
+        if (!(fabs(q - 0.5 * y * (1 + erf(y / sqrt(2)))) <= 1e-6 * (1e-3 + fabs(y)))) fail_msg("gelu(%g) is %g", x, q);
+        if (!(fabs(l - y / (1 + exp(-1.702 * y))) <= 1e-6 * (1e-3 + fabs(y)))) fail_msg("quick_gelu(%g) is %g", x, l);
+    }
+    float bad[20];
+    for (size_t i = 0; i < 20; i++) bad[i] = i == 7 ? NAN : 0;
+    assert_true(isnan(m->exp_sum(bad, 20, 0)));
+    float silent = NAN, relu[2] = {-1, 2};
+    fh_body_activate(m, FH_ACT_RELU, &silent, 1);
+    fh_body_activate(m, FH_ACT_RELU, relu, 2);
+    assert_true(isnan(silent) && relu[0] == 0 && relu[1] == 2);
+}
+
+static void log_sum_exp_is_exact_for_large_small_and_infinite_values(void **state)
+{
+    float x[1000];
+    double sum = 0;
+    for (size_t i = 0; i < 1000; i++) x[i] = (float)(50 * sin((double)i)), sum += exp((double)x[i] - 50);
+    double wanted = 50 + log(sum);
+    assert_true(fabs(fh_log_sum_exp(x, 1000) - wanted) <= 1e-13 * wanted);
+    const float inf[3] = {0, INFINITY, 1}, nothing[2] = {-INFINITY, -INFINITY}, some[3] = {-INFINITY, 2, -INFINITY}, bad[2] = {NAN, NAN}, hidden_nan[2] = {1, NAN};
+    assert_true(fh_log_sum_exp(inf, 3) == INFINITY);
+    assert_true(fh_log_sum_exp(nothing, 2) == -INFINITY);
+    assert_true(fh_log_sum_exp(some, 3) == 2);
+    assert_true(isnan(fh_log_sum_exp(bad, 2)));
+    assert_true(isnan(fh_log_sum_exp(hidden_nan, 2)));
+}
+
+/* ---- refusals and failures -------------------------------------------------------------------------------------------- */
+
+static void tokens_and_positions_out_of_range_are_refused_and_change_nothing(void **state)
+{
+    golden g, other;
+    fh_err err;
+    open_case(&g, "llama");
+    open_case(&other, "llama3-rope");
+    fh_kv *kv = new_kv(g.body), *foreign = new_kv(other.body);
+    float *hidden = malloc(257 * g.d * sizeof *hidden);
+    uint32_t ids[257] = {0}, n = 4;
+    ids[2] = (uint32_t)g.v;
+    assert_int_equal(fh_body_forward(g.body, NULL, 1, &kv, &n, ids, hidden, &err), FH_EUSAGE);
+    assert_non_null(strstr(err.text, "token 320"));
+    ids[2] = 0;
+    n = 257;
+    assert_int_equal(fh_body_max_position(g.body), 256);
+    assert_int_equal(fh_body_forward(g.body, NULL, 1, &kv, &n, ids, hidden, &err), FH_EUSAGE);
+    assert_non_null(strstr(err.text, "256"));
+    n = 0;
+    assert_int_equal(fh_body_forward(g.body, NULL, 1, &kv, &n, ids, hidden, &err), FH_EUSAGE);
+    n = 1;
+    assert_int_equal(fh_body_forward(g.body, NULL, 1, &foreign, &n, ids, hidden, &err), FH_EUSAGE);
+    assert_int_equal(fh_kv_length(kv), 0);
+    n = 256;
+    ok(fh_body_forward(g.body, NULL, 1, &kv, &n, ids, hidden, &err), err);
+    n = 1;
+    assert_int_equal(fh_body_forward(g.body, NULL, 1, &kv, &n, ids, hidden, &err), FH_EUSAGE);
+    assert_int_equal(fh_kv_length(kv), 256);
+    fh_kv_free(kv);
+    fh_kv_free(foreign);
+    free(hidden);
+    golden_close(&g);
+    golden_close(&other);
+}
+
+static fh_status open_changed(golden *g, void (*change)(fh_config *), fh_err *err)
+{
+    fh_config c = g->checkpoint.config;
+    fh_body *b = NULL;
+    change(&c);
+    fh_body_source source = {.config = &c, .tensors = g->checkpoint.tensors};
+    fh_status rc = fh_body_open(&b, &source, "model", err);
+    fh_body_close(b);
+    return rc;
+}
+
+static void another_family(fh_config *c) { strcpy(c->model_type, "mamba"); c->body_supported = false; strcpy(c->body_why, "models of type 'mamba' are not run yet"); }
+static void one_layer_more(fh_config *c) { c->layers++; }
+static void wider(fh_config *c) { c->ffn++; }
+static void no_layers(fh_config *c) { c->layers = 0; }
+static void uneven_groups(fh_config *c) { c->kv_heads = 3; }
+static void huge(fh_config *c) { c->head_dim = UINT32_MAX; }
+static void biased_mlp(fh_config *c) { c->mlp_bias = true; }
+static void as_it_is(fh_config *c) { (void)c; }
+
+static void a_model_that_does_not_fit_its_config_is_refused_by_name(void **state)
+{
+    static const struct { void (*change)(fh_config *); fh_status rc; const char *says; } rows[] = {
+        {as_it_is, FH_OK, ""},
+        {another_family, FH_EUNSUPPORTED, "mamba"},
+        {one_layer_more, FH_ENOTFOUND, "model.layers.3.input_layernorm.weight"},
+        {wider, FH_EFORMAT, "model.layers.0.mlp.gate_proj.weight"},
+        {no_layers, FH_EFORMAT, "is 0"},
+        {uneven_groups, FH_EFORMAT, "3 key-value heads"},
+        {huge, FH_EUNSUPPORTED, "beyond any model"},
+        {biased_mlp, FH_ENOTFOUND, "model.layers.0.mlp.gate_proj.bias"},
+    };
+    golden g;
+    open_case(&g, "llama");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        fh_err err = {0};
+        fh_status rc = open_changed(&g, rows[i].change, &err);
+        bool missing = rows[i].rc == FH_ENOTFOUND && rc < 0; /* the reader of tensors chooses its code */
+        if ((rc != rows[i].rc && !missing) || !strstr(err.text, rows[i].says)) fail_msg("row %zu: %s: %s", i, fh_status_name(rc), err.text);
+    }
+    golden_close(&g);
+}
+
+static void no_biases(fh_config *c) { c->attention_bias = false; }
+
+static void a_bias_that_config_denies_is_not_passed_over(void **state)
+{
+    golden g;
+    fh_err err = {0};
+    open_case(&g, "llama-linear-bias");
+    assert_int_equal(open_changed(&g, no_biases, &err), FH_EFORMAT);
+    assert_non_null(strstr(err.text, "q_proj.bias"));
+    golden_close(&g);
+}
+
+static void every_allocation_may_fail(void **state)
+{
+#ifdef FH_FAULTS
+    golden g;
+    open_case(&g, "llama");
+    float *hidden = malloc(60 * g.d * sizeof *hidden), *logits = malloc(20 * g.v * sizeof *logits);
+    bool done = false;
+    for (long n = 1; !done; n++) {
+        fh_err err = {0};
+        fh_body *body = NULL;
+        fh_kv *kv[2] = {NULL, NULL};
+        const uint32_t lens[2] = {20, 33};
+        fh_body_source source = {.config = &g.checkpoint.config, .tensors = g.checkpoint.tensors};
+        fh_fault_set(FH_FAULT_ALLOC, n);
+        fh_status rc = fh_body_open(&body, &source, "model", &err);
+        if (rc == FH_OK) rc = fh_kv_new(&kv[0], body, &err);
+        if (rc == FH_OK) rc = fh_kv_new(&kv[1], body, &err);
+        if (rc == FH_OK && (rc = fh_body_forward(body, NULL, 2, kv, lens, g.ids, hidden, &err)) < 0) {
+            assert_int_equal(fh_kv_length(kv[0]), 0);
+            assert_int_equal(fh_kv_length(kv[1]), 0);
+            fh_fault_set(FH_FAULT_ALLOC, 0);
+            fh_err again;
+            ok(fh_body_forward(body, NULL, 2, kv, lens, g.ids, hidden, &again), again); /* nothing is left half done */
+            double off = farthest(hidden, g.hidden, 20 * g.d) / spread(g.hidden, 20 * g.d);
+            assert_true(off <= 1e-4);
+        }
+        if (rc == FH_OK) rc = fh_dense_logits(&g.dense, NULL, hidden, 20, logits, &err);
+        done = rc == FH_OK;
+        if (rc < 0) {
+            assert_int_equal(rc, FH_ENOMEM);
+            assert_true(strlen(err.text) > 0);
+        }
+        fh_kv_free(kv[0]);
+        fh_kv_free(kv[1]);
+        fh_body_close(body);
+    }
+    assert_false(fh_fault_fired());
+    fh_fault_set(FH_FAULT_ALLOC, 0);
+    free(hidden);
+    free(logits);
+    golden_close(&g);
+#else
+    skip();
+#endif
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(states_logits_and_greedy_ids_are_the_references),
+        cmocka_unit_test(other_families_are_the_references_too),
+        cmocka_unit_test(states_of_prose_7m_are_the_references),
+        cmocka_unit_test(prefill_equals_steps_of_any_size),
+        cmocka_unit_test(a_ragged_batch_equals_each_sequence_alone),
+        cmocka_unit_test(a_cache_cut_back_and_filled_again_gives_the_same_bits),
+        cmocka_unit_test(any_number_of_threads_gives_the_same_bits),
+        cmocka_unit_test(every_instruction_set_gives_the_same_bits),
+        cmocka_unit_test(exponentials_and_activations_are_those_of_the_library),
+        cmocka_unit_test(log_sum_exp_is_exact_for_large_small_and_infinite_values),
+        cmocka_unit_test(tokens_and_positions_out_of_range_are_refused_and_change_nothing),
+        cmocka_unit_test(a_model_that_does_not_fit_its_config_is_refused_by_name),
+        cmocka_unit_test(a_bias_that_config_denies_is_not_passed_over),
+        cmocka_unit_test(every_allocation_may_fail),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
