@@ -74,7 +74,7 @@ static fh_status fill(input *in, fh_err *err)
     }
     if (in->sha) fh_sha256_update(in->sha, in->data + in->len, got);
     in->len += got;
-    if (in->first && (in->len >= 8 || in->ended)) {
+    if (in->first && (in->len >= 8 || in->ended || feof(in->file))) {
         in->first = false;
         fh_status rc = judge_first(in, err);
         if (rc < 0) return rc;

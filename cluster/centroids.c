@@ -130,17 +130,14 @@ static fh_status fits(const fh_clustering *c, const fh_rows *head, fh_err *err)
     return FH_OK;
 }
 
-fh_status fh_centroids(fh_clustering *c, const fh_rows *head, const uint8_t *dead, const fh_job *job, fh_err *err)
+fh_status fh_centroids_of(fh_clustering *c, const fh_rows *head, const double *norm, const fh_job *job, fh_err *err)
 {
-    size_t live, bytes;
+    size_t bytes;
     float *best = NULL, *mean = NULL, *raw = NULL;
-    double *norm = NULL;
-    fh_status rc = fits(c, head, err);
-    if (rc < 0) return rc;
+    fh_status rc = FH_OK;
     if (!fh_mul(c->k, c->d, &bytes) || !fh_mul(bytes, sizeof *mean, &bytes)) goto nomem;
-    best = fh_malloc(bytes), mean = fh_malloc(bytes), raw = fh_malloc(bytes), norm = fh_malloc((size_t)c->v * sizeof *norm);
-    if (!best || !mean || !raw || !norm) goto nomem;
-    if ((rc = fh_row_lengths(norm, &live, head, dead, job, err)) < 0) goto out;
+    best = fh_malloc(bytes), mean = fh_malloc(bytes), raw = fh_malloc(bytes);
+    if (!best || !mean || !raw) goto nomem;
     struct centroids s = {.head = head, .norm = norm, .mean = mean, .plain = raw};
     if ((rc = compute(&s, &c->objective, c, job, err)) < 0) goto out;
     /* Best without states: the plain mean, which is what the Euclidean partition minimises distances to.  Measured on the real head of
@@ -164,6 +161,17 @@ out:
     fh_free(best);
     fh_free(mean);
     fh_free(raw);
+    return rc;
+}
+
+fh_status fh_centroids(fh_clustering *c, const fh_rows *head, const uint8_t *dead, const fh_job *job, fh_err *err)
+{
+    size_t live;
+    fh_status rc = fits(c, head, err);
+    if (rc < 0) return rc;
+    double *norm = fh_malloc((size_t)c->v * sizeof *norm);
+    if (!norm) return fh_fail(err, FH_ENOMEM, "centroids: out of memory");
+    if ((rc = fh_row_lengths(norm, &live, head, dead, job, err)) == FH_OK) rc = fh_centroids_of(c, head, norm, job, err);
     fh_free(norm);
     return rc;
 }

@@ -146,8 +146,6 @@ fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dea
     if (rc < 0) return rc;
     fh_refined refined = {0};
     uint32_t *fillers = NULL;
-    fh_job last = job ? *job : (fh_job){0}; /* what has to be done even when stopped */
-    last.stop = NULL;
     fh_work w = {.head = head, .v = head->rows, .d = head->cols, .k = p->k, .metric = p->metric, .dots = fh_dots_pick(), .job = job};
     fh_clustering c = {.v = (uint32_t)w.v, .d = (uint32_t)w.d, .k = p->k, .cap = (uint32_t)((w.v + p->k - 1) / p->k)};
     if ((rc = prepare(&w, dead, err)) < 0) goto out;
@@ -168,8 +166,10 @@ fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dea
         goto out;
     }
     assign(c.assignment, &w, fillers);
-    work_free(&w); /* the large copy of the rows goes before the centroids come */
-    if ((rc = fh_centroids(&c, head, dead, &last, err)) < 0) goto out;
+    fh_free(w.x); /* the large copy of the rows goes before the centroids come */
+    fh_free(w.centre);
+    w.x = w.centre = NULL;
+    if ((rc = fh_centroids_of(&c, head, w.norm, job, err)) < 0) goto out;
     *out = c;
     c = (fh_clustering){0};
 out:

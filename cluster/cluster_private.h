@@ -54,6 +54,9 @@ typedef struct fh_work {
  * than 1e-6 of the median live row.  *live: how many are left.  FH_EFORMAT names a live row that is not finite, or absurdly long. */
 fh_status fh_row_lengths(double *norm, size_t *live, const fh_rows *head, const uint8_t *dead, const fh_job *job, fh_err *err);
 
+/* fh_centroids for lengths that are known. */
+fh_status fh_centroids_of(fh_clustering *c, const fh_rows *head, const double *norm, const fh_job *job, fh_err *err);
+
 /* Fill x, square, shift and scale for w->metric. */
 fh_status fh_work_fill(fh_work *w, fh_err *err);
 /* centre and length from the members. */

@@ -187,7 +187,8 @@ static void run_layer(const forward *f, size_t index)
     if (!b->parallel) norm_rows(f, &l->mlp_norm, f->x, f->h);
     fh_product up = {.w = &l->up, .gate = &l->gate, .out = f->ff, .ld = b->ffn, .then = l->gate.data ? FH_THEN_GATE : FH_THEN_ACT};
     products(f, f->h, d, &up, 1);
-    fh_product down = {.w = &l->down, .out = l->mlp_post.weight ? f->h : f->x, .ld = d, .then = l->mlp_post.weight ? FH_THEN_STORE : FH_THEN_ADD};
+    fh_product down = {
+        .w = &l->down, .out = l->mlp_post.weight ? f->h : f->x, .ld = d, .then = l->mlp_post.weight ? FH_THEN_STORE : FH_THEN_ADD};
     products(f, f->ff, b->ffn, &down, 1);
     if (l->mlp_post.weight) add_normed(f, &l->mlp_post, f->h, f->x);
 }
@@ -222,15 +223,17 @@ static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, fh
     size_t widest = fh_max(b->ffn, fh_max(b->d, b->heads * b->head_dim));
     f->scratch_each = fh_round_up(fh_max(fh_linear_scratch(rows, widest), fh_attention_scratch(b)), 16);
     f->half = b->head_dim / 2;
-    size_t sizes[] = {rows * b->d, rows * b->qkv_width, rows * b->heads * b->head_dim, rows * b->ffn, rows * 4 * f->half, f->half, workers * f->scratch_each};
+    size_t sizes[] = {rows * b->d, rows * b->qkv_width,      rows * b->heads * b->head_dim, rows * b->ffn, rows * 4 * f->half,
+                      f->half,     workers * f->scratch_each};
     enum { PARTS = sizeof sizes / sizeof *sizes };
-    size_t total = 0;
+    size_t total = 0, bytes, list;
+    bool fits = true;
     for (size_t i = 0; i < PARTS; i++) {
         sizes[i] = fh_round_up(sizes[i], 16);
-        if (!fh_add(total, sizes[i], &total)) total = SIZE_MAX / 2;
+        fits = fits && fh_add(total, sizes[i], &total);
     }
-    size_t bytes, list;
-    if (!fh_mul(total, sizeof(float), &bytes) || !fh_mul(pieces, sizeof *f->pieces, &list) || !fh_add(bytes, list, &bytes) || !(*memory = fh_malloc(bytes)))
+    fits = fits && fh_mul(total, sizeof(float), &bytes) && fh_mul(pieces, sizeof *f->pieces, &list) && fh_add(bytes, list, &bytes);
+    if (!fits || !(*memory = fh_malloc(bytes)))
         return fh_fail(err, FH_ENOMEM, "%s: out of memory for the forward pass of %zu tokens", b->name, rows);
     float *at = *memory, **parts[] = {&f->h, &f->qkv, &f->att, &f->ff, &f->angles, &f->frequency, &f->scratch};
     for (size_t i = 0; i < PARTS; i++) *parts[i] = at, at += sizes[i];
@@ -238,17 +241,20 @@ static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, fh
     return FH_OK;
 }
 
-static fh_status check(const fh_body *b, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens, size_t *rows, fh_err *err)
+static fh_status check(const fh_body *b, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens, size_t *rows,
+                       fh_err *err)
 {
     size_t total = 0;
     for (size_t i = 0; i < n; i++) {
         if (kv[i]->body != b) return fh_fail(err, FH_EUSAGE, "%s: the cache of sequence %zu belongs to another body", b->name, i);
         if (!lens[i]) return fh_fail(err, FH_EUSAGE, "%s: sequence %zu is given no tokens", b->name, i);
         if ((uint64_t)kv[i]->length + lens[i] > b->max_position)
-            return fh_fail(err, FH_EUSAGE, "%s: %llu tokens in a sequence, the model's positions end at %u", b->name, (unsigned long long)kv[i]->length + lens[i], b->max_position);
+            return fh_fail(err, FH_EUSAGE, "%s: %llu tokens in a sequence, the model's positions end at %u", b->name,
+                           (unsigned long long)kv[i]->length + lens[i], b->max_position);
         for (size_t j = 0; j < lens[i]; j++) {
             if (tokens[total + j] >= b->config->vocab)
-                return fh_fail(err, FH_EUSAGE, "%s: token %u is not below the vocabulary's size %u", b->name, tokens[total + j], b->config->vocab);
+                return fh_fail(err, FH_EUSAGE, "%s: token %u is not below the vocabulary's size %u", b->name, tokens[total + j],
+                               b->config->vocab);
         }
         total += lens[i];
     }
@@ -256,7 +262,8 @@ static fh_status check(const fh_body *b, size_t n, fh_kv *const *kv, const uint3
     return FH_OK;
 }
 
-fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens, float *hidden, fh_err *err)
+fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens,
+                          float *hidden, fh_err *err)
 {
     size_t rows = 0;
     fh_status rc = check(b, n, kv, lens, tokens, &rows, err);
@@ -273,7 +280,8 @@ fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *cons
         f.n_pieces = f.rows = 0;
         while (sequence < n && f.rows < CHUNK_ROWS) {
             size_t take = fh_min(lens[sequence] - done, CHUNK_ROWS - f.rows);
-            f.pieces[f.n_pieces++] = (fh_piece){kv[sequence], f.rows, take, kv[sequence]->length + done, (size_t)kv[sequence]->length + lens[sequence], 0};
+            f.pieces[f.n_pieces++] =
+                (fh_piece){kv[sequence], f.rows, take, kv[sequence]->length + done, (size_t)kv[sequence]->length + lens[sequence], 0};
             f.rows += take;
             done += take;
             if (done == lens[sequence]) sequence++, done = 0;

@@ -29,7 +29,8 @@ TARGET static inline void FN(load_some)(v16 *v, const float *x, size_t n, float 
 TARGET static inline void FN(exp16)(v16 *io)
 {
     v16 x = *io;
-    const v16 zero = {0}, low = zero - 87.33f, high = zero + 88.37f, magic = zero + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    const v16 zero = {0}, low = zero - 87.33f, high = zero + 88.37f,
+              magic = zero + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     v16i over = x > high, under = x < low;
     x = (v16)(((v16i)x & ~over) | ((v16i)high & over));
     v16 t = x * 1.44269504f + magic, n = t - magic;
@@ -288,5 +289,6 @@ TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
 }
 
 static const fh_body_math FN(table) = {
-    FN(widen_bf16), FN(widen_f16), FN(max), FN(exp_sum), FN(accumulate), FN(sum), FN(sum_squares), FN(scale), FN(add), FN(mul), FN(sigmoid), FN(exp_sum_double),
+    FN(widen_bf16),  FN(widen_f16), FN(max), FN(exp_sum), FN(accumulate), FN(sum),
+    FN(sum_squares), FN(scale),     FN(add), FN(mul),     FN(sigmoid),    FN(exp_sum_double),
 };

@@ -121,7 +121,8 @@ static fh_status set_windows(fh_body *b, const family *f, fh_err *err)
         if (type) {
             const char *s = fh_json_string(type);
             if (!s || (strcmp(s, "sliding_attention") != 0 && strcmp(s, "full_attention") != 0))
-                return fh_fail(err, FH_EUNSUPPORTED, "%s: layer_types names '%s', only sliding_attention and full_attention are known", b->name, s ? s : "?");
+                return fh_fail(err, FH_EUNSUPPORTED, "%s: layer_types names '%s', only sliding_attention and full_attention are known",
+                               b->name, s ? s : "?");
             windowed = !strcmp(s, "sliding_attention");
             type = fh_json_next(type);
         }
@@ -196,7 +197,8 @@ static fh_linear linear(finder *w, int64_t layer, const char *name, size_t out, 
     full_name(w, full, layer, name, ".bias");
     if (has_bias) l.bias = vector(w, layer, name, ".bias", out, 0);
     else if (w->rc == FH_OK && fh_tensors_find(w->tensors, full))
-        w->rc = fh_fail(w->err, FH_EFORMAT, "%s: tensor '%s' is there, but config.json says that there is no such bias: which is right?", w->b->name, full);
+        w->rc = fh_fail(w->err, FH_EFORMAT, "%s: tensor '%s' is there, but config.json says that there is no such bias: which is right?",
+                        w->b->name, full);
     return l;
 }
 
@@ -209,7 +211,8 @@ static void find_layer(finder *w, uint32_t i)
     fh_body *b = w->b;
     fh_layer *l = &b->layers[i];
     size_t qd = b->heads * b->head_dim, kd = b->kv_heads * b->head_dim;
-    bool qkv = is_biased(w->f->qkv_bias, c->attention_bias), o = is_biased(w->f->o_bias, c->attention_bias), mlp = is_biased(w->f->mlp_bias, c->mlp_bias);
+    bool qkv = is_biased(w->f->qkv_bias, c->attention_bias), o = is_biased(w->f->o_bias, c->attention_bias),
+         mlp = is_biased(w->f->mlp_bias, c->mlp_bias);
     l->attn_norm = norm(w, i, n->attn_norm);
     l->mlp_norm = norm(w, i, n->mlp_norm);
     l->attn_post = norm(w, i, n->attn_post);
@@ -254,10 +257,13 @@ static fh_status check_config(const fh_config *c, const family *f, const char *n
 {
     if (!c->vocab || !c->hidden || !c->layers || !c->heads || !c->kv_heads || !c->head_dim || !c->ffn || !c->max_position)
         return fh_fail(err, FH_EFORMAT, "%s: a size in config.json is 0", name);
-    if (c->heads % c->kv_heads) return fh_fail(err, FH_EFORMAT, "%s: %u attention heads cannot share %u key-value heads", name, c->heads, c->kv_heads);
-    if (f->qkv != SEPARATE && c->heads != c->kv_heads) return fh_fail(err, FH_EUNSUPPORTED, "%s: %s with fewer key-value heads than heads", name, c->model_type);
+    if (c->heads % c->kv_heads)
+        return fh_fail(err, FH_EFORMAT, "%s: %u attention heads cannot share %u key-value heads", name, c->heads, c->kv_heads);
+    if (f->qkv != SEPARATE && c->heads != c->kv_heads)
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: %s with fewer key-value heads than heads", name, c->model_type);
     if (!(c->norm_eps >= 0 && isfinite(c->norm_eps))) return fh_fail(err, FH_EFORMAT, "%s: the norm's epsilon is %g", name, c->norm_eps);
-    if (fact_bool(c, "use_bidirectional_attention", false)) return fh_fail(err, FH_EUNSUPPORTED, "%s: use_bidirectional_attention is not supported", name);
+    if (fact_bool(c, "use_bidirectional_attention", false))
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: use_bidirectional_attention is not supported", name);
     if (fact_bool(c, "add_cross_attention", false)) return fh_fail(err, FH_EUNSUPPORTED, "%s: add_cross_attention is not supported", name);
     return FH_OK;
 }
@@ -269,7 +275,8 @@ static fh_status set_sizes(fh_body *b, const family *f, fh_err *err)
     size_t d = b->head_dim, heads, page;
     /* Sizes from a file: 32-bit numbers whose products are kept below what later sums and products of scratch can hold. */
     if (!fh_mul(b->heads + 2 * b->kv_heads, d, &heads) || heads > 1u << 24 || b->d > 1u << 24 || b->ffn > 1u << 26 || b->heads > 1u << 16)
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: sizes in config.json are beyond any model (hidden %u, ffn %u, %u heads of %u)", b->name, c->hidden, c->ffn, c->heads, c->head_dim);
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: sizes in config.json are beyond any model (hidden %u, ffn %u, %u heads of %u)", b->name,
+                       c->hidden, c->ffn, c->heads, c->head_dim);
     if (!fh_mul(b->n_layers * 2 * FH_PAGE_TOKENS, b->kv_heads * d, &page) || !fh_mul(page, sizeof(float), &page))
         return fh_fail(err, FH_EUNSUPPORTED, "%s: a cache page of %u layers does not fit in memory", b->name, c->layers);
     b->page_floats = page / sizeof(float);
@@ -315,7 +322,9 @@ static fh_status find_weights(fh_body *b, const family *f, const fh_body_source 
     b->bytes = b->d * fh_dtype_size(b->embedding_dtype); /* one row of it is read a token */
     if (f->names->positions) {
         const fh_tensor *t = need(&w, -1, f->names->positions, ".weight", 2, UINT64_MAX, b->d);
-        if (t) b->positions = fh_tensor_rows(t), b->bytes += b->positions.stride - t->bytes, b->max_position = (uint32_t)fh_min(b->max_position, b->positions.rows);
+        if (t)
+            b->positions = fh_tensor_rows(t), b->bytes += b->positions.stride - t->bytes,
+            b->max_position = (uint32_t)fh_min(b->max_position, b->positions.rows);
     }
     for (uint32_t i = 0; i < b->config->layers && w.rc == FH_OK; i++) find_layer(&w, i);
     b->final_norm = norm(&w, -1, f->names->final_norm);
@@ -327,7 +336,8 @@ fh_status fh_body_open(fh_body **out, const fh_body_source *source, const char *
     const fh_config *c = source->config;
     const family *f = find_family(c->model_type);
     if (!c->body_supported || !f)
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: this '%s' model cannot be run: %s", name, c->model_type, *c->body_why ? c->body_why : "there is no forward pass for its family");
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: this '%s' model cannot be run: %s", name, c->model_type,
+                       *c->body_why ? c->body_why : "there is no forward pass for its family");
     fh_status rc = check_config(c, f, name, err);
     if (rc < 0) return rc;
     fh_body *b = fh_calloc(1, sizeof *b);

@@ -36,8 +36,8 @@ size_t fh_dead_rows(const fh_rows *head, uint32_t tokenizer_size, fh_pool *pool,
     double *norms = NULL;
     *status = FH_OK;
     if (!n) return 0;
-    if (!fh_mul(n, 2 * sizeof *norms, &both) || !fh_mul(head->cols, sizeof(float) * fh_pool_threads(pool), &scratch) || !fh_add(both, scratch, &both) ||
-        !(norms = fh_malloc(both))) {
+    if (!fh_mul(n, 2 * sizeof *norms, &both) || !fh_mul(head->cols, sizeof(float) * fh_pool_threads(pool), &scratch) ||
+        !fh_add(both, scratch, &both) || !(norms = fh_malloc(both))) {
         *status = fh_fail(err, FH_ENOMEM, "dead rows: out of memory for the norms of %zu rows", n);
         return 0;
     }

@@ -26,7 +26,8 @@ static const float *widen(const run *c, size_t first, size_t count, float *wide)
 {
     const fh_rows *rows = &c->head->rows;
     size_t d = rows->cols;
-    if (rows->dtype == FH_F32 && rows->stride == d * sizeof *wide && (uintptr_t)rows->data % _Alignof(float) == 0) return (const float *)fh_row(rows, first);
+    if (rows->dtype == FH_F32 && rows->stride == d * sizeof *wide && (uintptr_t)rows->data % _Alignof(float) == 0)
+        return (const float *)fh_row(rows, first);
     for (size_t r = 0; r < count; r++) fh_body_widen(c->math, wide + r * d, rows->dtype, fh_row(rows, first + r), d);
     return wide;
 }
@@ -64,8 +65,8 @@ fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *stat
     c.columns = tile_rows(head->rows.cols);
     c.across = (head->rows.rows - 1) / c.columns + 1;
     size_t wide, bytes;
-    if (!fh_mul(c.columns, head->rows.cols, &wide) || !fh_add(wide, STATES * c.columns, &c.each) || !fh_mul(c.each, sizeof(float), &bytes) ||
-        !fh_mul(bytes, fh_pool_threads(pool), &bytes) || !(c.scratch = fh_malloc(bytes)))
+    if (!fh_mul(c.columns, head->rows.cols, &wide) || !fh_add(wide, STATES * c.columns, &c.each) ||
+        !fh_mul(c.each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || !(c.scratch = fh_malloc(bytes)))
         return fh_fail(err, FH_ENOMEM, "dense head: out of memory for tiles of %zu x %zu", c.columns, head->rows.cols);
     fh_pool_run(pool, ((n - 1) / STATES + 1) * c.across, one_tile, &c);
     fh_free(c.scratch);

@@ -1,7 +1,8 @@
 /* kernels_avx2.c: AVX2 with FMA and F16C.
  *
- * The 16 lanes of a float sum are two registers; four rows at once (or two rows of two states) keep eight sums in flight.  int8 rows are
- * widened to 16 bits and multiplied in pairs.  Tails go through a zero-filled copy, so that nothing past the row is read.
+ * The 16 lanes of a float sum are two registers.  As in kernels_avx512.c, one state takes row after row, because that is how memory
+ * is fastest; two states and more take two rows times two states.  int8 rows are widened to 16 bits and multiplied in pairs.  Tails go
+ * through a zero-filled copy, so that nothing past the row is read.
  */
 #include "runtime/kernels.h"
 
@@ -35,60 +36,82 @@ INLINE TARGET float sum16(__m256 lo, __m256 hi)
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-INLINE TARGET void float_block(fh_dtype t, int R, int S, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo)
+/* Row elements from `full` on and zeros after them, as 16 values. */
+INLINE TARGET void load_tail(fh_dtype t, const uint8_t *row, size_t full, size_t d, __m256 *lo, __m256 *hi)
 {
-    const uint8_t *row[4];
+    uint8_t tail[64] = {0};
+    size_t size = t == FH_F32 ? 4 : 2;
+    memcpy(tail, row + full * size, (d - full) * size);
+    *lo = load8(t, tail, 0);
+    *hi = load8(t, tail, 8);
+}
+
+/* One row from begin to end times one state; `next` is what comes after the row. */
+INLINE TARGET float float_row(fh_dtype t, const uint8_t *row, const void *next, size_t d, const float *x)
+{
+    size_t size = t == FH_F32 ? 4 : 2, full = d & ~(size_t)15, turn = full * size > FH_AHEAD ? full - FH_AHEAD / size : 0;
+    uintptr_t ahead = (uintptr_t)row + FH_AHEAD;
+    __m256 lo = _mm256_setzero_ps(), hi = lo;
+    for (size_t i = 0, end = turn; i < full; end = full, ahead = (uintptr_t)next - turn * size)
+        for (; i < end; i += 16) {
+            if (t == FH_F32 || i % 32 == 0) _mm_prefetch((const char *)(ahead + i * size), _MM_HINT_T0);
+            lo = _mm256_fmadd_ps(load8(t, row, i), _mm256_loadu_ps(x + i), lo);
+            hi = _mm256_fmadd_ps(load8(t, row, i + 8), _mm256_loadu_ps(x + i + 8), hi);
+        }
+    if (full < d) {
+        __m256 r_lo, r_hi, x_lo, x_hi;
+        load_tail(t, row, full, d, &r_lo, &r_hi);
+        load_tail(FH_F32, (const uint8_t *)x, full, d, &x_lo, &x_hi);
+        lo = _mm256_fmadd_ps(r_lo, x_lo, lo);
+        hi = _mm256_fmadd_ps(r_hi, x_hi, hi);
+    }
+    return sum16(lo, hi);
+}
+
+/* Two rows times two states, the row after them prefetched meanwhile. */
+INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo, const uint8_t *next)
+{
+    const uint8_t *row[2];
     const float *x[2];
-    __m256 lo[2][4], hi[2][4];
-    uint8_t row_tail[4][64];
-    float x_tail[2][16];
+    __m256 lo[2][2], hi[2][2], r_lo[2], r_hi[2], x_lo, x_hi;
     size_t full = d & ~(size_t)15, size = t == FH_F32 ? 4 : 2;
-    UNROLL for (int r = 0; r < R; r++) row[r] = rows[r];
-    UNROLL for (int s = 0; s < S; s++) x[s] = states[s]->f;
-    UNROLL for (int s = 0; s < S; s++) {
-        UNROLL for (int r = 0; r < R; r++) lo[s][r] = hi[s][r] = _mm256_setzero_ps();
+    UNROLL for (int i = 0; i < 2; i++) row[i] = rows[i], x[i] = states[i]->f;
+    UNROLL for (int s = 0; s < 2; s++) {
+        UNROLL for (int r = 0; r < 2; r++) lo[s][r] = hi[s][r] = _mm256_setzero_ps();
     }
     for (size_t i = 0; i < full; i += 16) {
-        UNROLL for (int half = 0; half < 2; half++) {
-            UNROLL for (int r = 0; r < R; r++) {
-                __m256 v = load8(t, row[r], i + 8 * (size_t)half);
-                UNROLL for (int s = 0; s < S; s++) {
-                    __m256 xs = _mm256_loadu_ps(x[s] + i + 8 * half);
-                    if (half) hi[s][r] = _mm256_fmadd_ps(v, xs, hi[s][r]);
-                    else lo[s][r] = _mm256_fmadd_ps(v, xs, lo[s][r]);
-                }
+        if (next) _mm_prefetch((const char *)next + 2 * i * size, _MM_HINT_T0);
+        if (next && t == FH_F32) _mm_prefetch((const char *)next + 2 * i * size + 64, _MM_HINT_T0);
+        UNROLL for (int r = 0; r < 2; r++) r_lo[r] = load8(t, row[r], i), r_hi[r] = load8(t, row[r], i + 8);
+        UNROLL for (int s = 0; s < 2; s++) {
+            UNROLL for (int r = 0; r < 2; r++) {
+                lo[s][r] = _mm256_fmadd_ps(r_lo[r], _mm256_loadu_ps(x[s] + i), lo[s][r]);
+                hi[s][r] = _mm256_fmadd_ps(r_hi[r], _mm256_loadu_ps(x[s] + i + 8), hi[s][r]);
             }
         }
     }
     if (full < d) {
-        memset(row_tail, 0, sizeof row_tail);
-        memset(x_tail, 0, sizeof x_tail);
-        UNROLL for (int r = 0; r < R; r++) memcpy(row_tail[r], row[r] + full * size, (d - full) * size);
-        UNROLL for (int s = 0; s < S; s++) memcpy(x_tail[s], x[s] + full, (d - full) * sizeof(float));
-        UNROLL for (int r = 0; r < R; r++) {
-            UNROLL for (int s = 0; s < S; s++) {
-                lo[s][r] = _mm256_fmadd_ps(load8(t, row_tail[r], 0), _mm256_loadu_ps(x_tail[s]), lo[s][r]);
-                hi[s][r] = _mm256_fmadd_ps(load8(t, row_tail[r], 8), _mm256_loadu_ps(x_tail[s] + 8), hi[s][r]);
+        UNROLL for (int r = 0; r < 2; r++) load_tail(t, row[r], full, d, &r_lo[r], &r_hi[r]);
+        UNROLL for (int s = 0; s < 2; s++) {
+            load_tail(FH_F32, (const uint8_t *)x[s], full, d, &x_lo, &x_hi);
+            UNROLL for (int r = 0; r < 2; r++) {
+                lo[s][r] = _mm256_fmadd_ps(r_lo[r], x_lo, lo[s][r]);
+                hi[s][r] = _mm256_fmadd_ps(r_hi[r], x_hi, hi[s][r]);
             }
         }
     }
-    UNROLL for (int s = 0; s < S; s++) {
-        UNROLL for (int r = 0; r < R; r++) out[(size_t)s * ldo + (size_t)r] = sum16(lo[s][r], hi[s][r]);
+    UNROLL for (int s = 0; s < 2; s++) {
+        UNROLL for (int r = 0; r < 2; r++) out[(size_t)s * ldo + (size_t)r] = sum16(lo[s][r], hi[s][r]);
     }
 }
 
 INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m, float *out, size_t ldo)
 {
-    size_t r = 0;
-    if (m == 1)
-        for (; r + 4 <= n; r += 4) float_block(t, 4, 1, rows + r, d, states, out + r, ldo);
-    for (; r + 2 <= n; r += 2) {
-        size_t s = 0;
-        for (; s + 2 <= m; s += 2) float_block(t, 2, 2, rows + r, d, states + s, out + s * ldo + r, ldo);
-        for (; s < m; s++) float_block(t, 2, 1, rows + r, d, states + s, out + s * ldo + r, ldo);
-    }
-    for (; r < n; r++)
-        for (size_t s = 0; s < m; s++) float_block(t, 1, 1, rows + r, d, states + s, out + s * ldo + r, ldo);
+    size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
+    for (size_t r = 0; r < blocked; r += 2)
+        for (size_t s = 0; s < m2; s += 2) float_block(t, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 2] : NULL);
+    for (size_t r = 0; r < n; r++)
+        for (size_t s = r < blocked ? m2 : 0; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
 }
 
 TARGET static void fh_dot_f32_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
@@ -124,23 +147,24 @@ INLINE TARGET int64_t sum_i32(__m256i a)
 INLINE TARGET __m256i load_i8(const void *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(p)); }
 INLINE TARGET __m256i load_q(const fh_state *s, size_t i) { return _mm256_loadu_si256((const __m256i *)(const void *)(s->q + i)); }
 
+/* R rows times S states; next: what to prefetch meanwhile, or NULL. */
 INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float *scales, size_t d, const fh_state *const *states, float *out,
-                              size_t ldo)
+                              size_t ldo, const uint8_t *next)
 {
-    const uint8_t *row[4];
-    int64_t total[2][4];
-    uint8_t tail[16] = {0};
+    const uint8_t *row[2];
+    int64_t total[2][2];
     UNROLL for (int r = 0; r < R; r++) row[r] = rows[r];
     UNROLL for (int s = 0; s < S; s++) {
         UNROLL for (int r = 0; r < R; r++) total[s][r] = 0;
     }
     for (size_t begin = 0; begin < d; begin += MADD_BLOCK) {
         size_t end = fh_min(d, begin + MADD_BLOCK), i = begin;
-        __m256i acc[2][4];
+        __m256i acc[2][2];
         UNROLL for (int s = 0; s < S; s++) {
             UNROLL for (int r = 0; r < R; r++) acc[s][r] = _mm256_setzero_si256();
         }
         for (; i + 16 <= end; i += 16) {
+            if (next && (size_t)R * i % 64 == 0) _mm_prefetch((const char *)next + (size_t)R * i, _MM_HINT_T0);
             UNROLL for (int r = 0; r < R; r++) {
                 __m256i v = load_i8(row[r] + i);
                 UNROLL for (int s = 0; s < S; s++) acc[s][r] = _mm256_add_epi32(acc[s][r], _mm256_madd_epi16(v, load_q(states[s], i)));
@@ -148,6 +172,7 @@ INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float
         }
         if (i < end) {
             UNROLL for (int r = 0; r < R; r++) {
+                uint8_t tail[16] = {0};
                 memcpy(tail, row[r] + i, end - i);
                 __m256i v = load_i8(tail);
                 UNROLL for (int s = 0; s < S; s++) acc[s][r] = _mm256_add_epi32(acc[s][r], _mm256_madd_epi16(v, load_q(states[s], i)));
@@ -165,14 +190,12 @@ INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float
 TARGET static void fh_dot_i8_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
                                   float *out, size_t ldo)
 {
-    size_t r = 0;
-    for (; r + 4 <= n; r += 4) {
-        size_t s = 0;
-        for (; s + 2 <= m; s += 2) madd_block(4, 2, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo);
-        for (; s < m; s++) madd_block(4, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo);
-    }
-    for (; r < n; r++)
-        for (size_t s = 0; s < m; s++) madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo);
+    size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
+    for (size_t r = 0; r < blocked; r += 2)
+        for (size_t s = 0; s < m2; s += 2) madd_block(2, 2, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 2] : NULL);
+    for (size_t r = 0; r < n; r++)
+        for (size_t s = r < blocked ? m2 : 0; s < m; s++)
+            madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 1] : NULL);
 }
 
 const fh_kernels fh_kernels_avx2 = {

@@ -1,9 +1,9 @@
 /* kernels_avx512.c: AVX-512 (F, BW, VL, DQ), with and without VNNI.
  *
- * Few states: one row after the other, each from its begin to its end, because that is how memory is fastest: 23 to 32 GB/s where eight rows side
- * by side, which would hide the latency of fma better, got 8 to 14 (plain reading 35; Zen 4, rows of 640 to 2048, best tenth of
- * 2 MB stretches).  The out-of-order window reaches into the next row, so that latency costs little.  Only the horizontal sums
- * are taken for eight rows at once.
+ * Few states: one row after the other, each from its begin to its end, because that is how memory is fastest: 27 to 30 GB/s where
+ * eight rows side by side, which would hide the latency of fma better, got 8 to 14 (plain reading 35; Zen 4, rows of 640 to 2048,
+ * best tenth of 2 MB stretches).  The out-of-order window reaches into the next row, so that latency costs little.  Only the
+ * horizontal sums are taken for eight rows at once.
  *
  * Many states: four rows times four states in registers; the rows come from memory once, by a prefetch that runs through the next four in
  * address order.  Tails are masked loads, which do not touch what is masked out.
@@ -23,7 +23,7 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-enum { AHEAD = 8 }; /* rows whose sums are finished together */
+enum { TOGETHER = 8 }; /* rows whose sums are finished together */
 
 /* Some lines of what comes next, in address order. */
 INLINE TARGET void prefetch_lines(const uint8_t *next, size_t done, int lines)
@@ -68,15 +68,15 @@ INLINE TARGET __m256 sums8(const __m512 *a)
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), two));
 }
 
-/* n <= AHEAD rows, one after the other, times S states. */
+/* n <= TOGETHER rows, one after the other, times S states. */
 INLINE TARGET void float_stream(fh_dtype t, int S, const void *const *rows, size_t n, size_t d, const fh_state *const *states, float *out, size_t ldo)
 {
-    __m512 sum[2][AHEAD];
+    __m512 sum[2][TOGETHER];
     const float *x[2];
     size_t size = t == FH_F32 ? 4 : 2, full = d & ~(size_t)15, turn = full * size > FH_AHEAD ? full - FH_AHEAD / size : 0;
     __mmask16 mask = (__mmask16)((1u << (d & 15)) - 1);
     UNROLL for (int s = 0; s < S; s++) x[s] = states[s]->f;
-    for (size_t r = 0; r < AHEAD; r++) {
+    for (size_t r = 0; r < TOGETHER; r++) {
         __m512 acc[2];
         UNROLL for (int s = 0; s < S; s++) acc[s] = _mm512_setzero_ps();
         if (r < n) {
@@ -141,8 +141,8 @@ INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, siz
     for (size_t r = 0; r < blocked; r += 4)
         for (size_t s = 0; s < m4; s += 4)
             float_block(t, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 4] : NULL);
-    for (size_t r = 0; r < n; r += AHEAD) {
-        size_t count = fh_min(AHEAD, n - r), s = r < blocked && r + count <= blocked ? m4 : 0;
+    for (size_t r = 0; r < n; r += TOGETHER) {
+        size_t count = fh_min(TOGETHER, n - r), s = r < blocked && r + count <= blocked ? m4 : 0;
         for (; s + 2 <= m; s += 2) float_stream(t, 2, rows + r, count, d, states + s, out + s * ldo + r, ldo);
         if (s < m) float_stream(t, 1, rows + r, count, d, states + s, out + s * ldo + r, ldo);
     }
@@ -313,7 +313,7 @@ INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float
             UNROLL for (int r = 0; r < R; r++) acc[s][r] = _mm512_setzero_si512();
         }
         for (; i < end; i += 32) {
-            if (next) prefetch_lines(next, (size_t)R * i, R / 2);
+            if (next && (size_t)R * i % 64 == 0) prefetch_lines(next, (size_t)R * i, R > 1 ? R / 2 : 1);
             if (i + 32 <= end) {
                 UNROLL for (int r = 0; r < R; r++) v[r] = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(row[r] + i)));
             } else {
@@ -342,7 +342,7 @@ TARGET static void fh_dot_i8_avx512(const void *const *rows, const float *scales
         for (size_t s = 0; s < m4; s += 4)
             madd_block(4, 4, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 4] : NULL);
     for (size_t r = 0; r < n; r++)
-        for (size_t s = r < blocked ? m4 : 0; s < m; s++) madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, NULL);
+        for (size_t s = r < blocked ? m4 : 0; s < m; s++) madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 1] : NULL);
 }
 
 const fh_kernels fh_kernels_avx512 = {

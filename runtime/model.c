@@ -7,7 +7,10 @@
 /* Larger than the files of any model there is (Gemma's tokenizer.json has 33 MB). */
 enum { TOKENIZER_LIMIT = 256 << 20, CONFIG_LIMIT = 16 << 20 };
 
-static fh_status no_memory(const fh_model *m, fh_err *err) { return fh_fail(err, FH_ENOMEM, "%s: out of memory", m->name ? m->name : "model"); }
+static fh_status no_memory(const fh_model *m, fh_err *err)
+{
+    return fh_fail(err, FH_ENOMEM, "%s: out of memory", m->name ? m->name : "model");
+}
 
 static bool is_directory(const char *path)
 {
@@ -87,7 +90,8 @@ static fh_status dense_of_checkpoint(fh_model *m, const fh_job *job, fh_err *err
         if (!(m->bias = fh_malloc(vocab * sizeof *m->bias))) return no_memory(m, err);
         fh_to_f32(m->bias, c->bias->dtype, c->bias->data, vocab);
     }
-    m->dense = (fh_dense){.rows = fh_tensor_rows(c->head), .bias = m->bias, .softcap = (float)c->config.final_softcap, .vocab = c->config.vocab};
+    m->dense =
+        (fh_dense){.rows = fh_tensor_rows(c->head), .bias = m->bias, .softcap = (float)c->config.final_softcap, .vocab = c->config.vocab};
     if (m->head) {
         m->dense.dead = fh_head_dead_map(m->head); /* the artifact's own word */
         return FH_OK;
@@ -128,7 +132,8 @@ static fh_status open_directory(fh_model *m, const char *dir, unsigned need, con
 static void dense_of_head(fh_model *m)
 {
     const fh_head_parts *p = fh_head_get_parts(m->head);
-    m->dense = (fh_dense){.token_of = p->permutation, .bias = p->bias, .softcap = p->softcap, .vocab = p->vocab, .dead = fh_head_dead_map(m->head)};
+    m->dense = (fh_dense){
+        .token_of = p->permutation, .bias = p->bias, .softcap = p->softcap, .vocab = p->vocab, .dead = fh_head_dead_map(m->head)};
     if (p->exact.data) m->dense.rows = p->exact;
     else if (p->tokens_exact) m->dense.rows = p->tokens;
 }
@@ -148,13 +153,15 @@ static fh_status body_of_bundle(fh_model *m, fh_fhead *file, fh_err *err)
     const void *data;
     size_t bytes;
     fh_status rc;
-    if (!fh_fhead_find(file, "body.tensors")) return fh_fail(err, FH_EFORMAT, "%s: it has body.config but no body.tensors: pack it again", m->name);
+    if (!fh_fhead_find(file, "body.tensors"))
+        return fh_fail(err, FH_EFORMAT, "%s: it has body.config but no body.tensors: pack it again", m->name);
     if ((rc = fh_fhead_data(file, "body.tensors", &data, &bytes, err)) < 0) return rc;
     if ((rc = fh_tensors_open_memory(&m->bundle_tensors, data, bytes, m->name, err)) < 0) return rc;
     fh_body_source source = {.config = m->config, .tensors = m->bundle_tensors};
     if (is_tied(file)) {
         if (!info->exact || !fh_dtype_parse(&source.embedding_dtype, info->exact))
-            return fh_fail(err, FH_EFORMAT, "%s: the input embedding is tied to a head whose exact rows are not in the file: pack it again", m->name);
+            return fh_fail(err, FH_EFORMAT, "%s: the input embedding is tied to a head whose exact rows are not in the file: pack it again",
+                           m->name);
         source.embedding_row = embedding_row;
         source.ctx = m->head;
     }
@@ -172,8 +179,8 @@ static fh_status config_of_bundle(fh_model *m, fh_fhead *file, const fh_job *job
     if ((rc = fh_config_parse(&m->bundle_config, text, len, generation, m->name, job, err)) < 0) goto out;
     m->config = &m->bundle_config;
     if (m->config->vocab != info->vocab || m->config->hidden != info->hidden)
-        rc = fh_fail(err, FH_ECHECK, "%s: its config.json has vocabulary %u and width %u, its head %u and %u", m->name, m->config->vocab, m->config->hidden,
-                     info->vocab, info->hidden);
+        rc = fh_fail(err, FH_ECHECK, "%s: its config.json has vocabulary %u and width %u, its head %u and %u", m->name, m->config->vocab,
+                     m->config->hidden, info->vocab, info->hidden);
 out:
     fh_free(generation);
     fh_free(text);
@@ -188,8 +195,10 @@ static fh_status check_base(const fh_model *m, const char *base, fh_err *err)
     fh_fingerprint(found, &head, c->bias ? &bias : NULL, c->config.final_softcap);
     const char *wanted = fh_head_get_info(m->head)->fingerprint;
     if (!strcmp(found, wanted)) return FH_OK;
-    return fh_fail(err, FH_ECHECK, "%s: was made from another model than %s (fingerprint %.12s..., the model's is %.12s...): give the model it was made from",
-                   m->name, base, wanted, found);
+    return fh_fail(
+        err, FH_ECHECK,
+        "%s: was made from another model than %s (fingerprint %.12s..., the model's is %.12s...): give the model it was made from", m->name,
+        base, wanted, found);
 }
 
 static fh_status open_with_base(fh_model *m, const char *base, unsigned need, const fh_job *job, fh_err *err)
@@ -199,7 +208,9 @@ static fh_status open_with_base(fh_model *m, const char *base, unsigned need, co
     m->config = &m->checkpoint.config;
     if ((rc = check_base(m, base, err)) < 0) return rc;
     if ((rc = dense_of_checkpoint(m, job, err)) < 0) return rc;
-    if ((need & FH_MODEL_TOKENIZER) && ((rc = tokenizer_of_directory(m, base, job, err)) < 0 || (rc = want_tokenizer(m, need, base, err)) < 0)) return rc;
+    if ((need & FH_MODEL_TOKENIZER) &&
+        ((rc = tokenizer_of_directory(m, base, job, err)) < 0 || (rc = want_tokenizer(m, need, base, err)) < 0))
+        return rc;
     return need & FH_MODEL_BODY ? body_of_checkpoint(m, err) : FH_OK;
 }
 
@@ -213,7 +224,8 @@ static fh_status open_artifact(fh_model *m, const char *path, const char *base, 
     if ((rc = config_of_bundle(m, file, job, err)) < 0) return rc;
     if ((need & FH_MODEL_BODY) && !m->config)
         return fh_fail(err, FH_ENOTFOUND, "%s: holds a head only: give the model it was made from with --model DIR", path);
-    if ((need & FH_MODEL_TOKENIZER) && ((rc = tokenizer_of_bundle(m, file, job, err)) < 0 || (rc = want_tokenizer(m, need, path, err)) < 0)) return rc;
+    if ((need & FH_MODEL_TOKENIZER) && ((rc = tokenizer_of_bundle(m, file, job, err)) < 0 || (rc = want_tokenizer(m, need, path, err)) < 0))
+        return rc;
     return need & FH_MODEL_BODY ? body_of_bundle(m, file, err) : FH_OK;
 }
 

@@ -19,18 +19,28 @@ static bool positive(double x) { return x > 0 && isfinite(x); }
 fh_status fh_rope_check(const fh_rope *rope, uint32_t head_dim, uint32_t max_position, const char *what, fh_err *err)
 {
     if (rope->type == FH_ROPE_NONE) return FH_OK;
-    if (!(rope->partial > 0 && rope->partial <= 1)) return fh_fail(err, FH_EFORMAT, "%s: rotary share of a head is %g, must be in (0, 1]", what, rope->partial);
+    if (!(rope->partial > 0 && rope->partial <= 1))
+        return fh_fail(err, FH_EFORMAT, "%s: rotary share of a head is %g, must be in (0, 1]", what, rope->partial);
     uint32_t dims = fh_rope_dims(rope, head_dim);
-    if (dims < 2 || dims % 2) return fh_fail(err, FH_EFORMAT, "%s: %u of %u dimensions of a head would be rotated, must be an even number", what, dims, head_dim);
-    if (!(rope->theta > 1 && isfinite(rope->theta))) return fh_fail(err, FH_EFORMAT, "%s: rope_theta is %g, must be above 1", what, rope->theta);
+    if (dims < 2 || dims % 2)
+        return fh_fail(err, FH_EFORMAT, "%s: %u of %u dimensions of a head would be rotated, must be an even number", what, dims, head_dim);
+    if (!(rope->theta > 1 && isfinite(rope->theta)))
+        return fh_fail(err, FH_EFORMAT, "%s: rope_theta is %g, must be above 1", what, rope->theta);
     if (rope->type == FH_ROPE_DEFAULT) return FH_OK;
     if (!positive(rope->factor)) return fh_fail(err, FH_EFORMAT, "%s: rope scaling factor is %g, must be positive", what, rope->factor);
-    if (rope->type == FH_ROPE_LLAMA3 && !(positive(rope->low_freq_factor) && positive(rope->high_freq_factor) && rope->low_freq_factor < rope->high_freq_factor && rope->original_max_position))
-        return fh_fail(err, FH_EFORMAT, "%s: llama3 rope needs 0 < low_freq_factor < high_freq_factor and original_max_position_embeddings, has %g, %g, %u", what, rope->low_freq_factor, rope->high_freq_factor, rope->original_max_position);
-    if (rope->type == FH_ROPE_YARN && !(positive(rope->beta_fast) && positive(rope->beta_slow) && rope->original_max_position && isfinite(rope->attention_factor) && rope->attention_factor >= 0))
-        return fh_fail(err, FH_EFORMAT, "%s: yarn rope needs positive beta_fast, beta_slow and original_max_position_embeddings, has %g, %g, %u", what, rope->beta_fast, rope->beta_slow, rope->original_max_position);
+    if (rope->type == FH_ROPE_LLAMA3 && !(positive(rope->low_freq_factor) && positive(rope->high_freq_factor) &&
+                                          rope->low_freq_factor < rope->high_freq_factor && rope->original_max_position))
+        return fh_fail(err, FH_EFORMAT,
+                       "%s: llama3 rope needs 0 < low_freq_factor < high_freq_factor and original_max_position_embeddings, has %g, %g, %u",
+                       what, rope->low_freq_factor, rope->high_freq_factor, rope->original_max_position);
+    if (rope->type == FH_ROPE_YARN && !(positive(rope->beta_fast) && positive(rope->beta_slow) && rope->original_max_position &&
+                                        isfinite(rope->attention_factor) && rope->attention_factor >= 0))
+        return fh_fail(err, FH_EFORMAT,
+                       "%s: yarn rope needs positive beta_fast, beta_slow and original_max_position_embeddings, has %g, %g, %u", what,
+                       rope->beta_fast, rope->beta_slow, rope->original_max_position);
     if (rope->type == FH_ROPE_DYNAMIC && (dims < 4 || !max_position || rope->factor < 1))
-        return fh_fail(err, FH_EFORMAT, "%s: dynamic rope needs a factor of at least 1 and 4 rotated dimensions, has %g and %u", what, rope->factor, dims);
+        return fh_fail(err, FH_EFORMAT, "%s: dynamic rope needs a factor of at least 1 and 4 rotated dimensions, has %g and %u", what,
+                       rope->factor, dims);
     return FH_OK;
 }
 
@@ -42,7 +52,8 @@ static double yarn_dimension(const fh_rope *rope, double dims, double n)
 
 static double llama3_frequency(const fh_rope *rope, double base)
 {
-    double length = 2 * M_PI / base, low = rope->original_max_position / rope->low_freq_factor, high = rope->original_max_position / rope->high_freq_factor;
+    double length = 2 * M_PI / base, low = rope->original_max_position / rope->low_freq_factor,
+           high = rope->original_max_position / rope->high_freq_factor;
     if (length < high) return base;
     if (length > low) return base / rope->factor;
     double smooth = (rope->original_max_position / length - rope->low_freq_factor) / (rope->high_freq_factor - rope->low_freq_factor);
@@ -81,7 +92,8 @@ float fh_rope_attention_factor(const fh_rope *rope)
 {
     if (rope->type != FH_ROPE_YARN) return 1;
     if (rope->attention_factor > 0) return (float)rope->attention_factor;
-    if (rope->mscale != 0 && rope->mscale_all_dim != 0) return (float)(yarn_mscale(rope->factor, rope->mscale) / yarn_mscale(rope->factor, rope->mscale_all_dim));
+    if (rope->mscale != 0 && rope->mscale_all_dim != 0)
+        return (float)(yarn_mscale(rope->factor, rope->mscale) / yarn_mscale(rope->factor, rope->mscale_all_dim));
     return (float)yarn_mscale(rope->factor, 1);
 }
 

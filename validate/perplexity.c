@@ -47,19 +47,24 @@ static fh_status check(const run *r, fh_err *err)
     const fh_perplexity_params *p = &r->p;
     if (!r->m->body) return fh_fail(err, FH_EUSAGE, "%s: perplexity needs a model with its body", r->m->name);
     uint32_t most = fh_body_max_position(r->m->body);
-    if (p->window < 2 || p->window > most) return fh_fail(err, FH_EUSAGE, "a window of %u tokens: must be between 2 and the model's longest sequence, %u", p->window, most);
+    if (p->window < 2 || p->window > most)
+        return fh_fail(err, FH_EUSAGE, "a window of %u tokens: must be between 2 and the model's longest sequence, %u", p->window, most);
     if (p->stride < 1 || p->stride >= p->window)
-        return fh_fail(err, FH_EUSAGE, "a stride of %u tokens: must be between 1 and %u, below the window, so that every token has something before it", p->stride, p->window - 1);
+        return fh_fail(err, FH_EUSAGE,
+                       "a stride of %u tokens: must be between 1 and %u, below the window, so that every token has something before it",
+                       p->stride, p->window - 1);
     if (r->n < 2) return fh_fail(err, FH_EUSAGE, "a text of %zu tokens: perplexity needs at least 2", r->n);
-    if (p->flash && !r->m->head) return fh_fail(err, FH_EUSAGE, "%s: has no FlashHead: give a .fhead, or ask for the dense head", r->m->name);
-    if (!p->flash && !r->m->dense.rows.data) return fh_fail(err, FH_EUSAGE, "%s: has no exact rows for the dense head: pack it with --exact, or ask for FlashHead", r->m->name);
+    if (p->flash && !r->m->head)
+        return fh_fail(err, FH_EUSAGE, "%s: has no FlashHead: give a .fhead, or ask for the dense head", r->m->name);
+    if (!p->flash && !r->m->dense.rows.data)
+        return fh_fail(err, FH_EUSAGE, "%s: has no exact rows for the dense head: pack it with --exact, or ask for FlashHead", r->m->name);
     if (!(p->backoff >= 0 && p->backoff < 1)) return fh_fail(err, FH_EUSAGE, "a back-off of %g: must be between 0 and 1", p->backoff);
     return FH_OK;
 }
 
 static fh_status allocate(run *r, fh_err *err)
 {
-    size_t workers = fh_pool_threads(r->pool), window_tokens = r->p.window, rows, hidden, logits;
+    size_t workers = fh_pool_threads(r->pool), window_tokens = r->p.window, rows, hidden = 0, logits = 0;
     r->batch = fh_max(BATCH_TOKENS / window_tokens, 1);
     r->states = fh_min(fh_max(LOGIT_BYTES / sizeof(float) / r->v, 16), MOST_STATES);
     bool fits = fh_mul(r->batch, window_tokens, &rows) && fh_mul(rows, r->d * sizeof(float), &hidden);
@@ -137,8 +142,8 @@ static void flash_nll(void *ctx, size_t task, unsigned worker)
     uint32_t *ids = r->candidates + worker * r->room;
     size_t count = 0, at = 0;
     if (r->status[worker] < 0) return;
-    r->status[worker] = fh_head_score(r->m->head, r->scratch[worker], r->state + task * r->d, r->clusters + task * r->probes, r->probes, &r->query,
-                                      ids, logits, &count, &r->errors[worker]);
+    r->status[worker] = fh_head_score(r->m->head, r->scratch[worker], r->state + task * r->d, r->clusters + task * r->probes, r->probes,
+                                      &r->query, ids, logits, &count, &r->errors[worker]);
     if (r->status[worker] < 0) return;
     while (at < count && ids[at] != r->next[task]) at++;
     size_t others = r->live > count ? r->live - count : 0;
@@ -200,9 +205,16 @@ static fh_status run_batch(run *r, size_t windows, fh_err *err)
     return score(r, r->hidden, r->tokens, packed, err);
 }
 
-fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const fh_perplexity_params *p, const fh_job *job, fh_perplexity_report *out, fh_err *err)
+fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const fh_perplexity_params *p, const fh_job *job,
+                        fh_perplexity_report *out, fh_err *err)
 {
-    run r = {.m = m, .ids = ids, .n = n, .d = m->config ? m->config->hidden : 0, .v = m->config ? m->config->vocab : 0, .p = *p, .pool = fh_job_pool(job)};
+    run r = {.m = m,
+             .ids = ids,
+             .n = n,
+             .d = m->config ? m->config->hidden : 0,
+             .v = m->config ? m->config->vocab : 0,
+             .p = *p,
+             .pool = fh_job_pool(job)};
     double start = fh_now();
     *out = (fh_perplexity_report){0};
     if (r.p.flash && r.p.backoff == 0) r.p.backoff = FH_BACKOFF;

@@ -11,10 +11,10 @@
  * scores the tokens that no earlier window did, never the text's first.  perplexity = exp(sum of -ln p / tokens), logits in float32,
  * log-sum-exp and the sum in double.
  *
- * FlashHead gives candidates only, so that the mass outside them needs a back-off to be a probability: a share `backoff` of the mass is
- * spread evenly over the live tokens that are no candidates, the softmax over the candidates gets the rest.  Where no live token is left out
- * (P = K) the share is 0 and the result is the dense head's on the encoded rows.  A next token that is dead counts like a live one that is no
- * candidate.  The share is stated, not fitted: whoever compares two artifacts must use one number. */
+ * FlashHead gives candidates only, so that the mass outside them needs a back-off to be a probability: a share `backoff` of the
+ * mass is spread evenly over the live tokens that are no candidates, the softmax over the candidates gets the rest.  Where no live
+ * token is left out (P = K) the share is 0 and the result is the dense head's on the encoded rows.  A next token that is dead counts
+ * like a live one that is no candidate.  The share is stated, not fitted: whoever compares two artifacts must use one number. */
 #define FH_BACKOFF 1e-3
 typedef struct fh_perplexity_params {
     uint32_t window, stride;  /* 1 <= stride < window <= the model's longest sequence */
@@ -33,7 +33,8 @@ typedef struct fh_perplexity_report {
     double seconds;
 } fh_perplexity_report;
 /* ids: the whole text, encoded once.  FH_EUSAGE: window or stride out of range, fewer than two tokens, or a head that the model has not. */
-fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const fh_perplexity_params *p, const fh_job *job, fh_perplexity_report *out, fh_err *err);
+fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const fh_perplexity_params *p, const fh_job *job,
+                        fh_perplexity_report *out, fh_err *err);
 
 /* ---- bench ---------------------------------------------------------------------------------------------------- */
 

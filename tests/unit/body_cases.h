@@ -89,7 +89,8 @@ static inline bool golden_open(golden *g, const char *dir)
     assert_true(g->n_greedy <= 64);
     memcpy(g->greedy, greedy, g->n_greedy * sizeof *greedy);
     free(greedy);
-    g->dense = (fh_dense){.rows = fh_tensor_rows(g->checkpoint.head), .softcap = (float)g->checkpoint.config.final_softcap, .vocab = (uint32_t)g->v};
+    g->dense = (fh_dense){
+        .rows = fh_tensor_rows(g->checkpoint.head), .softcap = (float)g->checkpoint.config.final_softcap, .vocab = (uint32_t)g->v};
     fh_tensors_close(expected);
     return true;
 }

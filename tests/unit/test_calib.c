@@ -317,7 +317,7 @@ static void calibration_takes_the_fewest_probes_whose_bound_holds_all_the_way_do
     world *x = make_world(5);
     fh_calibration c = {0};
     fh_routing_choice choice = {"raw", &x->c[0][0]};
-    fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 2, .containment_k = 3, .hot = 4};
+    fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 10, .containment_k = 3, .hot = 4};
     (void)state;
     x->parts.n_hot = 0;
     assert_int_equal(fh_states_split(&x->states, 1, &err), FH_OK);
@@ -368,7 +368,7 @@ static void a_target_beyond_the_text_is_not_reached_and_says_what_it_needs(void 
     world *x = make_world(6);
     fh_calibration c = {0};
     fh_routing_choice choice = {"raw", &x->c[0][0]};
-    fh_calibrate_params p = {.target = 0.9999, .confidence = 0.95, .max_cost = 2, .containment_k = 1, .hot = -1};
+    fh_calibrate_params p = {.target = 0.9999, .confidence = 0.95, .max_cost = 10, .containment_k = 1, .hot = -1};
     (void)state;
     x->parts.n_hot = 0;
     assert_int_equal(fh_states_split(&x->states, 1, &err), FH_OK);
@@ -413,7 +413,7 @@ static void every_allocation_of_a_calibration_may_fail(void **state)
         world *x = make_world(5);
         fh_calibration c = {0};
         fh_routing_choice choice = {"raw", &x->c[0][0]};
-        fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 2, .containment_k = 1, .hot = -1};
+        fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = -1};
         x->parts.n_hot = 0;
         fh_fault_set(FH_FAULT_ALLOC, n);
         fh_status rc = fh_states_split(&x->states, 1, &err);

@@ -16,8 +16,8 @@ static int make_root(void **state)
 
 static int remove_root(void **state)
 {
-    static const char *const files[] = {"bundle.fhead", "head.fhead", "broken.fhead", "body.safetensors", "tokenizer.json", "tokenizer_config.json",
-                                        "config.json", "model.safetensors"};
+    static const char *const files[] = {"bundle.fhead",          "head.fhead",  "broken.fhead",     "body.safetensors", "tokenizer.json",
+                                        "tokenizer_config.json", "config.json", "model.safetensors"};
     char path[300];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) snprintf(path, sizeof path, "%s/%s", root, files[i]), unlink(path);
     return rmdir(root);
@@ -101,12 +101,16 @@ static void pack(const golden *g, const char *dir, const char *path, bool bundle
     fh_fingerprint(hex, &head, NULL, 0);
     snprintf(config, sizeof config, "%s/config.json", dir);
     snprintf(generation, sizeof generation, "%s/generation_config.json", dir);
-    char *encoding = fh_sprintf("{\"encoding\":\"%s\",\"group\":%zu,\"stride\":%zu,\"layout\":\"rows\",\"transform\":\"none\"}", dtype, head.cols, stride);
-    char *header = fh_sprintf("{\"format\":\"fhead\",\"requires\":[],\"tool\":\"test\",\"model\":{\"type\":\"llama\",\"vocab\":%zu,\"hidden\":%zu,\"dtype\":\"%s\","
-                              "\"tied\":%s,\"softcap\":0.0,\"fingerprint\":\"%s\",\"tokenizer_size\":256},\"head\":{\"k\":%d,\"cap\":%d,\"probes\":%d,\"routing\":\"mean\","
-                              "\"centroids\":%s,\"tokens\":%s,\"hot\":[],\"always\":[2]},\"calibration\":null,\"bundle\":{\"body\":%s,\"tokenizer\":%s},\"provenance\":{}}",
-                              head.rows, head.cols, dtype, g->checkpoint.tied ? "true" : "false", fingerprint ? fingerprint : hex, K, CAP, K, encoding, encoding,
-                              bundle ? "true" : "false", bundle ? "true" : "false");
+    char *encoding = fh_sprintf("{\"encoding\":\"%s\",\"group\":%zu,\"stride\":%zu,\"layout\":\"rows\",\"transform\":\"none\"}", dtype,
+                                head.cols, stride);
+    char *header = fh_sprintf(
+        "{\"format\":\"fhead\",\"requires\":[],\"tool\":\"test\",\"provenance\":{},\"calibration\":null,"
+        "\"model\":{\"type\":\"llama\",\"vocab\":%zu,\"hidden\":%zu,\"dtype\":\"%s\","
+        "\"tied\":%s,\"softcap\":0.0,\"fingerprint\":\"%s\",\"tokenizer_size\":256},"
+        "\"head\":{\"k\":%d,\"cap\":%d,\"probes\":%d,\"routing\":\"mean\","
+        "\"centroids\":%s,\"tokens\":%s,\"hot\":[],\"always\":[2]},\"bundle\":{\"body\":%s,\"tokenizer\":%s}}",
+        head.rows, head.cols, dtype, g->checkpoint.tied ? "true" : "false", fingerprint ? fingerprint : hex, K, CAP, K, encoding, encoding,
+        bundle ? "true" : "false", bundle ? "true" : "false");
     uint8_t *rows = malloc(K * CAP * stride);
     fh_fhead_writer *w;
     ok(fh_fhead_create(&w, path, 0, header, bundle ? 8 : 4, &err), err);
@@ -300,7 +304,8 @@ static void every_allocation_may_fail(void **state)
     const char *const paths[] = {"tests/golden/llama3-rope", at("bundle.fhead")};
     for (size_t i = 0; i < 2; i++) {
         bool done = false;
-        for (long n = 1; !done; n += n < 300 ? 1 : 37) {
+        long n = 1;
+        for (; !done; n += n < 300 ? 1 : 37) {
             fh_model m;
             fh_err err = {0};
             fh_fault_set(FH_FAULT_ALLOC, n);
@@ -313,6 +318,7 @@ static void every_allocation_may_fail(void **state)
             fh_fault_set(FH_FAULT_ALLOC, 0);
             fh_model_close(&m);
         }
+        assert_true(n > 50);
     }
     golden_close(&g);
 #else

@@ -55,8 +55,10 @@ static void some_ids(const golden *g, uint32_t *ids, size_t n)
 
 static void it_is_what_the_definition_says(void **state)
 {
-    static const struct { size_t n; uint32_t window, stride; } rows[] = {
-        {2, 2, 1}, {2, 16, 8}, {16, 16, 8}, {17, 16, 8}, {24, 16, 8}, {25, 16, 8}, {60, 16, 8}, {60, 16, 15}, {61, 16, 1}, {60, 7, 3}, {60, 256, 255}, {70, 2, 1},
+    static const struct { size_t n; uint32_t window, stride;
+    } rows[] = {
+        {2, 2, 1},   {2, 16, 8},   {16, 16, 8}, {17, 16, 8}, {24, 16, 8},    {25, 16, 8},
+        {60, 16, 8}, {60, 16, 15}, {61, 16, 1}, {60, 7, 3},  {60, 256, 255}, {70, 2, 1},
     };
     golden g;
     fh_model m;
@@ -94,9 +96,17 @@ static void make_flash(flash *f, fh_model *m, uint32_t k, const uint32_t *dead, 
         fh_to_f32(row, m->dense.rows.dtype, fh_row(&m->dense.rows, i), d);
         for (size_t j = 0; j < d; j++) f->centroids[i / cap * d + j] += row[j] / (float)cap;
     }
-    fh_head_parts parts = {
-        .vocab = 320, .hidden = (uint32_t)d, .clusters = k, .cap = (uint32_t)cap, .probes = k, .centroids = {f->centroids, FH_F32, k, d, d * sizeof(float)},
-        .tokens = m->dense.rows, .tokens_exact = true, .permutation = f->permutation, .dead = dead, .n_dead = n_dead};
+    fh_head_parts parts = {.vocab = 320,
+                           .hidden = (uint32_t)d,
+                           .clusters = k,
+                           .cap = (uint32_t)cap,
+                           .probes = k,
+                           .centroids = {f->centroids, FH_F32, k, d, d * sizeof(float)},
+                           .tokens = m->dense.rows,
+                           .tokens_exact = true,
+                           .permutation = f->permutation,
+                           .dead = dead,
+                           .n_dead = n_dead};
     ok(fh_head_from_parts(&f->head, &parts, "test", &err), err);
     m->head = f->head; /* closed with the model */
 }
@@ -209,10 +219,11 @@ static void threads_change_no_bit(void **state)
 
 static void what_cannot_be_measured_is_refused(void **state)
 {
-    static const struct { size_t n; uint32_t window, stride; bool flash; double backoff; const char *says; } rows[] = {
-        {60, 1, 1, false, 0, "window"}, {60, 257, 8, false, 0, "window"}, {60, 16, 0, false, 0, "stride"}, {60, 16, 16, false, 0, "stride"},
-        {1, 16, 8, false, 0, "at least 2"}, {0, 16, 8, false, 0, "at least 2"}, {60, 16, 8, true, 0, "no FlashHead"}, {60, 16, 8, false, NAN, "back-off"},
-        {60, 16, 8, false, 1, "back-off"},
+    static const struct { size_t n; uint32_t window, stride; bool flash; double backoff; const char *says;
+    } rows[] = {
+        {60, 1, 1, false, 0, "window"},       {60, 257, 8, false, 0, "window"},    {60, 16, 0, false, 0, "stride"},
+        {60, 16, 16, false, 0, "stride"},     {1, 16, 8, false, 0, "at least 2"},  {0, 16, 8, false, 0, "at least 2"},
+        {60, 16, 8, true, 0, "no FlashHead"}, {60, 16, 8, false, NAN, "back-off"}, {60, 16, 8, false, 1, "back-off"},
     };
     fh_model m;
     fh_err err;
@@ -221,7 +232,8 @@ static void what_cannot_be_measured_is_refused(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         fh_perplexity_params p = {rows[i].window, rows[i].stride, rows[i].flash, 0, false, rows[i].backoff};
         fh_perplexity_report r;
-        if (fh_perplexity(&m, ids, rows[i].n, &p, NULL, &r, &err) != FH_EUSAGE || !strstr(err.text, rows[i].says)) fail_msg("row %zu: %s", i, err.text);
+        if (fh_perplexity(&m, ids, rows[i].n, &p, NULL, &r, &err) != FH_EUSAGE || !strstr(err.text, rows[i].says))
+            fail_msg("row %zu: %s", i, err.text);
     }
     fh_perplexity_params p = {.window = 16, .stride = 8};
     fh_perplexity_report r;
@@ -250,13 +262,15 @@ static void every_allocation_may_fail(void **state)
     for (int flash_head = 0; flash_head < 2; flash_head++) {
         fh_perplexity_params p = {.window = 1 << 8, .stride = 16, .flash = flash_head, .probes = 7};
         bool done = false;
-        for (long n = 1; !done; n++) {
+        long n = 1;
+        for (; !done; n++) {
             fh_perplexity_report r;
             fh_fault_set(FH_FAULT_ALLOC, n);
             fh_status rc = fh_perplexity(&m, ids, 60, &p, NULL, &r, &err);
             done = rc == FH_OK && !fh_fault_fired();
             if (rc < 0) assert_int_equal(rc, FH_ENOMEM);
         }
+        assert_true(n > 15);
         fh_fault_set(FH_FAULT_ALLOC, 0);
     }
     fh_model_close(&m);

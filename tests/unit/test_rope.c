@@ -29,9 +29,24 @@ static void linear_scaling_divides(void **state)
 
 static void llama3_frequencies_are_those_of_llama_3_2_1b(void **state)
 {
-    static const struct { int i; double f; } wanted[] = {{0, 1}, {1, 0.663601238}, {14, 0.00321144599}, {15, 0.00129054793}, {16, 0.000429556797},
-                                                         {17, 9.7082878e-05}, {18, 1.94616382e-05}, {31, 9.41830673e-08}};
-    fh_rope r = {.type = FH_ROPE_LLAMA3, .theta = 5e5, .factor = 32, .partial = 1, .low_freq_factor = 1, .high_freq_factor = 4, .original_max_position = 8192};
+    static const struct {
+        int i;
+        double f;
+    } wanted[] = {{0, 1},
+                  {1, 0.663601238},
+                  {14, 0.00321144599},
+                  {15, 0.00129054793},
+                  {16, 0.000429556797},
+                  {17, 9.7082878e-05},
+                  {18, 1.94616382e-05},
+                  {31, 9.41830673e-08}};
+    fh_rope r = {.type = FH_ROPE_LLAMA3,
+                 .theta = 5e5,
+                 .factor = 32,
+                 .partial = 1,
+                 .low_freq_factor = 1,
+                 .high_freq_factor = 4,
+                 .original_max_position = 8192};
     float f[32];
     fh_rope_frequencies(&r, 64, 131072, 1, f);
     for (size_t k = 0; k < sizeof wanted / sizeof *wanted; k++) near(f[wanted[k].i], wanted[k].f);
@@ -39,8 +54,18 @@ static void llama3_frequencies_are_those_of_llama_3_2_1b(void **state)
 
 static void yarn_blends_between_its_two_dimensions(void **state)
 {
-    static const struct { int i; double f; } wanted[] = {{0, 1}, {1, 0.805842188}, {20, 0.0133352143}, {30, 0.00106436098}, {40, 4.44569853e-05}, {63, 3.1023444e-07}};
-    fh_rope r = {.type = FH_ROPE_YARN, .theta = 1e6, .factor = 4, .partial = 1, .beta_fast = 32, .beta_slow = 1, .truncate = true, .original_max_position = 32768};
+    static const struct {
+        int i;
+        double f;
+    } wanted[] = {{0, 1}, {1, 0.805842188}, {20, 0.0133352143}, {30, 0.00106436098}, {40, 4.44569853e-05}, {63, 3.1023444e-07}};
+    fh_rope r = {.type = FH_ROPE_YARN,
+                 .theta = 1e6,
+                 .factor = 4,
+                 .partial = 1,
+                 .beta_fast = 32,
+                 .beta_slow = 1,
+                 .truncate = true,
+                 .original_max_position = 32768};
     float f[64];
     fh_rope_frequencies(&r, 128, 131072, 1, f);
     for (size_t k = 0; k < sizeof wanted / sizeof *wanted; k++) near(f[wanted[k].i], wanted[k].f);
@@ -92,7 +117,13 @@ static void parameters_that_cannot_be_meant_are_refused(void **state)
         {.type = FH_ROPE_DEFAULT, .theta = 1e4, .partial = 1.5},
         {.type = FH_ROPE_DEFAULT, .theta = 1e4, .partial = 0.2}, /* 12.8: 12 is even; see below for 13 */
         {.type = FH_ROPE_LINEAR, .theta = 1e4, .partial = 1, .factor = 0},
-        {.type = FH_ROPE_LLAMA3, .theta = 1e4, .partial = 1, .factor = 8, .low_freq_factor = 4, .high_freq_factor = 4, .original_max_position = 32},
+        {.type = FH_ROPE_LLAMA3,
+         .theta = 1e4,
+         .partial = 1,
+         .factor = 8,
+         .low_freq_factor = 4,
+         .high_freq_factor = 4,
+         .original_max_position = 32},
         {.type = FH_ROPE_YARN, .theta = 1e4, .partial = 1, .factor = 8, .beta_fast = 32, .beta_slow = 1},
         {.type = FH_ROPE_DYNAMIC, .theta = 1e4, .partial = 1, .factor = 0.5},
     };
