@@ -61,7 +61,7 @@ FORCE:
 
 # What .ci/probe found stays in $(CONFIG), which make reads back; while something needed is missing there is no such file.
 CONFIG := build/config-$(notdir $(firstword $(CC))).mk
-WITHOUT_CONFIG := list help deps deps-dry-run clean
+WITHOUT_CONFIG := list help deps deps-dry-run clean demo
 ifneq ($(filter-out $(WITHOUT_CONFIG),$(or $(MAKECMDGOALS),all)),)
 include $(CONFIG)
 endif
@@ -183,8 +183,10 @@ fuzz: $(FUZZ:%=build/fuzz/bin/%) ## libFuzzer (clang) on every fuzz target, SECO
 
 bench: all ## speed of the head on this machine (fhtool bench)
 	build/fhtool bench
-demo: all ## the whole way from a checkpoint to text (demo/demo.sh)
-	FHTOOL='$(CURDIR)/build/fhtool' sh demo/demo.sh
+demo: ## install what is missing, build, and take a small real model from checkpoint to text
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory all
+	@sh demo/demo.sh
 
 PACKAGES := gcc g++ make pkg-config libfaiss-dev libopenblas-dev libzstd-dev libcjson-dev libpcre2-dev libutf8proc-dev \
             libcmocka-dev python3 python3-numpy

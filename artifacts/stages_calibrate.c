@@ -223,12 +223,13 @@ static fh_status choose_states(const char **file, fh_stage_env *e, const fh_text
     fh_json *params = NULL;
     if (!path || !names) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     *file = FH_FILE_STATES;
-    if (p->n_texts == 0 && there) { /* whatever hidden was asked for, if it is still of this model */
+    bool as_it_is = !p->n_texts && !p->tokens && !p->window && !p->seed;
+    if (as_it_is && there) { /* whatever hidden was asked for, if it is still of this model */
         fh_stage_state state;
         if ((rc = fh_work_state(e->work, FH_FILE_STATES, NULL, &state, NULL, err)) < 0) goto out;
         if (state == FH_STAGE_CURRENT) goto out;
     }
-    if (p->n_texts == 0) { rc = fh_states_stage(e, FH_FILE_STATES, p, &fresh, err); goto out; }
+    if (as_it_is || (!p->n_texts && !there)) { rc = fh_states_stage(e, FH_FILE_STATES, p, &fresh, err); goto out; }
     if (there) {
         bool self = is_self(p);
         if (!self && strcmp(p->texts[0], "-") && (rc = fh_text_digest(digest, p->texts, p->n_texts, err)) < 0) goto out;
@@ -320,7 +321,7 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     bool asked = false;
     if ((rc = fh_work_record(e->work, FH_FILE_ROUTING, &routing, err)) < 0) goto out;
     fh_json_bool(fh_json_get(fh_json_get(routing, "params"), "asked"), &asked);
-    static const char *const names[] = {"prior", "weighted", "raw", "mean"};
+    static const char *const names[] = {"weighted", "raw", "mean"};
     fh_tensors *used = NULL;
     if (asked) {
         const fh_tensor *t;

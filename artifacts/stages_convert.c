@@ -120,6 +120,27 @@ static fh_status record_source(fh_json *record, const char *dir, const fh_checkp
     return fh_record_input_digest(record, "@tensors", hex) ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
 }
 
+/* Where the checkpoint lies; written only where that is news. */
+static fh_status remember_source(fh_stage_env *e, const char *dir, fh_err *err)
+{
+    fh_err none;
+    char *full = realpath(dir, NULL), *path = fh_work_path(e->work, FH_FILE_SOURCE), *text = NULL, *line = NULL, *known = fh_source_path(e, &none);
+    fh_json *j = fh_json_object();
+    fh_status rc = FH_OK;
+    if (known && !strcmp(known, full ? full : dir)) goto out;
+    fh_json_add_string(j, "path", full ? full : dir);
+    if (!path || !(text = fh_json_print(j, false)) || !(line = fh_sprintf("%s\n", text))) rc = fh_fail(err, FH_ENOMEM, "out of memory");
+    else rc = fh_file_write(path, line, strlen(line), FH_OWNER_READS, err);
+out:
+    fh_json_free(j);
+    fh_free(known);
+    fh_free(line);
+    fh_free(text);
+    fh_free(path);
+    free(full);
+    return rc;
+}
+
 fh_status fh_convert_current(fh_stage_env *e, const char *dir, bool *current, fh_err *err)
 {
     fh_checkpoint c = {0};
@@ -131,9 +152,10 @@ fh_status fh_convert_current(fh_stage_env *e, const char *dir, bool *current, fh
     if (!head || !fh_file_exists(head)) goto out;
     if ((rc = fh_checkpoint_open(&c, dir, e->job, err)) < 0) goto out;
     if (!(now = fh_record_new("convert", fh_json_object()))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = record_source(now, dir, &c, err)) < 0) goto out;
+    if ((rc = record_source(now, dir, &c, err)) < 0 || (rc = fh_record_input(now, e->work, FH_FILE_HEAD, err)) < 0) goto out;
     a = fh_json_print(fh_json_get(was, "inputs"), false), b = fh_json_print(fh_json_get(now, "inputs"), false);
     *current = a && b && !strcmp(a, b);
+    if (*current) rc = remember_source(e, dir, err); /* it may have moved */
 out:
     fh_free(a);
     fh_free(b);
@@ -158,22 +180,6 @@ static fh_status tokenizer_size_of(uint32_t *size, fh_tokenizer **out, const fh_
         return FH_OK;
     }
     if (rc == FH_OK) *size = fh_tokenizer_size(*out);
-    return rc;
-}
-
-static fh_status remember_source(fh_stage_env *e, const char *dir, fh_err *err)
-{
-    char *full = realpath(dir, NULL), *path = fh_work_path(e->work, FH_FILE_SOURCE), *text = NULL, *line = NULL;
-    fh_json *j = fh_json_object();
-    fh_status rc = FH_OK;
-    fh_json_add_string(j, "path", full ? full : dir);
-    if (!path || !(text = fh_json_print(j, false)) || !(line = fh_sprintf("%s\n", text))) rc = fh_fail(err, FH_ENOMEM, "out of memory");
-    else rc = fh_file_write(path, line, strlen(line), 0, err);
-    fh_json_free(j);
-    fh_free(line);
-    fh_free(text);
-    fh_free(path);
-    free(full);
     return rc;
 }
 
@@ -225,9 +231,12 @@ fh_status fh_stage_convert(fh_stage_env *e, const char *dir, fh_json **report, f
     if (!(record = fh_record_new("convert", params))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = record_source(record, dir, &c, err)) < 0) goto out;
 
+    /* model.json comes last, with the digest of the rows it is about: a run killed in between leaves nothing that looks finished. */
+    if ((rc = remember_source(e, dir, err)) < 0) goto out;
     fh_st_spec specs[2] = {{"weight", head.dtype, 2, {head.rows, head.cols}}, {"bias", FH_F32, 1, {head.rows}}};
     const void *data[2] = {head.data, bias};
     if ((rc = fh_result_tensors(e, FH_FILE_HEAD, specs, data, bias ? 2 : 1, record, err)) < 0) goto out;
+    if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0) goto out;
 
     model = fh_json_object();
     fh_json_add_string(model, "model_type", c.config.model_type);
@@ -250,7 +259,6 @@ fh_status fh_stage_convert(fh_stage_env *e, const char *dir, fh_json **report, f
     for (size_t i = 0; i < c.config.n_always; i++) fh_json_add_u64(list, NULL, c.config.always[i]);
     fh_json_add_string(model, "fingerprint", print);
     if ((rc = fh_result_json(e, FH_FILE_MODEL, model, record, err)) < 0) goto out;
-    if ((rc = remember_source(e, dir, err)) < 0) goto out;
     if (duplicates) fh_job_say(e->job, FH_WARN, "%s: %zu live rows equal an earlier one (listed in " FH_FILE_MODEL "): they work, and share its probes", dir, duplicates);
     if (n_dead) fh_job_say(e->job, FH_INFO, "%s: %zu dead rows (past the tokenizer, or zero): they are never selected", dir, n_dead);
     fh_stage_log(e, "convert", began);

@@ -95,7 +95,6 @@ fh_status fh_routing_of(const float **centroids, float **owned, const char *name
     *owned = NULL;
     if (!strcmp(name, "mean")) { *centroids = p->c.mean; return FH_OK; }
     if (!strcmp(name, "raw")) { *centroids = p->c.raw; return FH_OK; }
-    if (!strcmp(name, "prior")) { *centroids = p->c.centroids; return FH_OK; }
     if (strcmp(name, "weighted")) return fh_fail(err, FH_EUSAGE, "--routing: '%s' is none of mean, weighted, raw", name);
     if (!states) return fh_fail(err, FH_ENOTFOUND, "--routing weighted: needs states: run 'fhtool hidden' first");
     double *w = count_weights(states, p->c.v);
@@ -135,7 +134,7 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, fh_json **report,
     fh_status rc = states ? fh_need(e, FH_FILE_CLUSTERS, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0 || (rc = fh_facts_load(&f, e, err)) < 0 || (rc = fh_parted_load(&p, e, &f, err)) < 0) goto out;
     bool there = fh_file_exists(states);
-    if (!routing) routing = there ? "weighted" : "prior";
+    if (!routing) routing = there ? "weighted" : "raw"; /* raw is what the clustering holds to be best without states */
     bool uses_states = !strcmp(routing, "weighted") && there;
     if (uses_states && (rc = fh_states_load(&s, states, err)) < 0) goto out;
     if ((rc = fh_routing_of(&centroids, &owned, routing, &f, &p, uses_states ? &s : NULL, e->job, err)) < 0) goto out;
@@ -221,7 +220,7 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_json *params = fh_json_object();
     fh_json_add_string(params, "centroids", fh_dtype_name(centroids));
     fh_json_add_string(params, "tokens", fh_dtype_name(tokens));
-    fh_json_add_string(params, "routing", name ? name : "prior");
+    fh_json_add_string(params, "routing", name ? name : "raw");
     if (!(record = fh_record_new("quantize", params))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_CLUSTERS, err)) < 0 ||
         (rc = fh_record_input(record, e->work, FH_FILE_ROUTING, err)) < 0) goto out;

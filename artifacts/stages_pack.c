@@ -115,7 +115,7 @@ fh_status fh_stage_pack(fh_stage_env *e, const fh_stage_pack_params *p, fh_json 
     provenance = fh_json_object();
     if ((rc = add_provenance(provenance, e, "convert", FH_FILE_MODEL, err)) < 0 || (rc = add_provenance(provenance, e, "cluster", FH_FILE_CLUSTERS, err)) < 0 ||
         (rc = add_provenance(provenance, e, "route", FH_FILE_ROUTING, err)) < 0 || (rc = add_provenance(provenance, e, "quantize", FH_FILE_QUANTIZED, err)) < 0) goto out;
-    fh_pack_params pack = {.path = p->output, .flags = p->no_clobber ? FH_NO_CLOBBER : 0};
+    fh_pack_params pack = {.path = p->output, .flags = FH_OWNER_READS | (p->no_clobber ? FH_NO_CLOBBER : 0)};
     fh_pack_input *in = &pack.input;
     *in = (fh_pack_input){.name = fh_work_dir(e->work), .model_type = f.type, .dtype = f.head.dtype, .tied = f.tied, .softcap = f.softcap, .fingerprint = f.fingerprint,
                           .tokenizer_size = f.tokenizer_size, .head = head, .routing = q.routing, .calibration = promise, .provenance = provenance};
@@ -210,7 +210,7 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     if (!current && (rc = fh_stage_quantize(e, p->centroids, p->tokens, &r, err)) < 0) goto out;
     note_stage(stages, &r, "quantize", !current);
 
-    fh_stage_calibrate_params how = {p->text, p->how};
+    fh_stage_calibrate_params how = {.how = p->how}; /* on the states that were just made: a text from a pipe is read once */
     fh_json_free(params);
     if (!(params = fh_calibrate_record_params(&p->how))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = current_record(&record, e, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
@@ -243,14 +243,24 @@ fh_status fh_stage_status(fh_stage_env *e, fh_json **report, fh_err *err)
         {"convert", FH_FILE_MODEL}, {"hidden", FH_FILE_STATES}, {"cluster", FH_FILE_CLUSTERS}, {"route", FH_FILE_ROUTING}, {"quantize", FH_FILE_QUANTIZED}, {"calibrate", FH_FILE_CALIBRATION},
     };
     static const char *const states[] = {"missing", "stale", "current"};
+    fh_stage_state found[sizeof stages / sizeof *stages];
     fh_json *r = fh_json_object(), *list;
     fh_json_add_string(r, "dir", fh_work_dir(e->work));
     list = fh_json_add_array(r, "stages");
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         fh_stage_state state;
+        fh_json *record = NULL;
         char why[200];
         fh_status rc = fh_work_state(e->work, stages[i].file, NULL, &state, why, err);
+        if (rc == FH_OK && (rc = fh_work_record(e->work, stages[i].file, &record, err)) == FH_OK && state == FH_STAGE_CURRENT)
+            for (size_t before = 0; before < i; before++) /* of what will be made again, it will be made again too */
+                if (found[before] == FH_STAGE_STALE && fh_json_get(fh_json_get(record, "inputs"), stages[before].file)) {
+                    state = FH_STAGE_STALE;
+                    snprintf(why, sizeof why, "%s is stale", stages[before].file);
+                }
+        fh_json_free(record);
         if (rc < 0) { fh_json_free(r); return rc; }
+        found[i] = state;
         fh_json *j = fh_json_add_object(list, NULL);
         fh_json_add_string(j, "stage", stages[i].stage);
         fh_json_add_string(j, "file", stages[i].file);

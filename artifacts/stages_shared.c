@@ -14,7 +14,7 @@ fh_status fh_result_tensors(fh_stage_env *e, const char *file, const fh_st_spec 
     char *path = fh_work_path(e->work, file), *text = fh_json_print(record, false);
     fh_json *meta = fh_json_object();
     fh_status rc = path && text && fh_json_add_string(meta, "fhtool", text) ? FH_OK : fh_fail(err, FH_ENOMEM, "%s: out of memory", file);
-    if (rc == FH_OK) rc = fh_st_save(path, 0, specs, data, n, meta, err);
+    if (rc == FH_OK) rc = fh_st_save(path, FH_OWNER_READS, specs, data, n, meta, err);
     fh_work_changed(e->work, file);
     fh_json_free(meta);
     fh_free(text);
@@ -26,7 +26,7 @@ fh_status fh_result_json(fh_stage_env *e, const char *file, fh_json *body, fh_js
 {
     char *path = fh_work_path(e->work, file), *text = NULL, *line = NULL;
     bool ok = path && fh_json_add_copy(body, "made_by", record) && (text = fh_json_print(body, true)) && (line = fh_sprintf("%s\n", text));
-    fh_status rc = ok ? fh_file_write(path, line, strlen(line), 0, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", file);
+    fh_status rc = ok ? fh_file_write(path, line, strlen(line), FH_OWNER_READS, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", file);
     fh_work_changed(e->work, file);
     fh_free(line);
     fh_free(text);

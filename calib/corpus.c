@@ -25,7 +25,9 @@ static fh_status input_open(input *in, const char *path, fh_sha256 *sha, fh_err 
     if (!strcmp(path, "-")) { in->file = stdin; in->path = "standard input"; return FH_OK; }
     if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return fh_fail(err, FH_EIO, "%s: is a directory: name a text file", path);
     in->file = fopen(path, "rbe");
-    return in->file ? FH_OK : fh_fail(err, FH_EIO, "%s: cannot be opened for reading: does it exist?", path);
+    if (in->file) return FH_OK;
+    if (errno == EINTR) return fh_fail(err, FH_EINTERRUPTED, "%s: interrupted while waiting for it to open", path);
+    return fh_fail(err, FH_EIO, "%s: cannot be opened for reading: %s", path, strerror(errno));
 }
 
 static void input_close(input *in)
@@ -69,6 +71,7 @@ static fh_status fill(input *in, fh_err *err)
     }
     size_t got = fread(in->data + in->len, 1, in->cap - in->len, in->file);
     if (got == 0) {
+        if (ferror(in->file) && errno == EINTR) return fh_fail(err, FH_EINTERRUPTED, "%s: interrupted", in->path);
         if (ferror(in->file)) return fh_fail(err, FH_EIO, "%s: reading failed after %llu bytes", in->path, (unsigned long long)(in->offset + in->len));
         in->ended = true;
     }

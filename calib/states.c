@@ -291,7 +291,7 @@ fh_status fh_states_save(const fh_states *s, const char *path, const fh_json *me
         {"hidden", FH_F32, 2, {s->n, s->d}}, {"ids", FH_U32, 1, {s->n}}, {"next", FH_U32, 1, {s->n}}, {"document", FH_U32, 1, {s->n}}, {"part", FH_U8, 1, {s->n}},
     };
     const void *const data[] = {s->hidden, s->ids, s->next, s->document, s->part};
-    return fh_st_save(path, 0, specs, data, sizeof specs / sizeof *specs, metadata, err);
+    return fh_st_save(path, FH_OWNER_READS, specs, data, sizeof specs / sizeof *specs, metadata, err);
 }
 
 fh_status fh_states_load(fh_states *out, const char *path, fh_err *err)

@@ -65,11 +65,13 @@ fh_status fh_parse_list(uint32_t **out, size_t *n, const char *text, const char 
 /* ---- reports ------------------------------------------------------------------------------------------------- */
 
 /* Print the report to stdout: the object itself with --json, else as aligned lines and tables of the same content.  Checks that it was written. */
-fh_status fh_print_report(const fh_json *report, bool json, fh_err *err);
+fh_status fh_print_report(const fh_json *report, bool json, const char *hide, fh_err *err); /* hide: a member left out of the text, or NULL */
 /* Write all of it to stdout and flush: FH_EIO when it cannot be. */
 fh_status fh_print(const char *text, size_t len, fh_err *err);
 /* The same for a report the caller hands over (freed); passes `rc` on unless printing fails. */
 fh_status fh_finish(fh_json *report, const fh_common *c, fh_status rc, fh_err *err);
+/* The same, with a member left out of the text (--json has everything). */
+fh_status fh_finish_hiding(fh_json *report, const fh_common *c, const char *hide, fh_status rc, fh_err *err);
 
 /* ---- what commands share ----------------------------------------------------------------------------------------- */
 

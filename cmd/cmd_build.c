@@ -15,7 +15,7 @@ static const fh_opt options[] = {
     {"cap", FH_OPT_UINT, offsetof(args, cap), "N", "tokens per cluster, instead of --k", 1, 1e9, NULL},
     {"start", FH_OPT_PICK, offsetof(args, start), "S", "where clustering begins", 0, 0, "coarse,faiss,random"},
     {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike", 0, 0, "euclidean,cosine"},
-    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4)", 1, 1000, NULL},
+    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw"},
     {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,bf16,f16,f32"},
     {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8)", 0, 0, "int8,bf16,f16,f32"},
@@ -40,12 +40,12 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
                            .text = fh_text_of(&a->text), .routing = a->routing.set ? routings[a->routing.v] : NULL,
                            .centroids = encodings[a->centroids.v], .tokens = encodings[a->tokens_encoding.v]};
     how.cluster = (fh_stage_cluster_params){.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->text.seed.v, .start = (fh_cluster_start)a->start.v,
-                                            .metric = (fh_cluster_metric)a->metric.v, .rounds = (unsigned)a->rounds.v};
+                                            .metric = (fh_cluster_metric)a->metric.v, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v};
     fh_status rc = fh_promise_of(&how.how, &a->promise, "build", err);
     if (rc < 0) return rc;
     rc = fh_open_work(&e, &a->common, true, job, err);
     if (rc == FH_OK) rc = fh_stage_build(&e, &how, &report, err);
-    rc = fh_finish(report, &a->common, rc, err);
+    rc = fh_finish_hiding(report, &a->common, "sections", rc, err);
     fh_work_close(e.work);
     return rc;
 }

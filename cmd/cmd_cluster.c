@@ -10,7 +10,7 @@ static const fh_opt options[] = {
     {"seed", FH_OPT_UINT, offsetof(args, seed), "N", "of the start", 0, 9e15, NULL},
     {"start", FH_OPT_PICK, offsetof(args, start), "S", "where refinement begins", 0, 0, "coarse,faiss,random"},
     {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike", 0, 0, "euclidean,cosine"},
-    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4)", 1, 1000, NULL},
+    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -28,7 +28,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_json *report = NULL;
     if (a->k.set && a->cap.set) return fh_fail(err, FH_EUSAGE, "cluster: --k and --cap: give one of them");
     fh_stage_cluster_params how = {.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->seed.v, .start = (fh_cluster_start)a->start.v,
-                                   .metric = (fh_cluster_metric)a->metric.v, .rounds = (unsigned)a->rounds.v, .on_round = on_round, .ctx = (void *)(uintptr_t)job};
+                                   .metric = (fh_cluster_metric)a->metric.v, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v, .on_round = on_round, .ctx = (void *)(uintptr_t)job};
     fh_status rc = fh_open_work(&e, &a->common, false, job, err);
     if (rc == FH_OK) rc = fh_stage_cluster(&e, &how, &report, err);
     rc = fh_finish(report, &a->common, rc, err);

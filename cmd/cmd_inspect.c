@@ -15,7 +15,7 @@ static fh_status look(const args *a, bool verify, const fh_job *job, fh_err *err
         fh_json_add_bool(report, "verified", true);
         fh_json_add_double(report, "seconds", fh_now() - began);
     }
-    rc = fh_finish(report, &a->common, rc, err);
+    rc = fh_finish_hiding(report, &a->common, verify ? "sections" : NULL, rc, err);
     fh_fhead_close(f);
     return rc;
 }

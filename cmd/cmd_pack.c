@@ -19,7 +19,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_stage_pack_params how = {.output = a->output.v, .no_clobber = a->no_clobber, .head_only = a->head_only, .exact = a->exact, .probes = (uint32_t)a->probes.v};
     fh_status rc = fh_open_work(&e, &a->common, false, job, err);
     if (rc == FH_OK) rc = fh_stage_pack(&e, &how, &report, err);
-    rc = fh_finish(report, &a->common, rc, err);
+    rc = fh_finish_hiding(report, &a->common, "sections", rc, err);
     fh_work_close(e.work);
     return rc;
 }

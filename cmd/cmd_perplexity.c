@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include "cmd/cmd.h"
 #include "validate/validate.h"
 
@@ -14,6 +16,18 @@ static const fh_opt options[] = {
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
+/* A promise looks better than it is on the text that it was made on. */
+static void warn_if_seen(const args *a, const fh_model *m, const char *text, size_t len, const fh_job *job)
+{
+    if (!m->head) return;
+    const char *seen = fh_json_string(fh_json_get(fh_json_get(fh_fhead_header(fh_head_file(m->head)), "calibration"), "text_sha256"));
+    uint8_t digest[32];
+    char hex[65];
+    fh_sha256_of(digest, text, len);
+    fh_sha256_hex(hex, digest);
+    if (seen && !strcmp(seen, hex)) fh_job_say(job, FH_WARN, "%s: is the text that %s was calibrated on: take another one to judge it", a->text.v, m->name);
+}
+
 static fh_status run(void *p, const fh_job *job, fh_err *err)
 {
     args *a = p;
@@ -26,6 +40,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (!a->text.set) return fh_fail(err, FH_EUSAGE, "perplexity: --text is missing: of which text?");
     fh_status rc = fh_model_open(&m, a->common.args[0], a->model.set ? a->model.v : NULL, FH_MODEL_BODY | FH_MODEL_HEAD | FH_MODEL_TOKENIZER, job, err);
     if (rc < 0 || (rc = fh_text_read(&text, &len, a->text.v, job, err)) < 0) goto out;
+    warn_if_seen(a, &m, text, len, job);
     if ((rc = fh_tokenizer_encode(m.tokenizer, text, len, true, &ids, &n, err)) < 0) goto out;
     uint32_t most = m.config->max_position ? m.config->max_position : 512, window = a->window.set ? (uint32_t)a->window.v : most < 512 ? most : 512;
     fh_perplexity_params how = {.window = window, .stride = a->stride.set ? (uint32_t)a->stride.v : window / 2, .flash = a->head.v == 1, .probes = (uint32_t)a->probes.v,

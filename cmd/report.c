@@ -34,6 +34,13 @@ static void scalar(char *out, size_t size, const fh_json *j)
 static bool is_scalar(const fh_json *j) { return fh_json_type(j) != FH_JSON_ARRAY && fh_json_type(j) != FH_JSON_OBJECT; }
 static bool is_table(const fh_json *j) { return fh_json_type(j) == FH_JSON_ARRAY && fh_json_first(j) && fh_json_type(fh_json_first(j)) == FH_JSON_OBJECT; }
 
+/* In a table a digest is cut: --json has all of it. */
+static void cell_of(char *out, size_t size, const fh_json *j)
+{
+    scalar(out, size, j);
+    if (strlen(out) == 64 && strspn(out, "0123456789abcdef") == 64) out[12] = 0;
+}
+
 /* An array of objects: a column for each scalar member of the first row. */
 static void table(fh_buf *b, const fh_json *rows)
 {
@@ -45,14 +52,14 @@ static void table(fh_buf *b, const fh_json *rows)
         if (is_scalar(c) || fh_json_type(c) == FH_JSON_NULL) keys[n] = fh_json_key(c), width[n] = strlen(keys[n]), n++;
     for (const fh_json *r = fh_json_first(rows); r; r = fh_json_next(r))
         for (size_t i = 0; i < n; i++) {
-            scalar(cell, sizeof cell, fh_json_get(r, keys[i]));
+            cell_of(cell, sizeof cell, fh_json_get(r, keys[i]));
             width[i] = fh_max(width[i], strlen(cell));
         }
     for (size_t i = 0; i < n; i++) fh_buf_printf(b, "  %*s", (int)width[i], keys[i]);
     fh_buf_puts(b, "\n");
     for (const fh_json *r = fh_json_first(rows); r; r = fh_json_next(r)) {
         for (size_t i = 0; i < n; i++) {
-            scalar(cell, sizeof cell, fh_json_get(r, keys[i]));
+            cell_of(cell, sizeof cell, fh_json_get(r, keys[i]));
             fh_buf_printf(b, "  %*s", (int)width[i], cell);
         }
         fh_buf_puts(b, "\n");
@@ -83,7 +90,7 @@ static void member(fh_buf *b, const fh_json *c)
     }
 }
 
-fh_status fh_print_report(const fh_json *report, bool json, fh_err *err)
+fh_status fh_print_report(const fh_json *report, bool json, const char *hide, fh_err *err)
 {
     fh_buf b = {0};
     if (json) {
@@ -93,18 +100,21 @@ fh_status fh_print_report(const fh_json *report, bool json, fh_err *err)
         fh_buf_puts(&b, "\n");
         fh_free(text);
     } else {
-        for (const fh_json *c = fh_json_first(report); c; c = fh_json_next(c)) member(&b, c);
+        for (const fh_json *c = fh_json_first(report); c; c = fh_json_next(c))
+            if (!hide || strcmp(fh_json_key(c), hide)) member(&b, c);
     }
     fh_status rc = b.failed ? fh_fail(err, FH_ENOMEM, "out of memory while printing the report") : fh_print(b.data ? b.data : "", b.len, err);
     fh_buf_free(&b);
     return rc;
 }
 
-fh_status fh_finish(fh_json *report, const fh_common *c, fh_status rc, fh_err *err)
+fh_status fh_finish(fh_json *report, const fh_common *c, fh_status rc, fh_err *err) { return fh_finish_hiding(report, c, NULL, rc, err); }
+
+fh_status fh_finish_hiding(fh_json *report, const fh_common *c, const char *hide, fh_status rc, fh_err *err)
 {
     fh_err print_err;
     if (!report) return rc;
-    fh_status printed = fh_print_report(report, c->json, &print_err);
+    fh_status printed = fh_print_report(report, c->json, hide, &print_err);
     fh_json_free(report);
     if (rc == FH_OK && printed < 0) return fh_fail(err, printed, "%s", print_err.text);
     return rc;

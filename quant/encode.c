@@ -92,8 +92,10 @@ static fh_status explain_bad(const encode_job *j, size_t i, float *row, fh_err *
     size_t from = j->order ? j->order[i] : i, cols = j->src->cols, at;
     fh_to_f32(row, j->src->dtype, fh_row(j->src, from), cols);
     if ((at = first_infinite(row, cols)) < cols)
-        return fh_fail(err, FH_ECHECK, "row %zu: value %zu is %g: such a head cannot be encoded; is the checkpoint damaged?", from, at, (double)row[at]);
-    for (at = 0; at + 1 < cols && (j->encoding == FH_F16 ? fabsf(row[at]) < 65520.0f : fh_f32_to_bf16(fabsf(row[at])) < 0x7f80u); at++) continue;
+        return fh_fail(err, FH_ECHECK, "row %zu: value %zu is %g: such a head cannot be encoded; is the checkpoint damaged?", from, at,
+                       (double)row[at]);
+    for (at = 0; at + 1 < cols && (j->encoding == FH_F16 ? fabsf(row[at]) < 65520.0f : fh_f32_to_bf16(fabsf(row[at])) < 0x7f80u);
+         at++) continue;
     return fh_fail(err, FH_ECHECK, "row %zu: value %zu is %g, more than %s can hold; use another encoding", from, at, (double)row[at],
                    fh_dtype_name(j->encoding));
 }
@@ -167,7 +169,8 @@ static fh_status check(fh_dtype encoding, const fh_rows *src, const uint32_t *or
 {
     if (!fh_dtype_is_float(encoding) && encoding != FH_I8)
         return fh_fail(err, FH_EUSAGE, "rows are encoded as f32, bf16, f16 or int8, not as %s", fh_dtype_name(encoding));
-    if (!fh_dtype_is_float(src->dtype)) return fh_fail(err, FH_EUSAGE, "rows to encode are %s, not f32, bf16 or f16", fh_dtype_name(src->dtype));
+    if (!fh_dtype_is_float(src->dtype)) return fh_fail(err, FH_EUSAGE, "rows to encode are %s, not f32, bf16 or f16",
+                                                       fh_dtype_name(src->dtype));
     if (!order && n > src->rows) return fh_fail(err, FH_EUSAGE, "%zu rows to encode of %zu", n, src->rows);
     for (size_t i = 0; order && i < n; i++)
         if (order[i] >= src->rows && order[i] != UINT32_MAX)
@@ -183,7 +186,8 @@ fh_status fh_encode_rows(fh_dtype encoding, const fh_rows *src, const uint32_t *
     fh_pool *pool = fh_job_pool(job);
     encode_job j = {encoding, src, order, n, fh_enc_stride(encoding, src->cols), skip, job, out, scales, NULL, SIZE_MAX, NULL, NULL};
     if ((rc = check(encoding, src, order, n, err)) < 0) return rc;
-    if (!fh_mul(src->cols, 2 * sizeof(float), &values) || !fh_mul(values, fh_pool_threads(pool), &bytes)) return fh_fail(err, FH_EUSAGE, "rows too long to encode");
+    if (!fh_mul(src->cols, 2 * sizeof(float), &values) || !fh_mul(values, fh_pool_threads(pool), &bytes)) return fh_fail(err, FH_EUSAGE,
+        "rows too long to encode");
     j.row = fh_malloc(bytes + 1);
     if (error) j.errors = fh_malloc(fh_max(n, 1) * sizeof *j.errors);
     if (!j.row || (error && !j.errors)) {

@@ -14,6 +14,7 @@ enum {
     CHUNK = 128,        /* keys at a time; whole pages */
     QUERIES = 128,      /* rows of a task that products are efficient with (measured: 93 % of the peak at 128 x 128 x 64) */
     MOST_POSITIONS = 64,
+    TOGETHER = 16,      /* queries that read a page of keys at once */
     FEW_POSITIONS = 2,  /* up to here gathering costs more than it saves */
     ALONE = 1 << 19     /* products below which no other thread is woken: some 50 us */
 };
@@ -84,21 +85,25 @@ static void score(const run *c, const fh_piece *piece, size_t kv_head, size_t pa
 {
     const fh_body *b = c->body;
     size_t d = b->head_dim;
-    for (size_t k = 0; k < keys; k += FH_PAGE_TOKENS, page++) {
-        const float *block = fh_kv_block(piece->kv, page, c->layer_index, false, kv_head);
-        size_t some = fh_min(FH_PAGE_TOKENS, keys - k);
-        if (!few) {
-            memcpy(gathered + k * d, block, some * d * sizeof *block);
-            continue;
+    if (!few) {
+        for (size_t k = 0; k < keys; k += FH_PAGE_TOKENS, page++) {
+            const float *block = fh_kv_block(piece->kv, page, c->layer_index, false, kv_head);
+            memcpy(gathered + k * d, block, fh_min(FH_PAGE_TOKENS, keys - k) * d * sizeof *block);
         }
-        fh_rows at = {block, FH_F32, FH_PAGE_TOKENS, d, d * sizeof *block};
-        for (size_t r = 0; r < rows; r++) {
-            fh_state state = {.f = q + r * d};
-            const fh_state *states = &state;
-            fh_dots(b->kernels, &at, NULL, NULL, 0, some, &states, 1, scores + r * CHUNK + k, CHUNK);
+        fh_gemm_nt_here(rows, keys, d, q, d, gathered, d, scores, CHUNK);
+        return;
+    }
+    for (size_t r = 0; r < rows; r += TOGETHER) {
+        fh_state states[TOGETHER] = {{0}};
+        const fh_state *at[TOGETHER];
+        size_t some = fh_min(TOGETHER, rows - r);
+        for (size_t i = 0; i < some; i++) states[i].f = q + (r + i) * d, at[i] = &states[i];
+        for (size_t k = 0; k < keys; k += FH_PAGE_TOKENS) {
+            const float *block = fh_kv_block(piece->kv, page + k / FH_PAGE_TOKENS, c->layer_index, false, kv_head);
+            fh_rows page_keys = {block, FH_F32, FH_PAGE_TOKENS, d, d * sizeof *block};
+            fh_dots(b->kernels, &page_keys, NULL, NULL, 0, fh_min(FH_PAGE_TOKENS, keys - k), at, some, scores + r * CHUNK + k, CHUNK);
         }
     }
-    if (!few) fh_gemm_nt_here(rows, keys, d, q, d, gathered, d, scores, CHUNK);
 }
 
 /* sums [rows, d] += scores [rows, CHUNK] times the values of the chunk. */

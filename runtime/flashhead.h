@@ -66,7 +66,8 @@ typedef struct fh_head_info {
     const char *isa;                   /* the kernels in use: "ref", "avx2", "avx512" */
 } fh_head_info;
 
-/* Open an artifact.  FH_ISA=ref|avx2|avx512 in the environment forces the kernels. */
+/* Open an artifact.  FH_ISA=ref|avx2|avx512 in the environment forces the kernels: FH_EUSAGE for another name, FH_EUNSUPPORTED where this
+ * CPU cannot run them.  All of them give the same bits. */
 fh_status fh_head_open(fh_head **out, const char *path, fh_err *err);
 void fh_head_close(fh_head *head); /* accepts NULL */
 const fh_head_info *fh_head_get_info(const fh_head *head);
@@ -79,7 +80,7 @@ void fh_scratch_free(fh_scratch *scratch); /* accepts NULL */
 typedef struct fh_query {
     uint32_t probes;                          /* P; 0: the head's own; more than K counts as K */
     bool no_hot;                              /* leave out the hot list (not the ids that are always candidates) */
-    const uint32_t *include; size_t n_include; /* forced in; ids below V, in any order, repeats allowed */
+    const uint32_t *include; size_t n_include; /* forced in; ids below V, in any order, repeats allowed; dead ones stay out */
     const uint32_t *exclude; size_t n_exclude; /* forced out: wins over everything else */
 } fh_query;
 
@@ -89,23 +90,26 @@ fh_status fh_head_route(const fh_head *head, fh_scratch *scratch, const float *s
 
 /* Room that fh_head_score needs for one state, in candidates. */
 size_t fh_head_max_candidates(const fh_head *head, const fh_query *query);
-/* Stage 2, for one state and the clusters given (each at most once).  ids and logits get *count candidates, ascending
- * ids within a cluster, clusters in the order given, then the others ascending; bias added, soft-capped. */
+/* Stage 2, for one state and the clusters given (each at most once, no more than the query's probes).  ids and logits get *count
+ * candidates, ascending ids within a cluster, clusters in the order given, then the others ascending; bias added, soft-capped. */
 fh_status fh_head_score(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *clusters, size_t n_clusters,
                         const fh_query *query, uint32_t *ids, float *logits, size_t *count, fh_err *err);
-/* Logits of any ids, in the order given, from the encoded rows. */
-fh_status fh_head_score_ids(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *ids, size_t n, float *logits, fh_err *err);
+/* Logits of any ids, dead or not, in the order given, from the encoded rows. */
+fh_status fh_head_score_ids(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *ids, size_t n, float *logits,
+                             fh_err *err);
 
 /* Both stages: the k best candidates of each state, best first.  ids, logits [batch, k]; where a state has fewer
  * candidates the rest is UINT32_MAX and -INFINITY.  A state's answer never depends on its neighbours in the batch. */
 fh_status fh_head_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k,
                        uint32_t *ids, float *logits, fh_err *err);
-/* The best candidate of each state.  ids [batch]. */
-fh_status fh_head_greedy(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, uint32_t *ids, fh_err *err);
+/* The best candidate of each state; UINT32_MAX where all are forced out.  ids [batch]. */
+fh_status fh_head_greedy(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, uint32_t *ids,
+                         fh_err *err);
 
 /* The dense head: all live tokens, from the exact rows (float32 arithmetic).  FH_ENOTFOUND where the file has none.
  * ids, logits [batch, k]. */
-fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, size_t k, uint32_t *ids, float *logits, fh_err *err);
+fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, size_t k, uint32_t *ids,
+                             float *logits, fh_err *err);
 /* All logits of one state by token id, [V]; dead rows are -INFINITY. */
 fh_status fh_head_dense_logits(const fh_head *head, fh_scratch *scratch, const float *state, float *logits, fh_err *err);
 /* One exact row, D values of info->exact, e.g. an input embedding tied to the head.  NULL when there is none or id >= V. */
@@ -118,8 +122,9 @@ void fh_merge_topk(const uint32_t *ids_a, const float *logits_a, size_t n_a, con
 /* log(exp(a) + exp(b)), exact for infinities: merges log-sum-exps. */
 double fh_merge_lse(double a, double b);
 
-/* Draw one of n candidates.  temperature 0: the best.  Then, as the reference libraries do it: temperature, top_k (0: off),
- * top_p (1: off), min_p (0: off), softmax, and the candidate where the running sum passes `random` in [0, 1).  Returns the id. */
+/* Draw one of n candidates; those at -INFINITY are none, and no candidate is FH_EUSAGE.  temperature 0: the best.  Then, as the
+ * reference libraries do it: temperature, top_k (0: off), top_p (1: off), min_p (0: off), softmax, and the candidate where the running
+ * sum passes `random` in [0, 1), best first.  Where logits tie, top_k keeps the smaller ids. */
 typedef struct fh_sampling { float temperature, top_p, min_p; uint32_t top_k; } fh_sampling;
 fh_status fh_sample(const fh_sampling *how, const uint32_t *ids, const float *logits, size_t n, double random, uint32_t *id, fh_err *err);
 

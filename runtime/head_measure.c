@@ -46,8 +46,7 @@ fh_status fh_head_dense_logits(const fh_head *head, fh_scratch *scratch, const f
     const fh_state *each = &s;
     fh_status rc;
     if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
-    if (!head->exact.data)
-        return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it with --exact, or as a bundle");
+    if ((rc = fh_head_need_exact(head, err)) < 0) return rc;
     if ((rc = fh_head_states(head, &s, state, 0, 1, NULL, err)) < 0) return rc;
     slots_job j = {.head = head, .rows = &head->exact, .states = &each, .m = 1, .ldo = head->parts.vocab, .by_token = true, .out = logits};
     run_slots(&j, scratch->pool);
@@ -63,7 +62,8 @@ static fh_status each_block(const block_job *j, const float *states, size_t batc
     fh_status rc = FH_OK;
     void *room = NULL;
     size_t d = j->head->parts.hidden;
-    if (fh_head_has_int8(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) return fh_fail(err, FH_ENOMEM, "states: out of memory");
+    if (fh_head_has_int8(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) return fh_fail(err, FH_ENOMEM,
+        "states: out of memory");
     for (size_t first = 0; first < batch; first += FH_BLOCK) {
         fh_state state[FH_BLOCK];
         const fh_state *each[FH_BLOCK];
@@ -80,7 +80,8 @@ static void slot_block(const block_job *b, const fh_state *const *states, size_t
 {
     const fh_head_parts *p = &b->head->parts;
     size_t slots = (size_t)p->clusters * p->cap;
-    slots_job j = {.head = b->head, .rows = &p->tokens, .scales = p->token_scales, .states = states, .m = m, .ldo = slots, .out = b->out + first * slots};
+    slots_job j = {.head = b->head, .rows = &p->tokens, .scales = p->token_scales, .states = states, .m = m, .ldo = slots,
+                   .out = b->out + first * slots};
     run_slots(&j, b->pool);
 }
 

@@ -3,7 +3,8 @@
 
 #include <math.h>
 
-void fh_merge_topk(const uint32_t *ids_a, const float *logits_a, size_t n_a, const uint32_t *ids_b, const float *logits_b, size_t n_b, size_t k,
+void fh_merge_topk(const uint32_t *ids_a, const float *logits_a, size_t n_a, const uint32_t *ids_b, const float *logits_b, size_t n_b,
+                   size_t k,
                    uint32_t *ids, float *logits)
 {
     /* Ids that may be in the result already: exact for vocabularies up to SEEN, which spares looking through the result. */

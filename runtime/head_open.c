@@ -7,7 +7,8 @@
 
 /* ---- opening -------------------------------------------------------------------------------------------------------- */
 
-static fh_status check_rows(const fh_rows *r, const float *scales, size_t rows, size_t cols, const char *name, const char *what, fh_err *err)
+static fh_status check_rows(const fh_rows *r, const float *scales, size_t rows, size_t cols, const char *name, const char *what,
+                            fh_err *err)
 {
     if (!r->data) return fh_fail(err, FH_EUSAGE, "%s: %s are missing", name, what);
     if (!fh_dtype_is_float(r->dtype) && r->dtype != FH_I8)
@@ -15,9 +16,11 @@ static fh_status check_rows(const fh_rows *r, const float *scales, size_t rows, 
     if (r->rows != rows || r->cols != cols)
         return fh_fail(err, FH_EUSAGE, "%s: %s are [%zu, %zu], not [%zu, %zu]", name, what, r->rows, r->cols, rows, cols);
     if (r->stride < cols * fh_dtype_size(r->dtype))
-        return fh_fail(err, FH_EUSAGE, "%s: %s lie %zu bytes apart, but are %zu long", name, what, r->stride, cols * fh_dtype_size(r->dtype));
+        return fh_fail(err, FH_EUSAGE, "%s: %s lie %zu bytes apart, but are %zu long", name, what, r->stride,
+                       cols * fh_dtype_size(r->dtype));
     if ((r->dtype == FH_I8) != (scales != NULL))
-        return fh_fail(err, FH_EUSAGE, "%s: %s are %s: %s", name, what, fh_dtype_name(r->dtype), scales ? "scales belong to int8 only" : "scales are missing");
+        return fh_fail(err, FH_EUSAGE, "%s: %s are %s: %s", name, what, fh_dtype_name(r->dtype), scales ?
+                       "scales belong to int8 only" : "scales are missing");
     return FH_OK;
 }
 
@@ -144,6 +147,12 @@ const fh_fhead *fh_head_file(const fh_head *head) { return head->file; }
 const void *fh_head_exact_row(const fh_head *head, uint32_t id)
 {
     return head->exact.data && id < head->parts.vocab ? fh_row(&head->exact, head->slot_of[id]) : NULL;
+}
+
+fh_status fh_head_need_exact(const fh_head *head, fh_err *err)
+{
+    if (head->exact.data) return FH_OK;
+    return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
 }
 
 double fh_head_step_bytes(const fh_head *head, uint32_t probes, size_t n_hot)

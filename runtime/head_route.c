@@ -13,7 +13,8 @@ fh_status fh_head_states(const fh_head *head, fh_state *out, const float *states
         const float *x = states + s * d;
         for (size_t i = 0; i < d; i++)
             if (!(fabsf(x[i]) <= FLT_MAX))
-                return fh_fail(err, FH_EUSAGE, "state %zu: element %zu is %g; states have to be finite numbers", first + s, i, (double)x[i]);
+                return fh_fail(err, FH_EUSAGE, "state %zu: element %zu is %g; states have to be finite numbers", first + s, i,
+                               (double)x[i]);
         if (room && fh_head_has_int8(head)) fh_state_quantize(&out[s], x, d, (uint8_t *)room + s * fh_state_bytes(d));
         else out[s] = (fh_state){.f = x};
     }

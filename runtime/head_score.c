@@ -80,7 +80,8 @@ static void rows_task(void *ctx, size_t task, unsigned worker)
     }
 }
 
-static void score_rows(const fh_head *head, fh_pool *pool, const fh_state *state, const uint32_t *clusters, const uint32_t *ids, size_t n, float *logits)
+static void score_rows(const fh_head *head, fh_pool *pool, const fh_state *state, const uint32_t *clusters, const uint32_t *ids,
+                       size_t n, float *logits)
 {
     size_t stride = head->parts.tokens.stride, step = fh_max(RUN, FH_TASK_BYTES / stride / RUN * RUN);
     rows_job j = {head, state, clusters, ids, n, step, logits};
@@ -107,9 +108,12 @@ fh_status fh_head_score(const fh_head *head, fh_scratch *scratch, const float *s
     if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
     for (; marked < n_clusters; marked++) {
         uint32_t c = clusters[marked];
-        if (c >= p->clusters || scratch->probed[c]) {
-            rc = fh_fail(err, FH_EUSAGE, c >= p->clusters ? "entry %zu: cluster %u, but there are %u" : "entry %zu: cluster %u is there twice (of %u)",
-                         marked, c, p->clusters);
+        if (c >= p->clusters) {
+            rc = fh_fail(err, FH_EUSAGE, "entry %zu: cluster %u, but there are %u", marked, c, p->clusters);
+            goto out;
+        }
+        if (scratch->probed[c]) {
+            rc = fh_fail(err, FH_EUSAGE, "entry %zu: cluster %u is there twice", marked, c);
             goto out;
         }
         scratch->probed[c] = 1;
@@ -133,7 +137,8 @@ out:
     return rc;
 }
 
-fh_status fh_head_score_ids(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *ids, size_t n, float *logits, fh_err *err)
+fh_status fh_head_score_ids(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *ids, size_t n, float *logits,
+                            fh_err *err)
 {
     fh_state s;
     fh_status rc;

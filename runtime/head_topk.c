@@ -171,8 +171,8 @@ static size_t probe(const fh_head *head, fh_scratch *scratch, const fh_state *co
     return n;
 }
 
-static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k, uint32_t *ids,
-                      float *logits, fh_err *err)
+static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k,
+                      uint32_t *ids, float *logits, fh_err *err)
 {
     const fh_head_parts *p = &head->parts;
     fh_status rc;
@@ -194,7 +194,8 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
         if (!all) n_list = probe(head, scratch, each, m, probes);
         stage2 t = {.head = head, .rows = &p->tokens, .scales = p->token_scales, .states = each, .m = m, .list = all ? NULL : scratch->list,
                     .positions = (all ? p->clusters : n_list) * p->cap, .extras = scratch->extras, .n_extras = all ? 0 : n_extras,
-                    .probed = scratch->probed, .excluded = query && query->n_exclude ? scratch->excluded : NULL, .k = kept, .heaps = scratch->heaps};
+                    .probed = scratch->probed, .excluded = query && query->n_exclude ? scratch->excluded : NULL, .k = kept,
+                    .heaps = scratch->heaps};
         run_stage2(&t, scratch->pool, scratch->threads);
         for (size_t s = 0; s < m; s++) gather(&t, scratch->threads, s, k, ids + (first + s) * k, logits ? logits + (first + s) * k : NULL);
         for (size_t i = 0; i < n_list; i++) scratch->probed[scratch->list[i]] = 0;
@@ -203,27 +204,28 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
     return rc;
 }
 
-fh_status fh_head_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k, uint32_t *ids,
-                       float *logits, fh_err *err)
+fh_status fh_head_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k,
+                       uint32_t *ids, float *logits, fh_err *err)
 {
     return topk(head, scratch, states, batch, query, k, ids, logits, err);
 }
 
-fh_status fh_head_greedy(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, uint32_t *ids, fh_err *err)
+fh_status fh_head_greedy(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query,
+                         uint32_t *ids, fh_err *err)
 {
     return topk(head, scratch, states, batch, query, 1, ids, NULL, err);
 }
 
 /* ---- the dense head -------------------------------------------------------------------------------------------------------------- */
 
-fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, size_t k, uint32_t *ids, float *logits, fh_err *err)
+fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, size_t k, uint32_t *ids,
+                             float *logits, fh_err *err)
 {
     const fh_head_parts *p = &head->parts;
     fh_status rc;
     size_t kept = fh_min(k, p->vocab), d = p->hidden, block;
     if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
-    if (!head->exact.data)
-        return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it with --exact, or as a bundle");
+    if ((rc = fh_head_need_exact(head, err)) < 0) return rc;
     if (!k) return fh_fail(err, FH_EUSAGE, "the best 0 of each state: ask for 1 or more");
     block = scratch->block;
     if ((rc = room_for(scratch, kept, &block, err)) < 0) return rc;

@@ -70,7 +70,8 @@ fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err
     const fh_kernels *found = NULL, *k;
     for (size_t i = 0; (k = fh_kernels_at(i)) != NULL; i++)
         if (strcmp(k->name, isa) == 0) found = k;
-    if (!found) return fh_fail(err, FH_EUNSUPPORTED, "FH_ISA=%s: this CPU cannot run these kernels; leave it unset for the best it can", isa);
+    if (!found) return fh_fail(err, FH_EUNSUPPORTED, "FH_ISA=%s: this CPU cannot run these kernels; leave it unset for the best it can",
+                               isa);
     *out = found;
     return FH_OK;
 }

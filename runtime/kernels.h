@@ -3,7 +3,8 @@
  * The scalar C functions (kernels_ref.c) are the definition; every other table gives the same bits.
  *
  *   float rows (f32, bf16, f16)   16 lanes of float32, lane j sums elements j, j + 16, j + 32, ... with fma in that order, row
- *                                 and state taken to go on with zeros up to a multiple of 16; then lane j + lane j + 8 (j < 8), j + 4, j + 2,
+ *                                 and state taken to go on with zeros up to a multiple of 16; then lane j + lane j + 8 (j < 8), j + 4, j
+ * + 2,
  *                                 j + 1.
  *   int8 rows                     the state is rounded to integers q of 16 bits (fh_state_quantize); the dot product is exact, and
  *                                 (float)((double)total * row scale * state scale) is the result.

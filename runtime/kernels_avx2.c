@@ -69,7 +69,8 @@ INLINE TARGET float float_row(fh_dtype t, const uint8_t *row, const void *next, 
 }
 
 /* Two rows times two states, the row after them prefetched meanwhile. */
-INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo, const uint8_t *next)
+INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo,
+                               const uint8_t *next)
 {
     const uint8_t *row[2];
     const float *x[2];
@@ -105,7 +106,8 @@ INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, co
     }
 }
 
-INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m, float *out, size_t ldo)
+INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
+                              float *out, size_t ldo)
 {
     size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
     for (size_t r = 0; r < blocked; r += 2)
@@ -114,19 +116,22 @@ INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, siz
         for (size_t s = r < blocked ? m2 : 0; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
 }
 
-TARGET static void fh_dot_f32_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET static void fh_dot_f32_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+                                   size_t m,
                                    float *out, size_t ldo)
 {
     float_rows(FH_F32, rows, n, d, states, m, out, ldo);
 }
 
-TARGET static void fh_dot_bf16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET static void fh_dot_bf16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+                                    size_t m,
                                     float *out, size_t ldo)
 {
     float_rows(FH_BF16, rows, n, d, states, m, out, ldo);
 }
 
-TARGET static void fh_dot_f16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET static void fh_dot_f16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+                                   size_t m,
                                    float *out, size_t ldo)
 {
     float_rows(FH_F16, rows, n, d, states, m, out, ldo);
@@ -139,7 +144,8 @@ enum { MADD_BLOCK = 256 * 16 };
 
 INLINE TARGET int64_t sum_i32(__m256i a)
 {
-    __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(a)), _mm256_cvtepi32_epi64(_mm256_extracti128_si256(a, 1)));
+    __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(a)), _mm256_cvtepi32_epi64(_mm256_extracti128_si256(a,
+                                    1)));
     __m128i two = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
     return _mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1);
 }
@@ -148,8 +154,8 @@ INLINE TARGET __m256i load_i8(const void *p) { return _mm256_cvtepi8_epi16(_mm_l
 INLINE TARGET __m256i load_q(const fh_state *s, size_t i) { return _mm256_loadu_si256((const __m256i *)(const void *)(s->q + i)); }
 
 /* R rows times S states; next: what to prefetch meanwhile, or NULL. */
-INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float *scales, size_t d, const fh_state *const *states, float *out,
-                              size_t ldo, const uint8_t *next)
+INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float *scales, size_t d, const fh_state *const *states,
+                              float *out, size_t ldo, const uint8_t *next)
 {
     const uint8_t *row[2];
     int64_t total[2][2];
@@ -192,7 +198,8 @@ TARGET static void fh_dot_i8_avx2(const void *const *rows, const float *scales, 
 {
     size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
     for (size_t r = 0; r < blocked; r += 2)
-        for (size_t s = 0; s < m2; s += 2) madd_block(2, 2, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 2] : NULL);
+        for (size_t s = 0; s < m2; s += 2) madd_block(2, 2, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ?
+                                                      rows[r + 2] : NULL);
     for (size_t r = 0; r < n; r++)
         for (size_t s = r < blocked ? m2 : 0; s < m; s++)
             madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 1] : NULL);

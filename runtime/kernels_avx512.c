@@ -69,7 +69,8 @@ INLINE TARGET __m256 sums8(const __m512 *a)
 }
 
 /* n <= TOGETHER rows, one after the other, times S states. */
-INLINE TARGET void float_stream(fh_dtype t, int S, const void *const *rows, size_t n, size_t d, const fh_state *const *states, float *out, size_t ldo)
+INLINE TARGET void float_stream(fh_dtype t, int S, const void *const *rows, size_t n, size_t d, const fh_state *const *states,
+                                float *out, size_t ldo)
 {
     __m512 sum[2][TOGETHER];
     const float *x[2];
@@ -99,7 +100,8 @@ INLINE TARGET void float_stream(fh_dtype t, int S, const void *const *rows, size
 }
 
 /* Four rows times four states.  next: what to prefetch meanwhile, or NULL. */
-INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo, const uint8_t *next)
+INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo,
+                               const uint8_t *next)
 {
     const uint8_t *row[4];
     const float *x[4];
@@ -135,7 +137,8 @@ INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, co
     }
 }
 
-INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m, float *out, size_t ldo)
+INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
+                              float *out, size_t ldo)
 {
     size_t blocked = m < 4 ? 0 : n & ~(size_t)3, m4 = m & ~(size_t)3;
     for (size_t r = 0; r < blocked; r += 4)
@@ -148,19 +151,22 @@ INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, siz
     }
 }
 
-TARGET static void fh_dot_f32_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET static void fh_dot_f32_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+                                     size_t m,
                                      float *out, size_t ldo)
 {
     float_rows(FH_F32, rows, n, d, states, m, out, ldo);
 }
 
-TARGET static void fh_dot_bf16_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET static void fh_dot_bf16_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+                                      size_t m,
                                       float *out, size_t ldo)
 {
     float_rows(FH_BF16, rows, n, d, states, m, out, ldo);
 }
 
-TARGET static void fh_dot_f16_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET static void fh_dot_f16_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+                                     size_t m,
                                      float *out, size_t ldo)
 {
     float_rows(FH_F16, rows, n, d, states, m, out, ldo);
@@ -183,7 +189,8 @@ INLINE TARGET __m256i sums8_i32(const __m512i *a)
     UNROLL for (int i = 0; i < 4; i++)
         pair[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_i32x4(a[2 * i], a[2 * i + 1], 0xee));
     UNROLL for (int i = 0; i < 2; i++)
-        four[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(pair[2 * i], pair[2 * i + 1], 0x88), _mm512_shuffle_i32x4(pair[2 * i], pair[2 * i + 1], 0xdd));
+        four[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(pair[2 * i], pair[2 * i + 1], 0x88), _mm512_shuffle_i32x4(pair[2 * i],
+                                   pair[2 * i + 1], 0xdd));
     two = _mm512_add_epi32(_mm512_unpacklo_epi64(four[0], four[1]), _mm512_unpackhi_epi64(four[0], four[1]));
     two = _mm512_add_epi32(_mm512_shuffle_epi32(two, _MM_PERM_CACA), _mm512_shuffle_epi32(two, _MM_PERM_DBDB));
     return _mm512_castsi512_si256(_mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), two));
@@ -242,7 +249,8 @@ INLINE TARGET_VNNI void vnni_stream(const void *const *rows, const float *scales
 }
 
 /* Four rows times two states. */
-INLINE TARGET_VNNI void vnni_block(const void *const *rows, const float *scales, size_t d, const fh_state *const *states, float *out, size_t ldo,
+INLINE TARGET_VNNI void vnni_block(const void *const *rows, const float *scales, size_t d, const fh_state *const *states, float *out,
+                                   size_t ldo,
                                    const uint8_t *next)
 {
     const uint8_t *row[4];
@@ -276,7 +284,8 @@ INLINE TARGET_VNNI void vnni_block(const void *const *rows, const float *scales,
     UNROLL for (int s = 0; s < 2; s++) store_results(out + (size_t)s * ldo, 4, total[s], scales, states[s]->scale);
 }
 
-TARGET_VNNI static void fh_dot_i8_avx512_vnni(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET_VNNI static void fh_dot_i8_avx512_vnni(const void *const *rows, const float *scales, size_t n, size_t d,
+                                              const fh_state *const *states, size_t m,
                                               float *out, size_t ldo)
 {
     for (size_t r = 0; r < n; r += 4) {
@@ -292,13 +301,14 @@ enum { MADD_BLOCK = 256 * 32 };
 
 INLINE TARGET int64_t sum_i32(__m512i a)
 {
-    __m512i wide = _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(a)), _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(a, 1)));
+    __m512i wide = _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(a)), _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(a,
+                                    1)));
     return _mm512_reduce_add_epi64(wide);
 }
 
 /* R rows times S states. */
-INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float *scales, size_t d, const fh_state *const *states, float *out,
-                              size_t ldo, const uint8_t *next)
+INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float *scales, size_t d, const fh_state *const *states,
+                              float *out, size_t ldo, const uint8_t *next)
 {
     const uint8_t *row[4];
     int64_t total[4][4];
@@ -315,7 +325,7 @@ INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float
         for (; i < end; i += 32) {
             if (next && (size_t)R * i % 64 == 0) prefetch_lines(next, (size_t)R * i, R > 1 ? R / 2 : 1);
             if (i + 32 <= end) {
-                UNROLL for (int r = 0; r < R; r++) v[r] = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(row[r] + i)));
+                UNROLL for (int r = 0; r < R; r++) v[r] = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(0xffffffff, row[r] + i));
             } else {
                 __mmask32 tail = ((__mmask32)1 << (end - i)) - 1;
                 UNROLL for (int r = 0; r < R; r++) v[r] = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(tail, row[r] + i));
@@ -334,7 +344,8 @@ INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float
     }
 }
 
-TARGET static void fh_dot_i8_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+TARGET static void fh_dot_i8_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+                                    size_t m,
                                     float *out, size_t ldo)
 {
     size_t blocked = m < 4 ? 0 : n & ~(size_t)3, m4 = m & ~(size_t)3;
@@ -342,13 +353,15 @@ TARGET static void fh_dot_i8_avx512(const void *const *rows, const float *scales
         for (size_t s = 0; s < m4; s += 4)
             madd_block(4, 4, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 4] : NULL);
     for (size_t r = 0; r < n; r++)
-        for (size_t s = r < blocked ? m4 : 0; s < m; s++) madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 1] : NULL);
+        for (size_t s = r < blocked ? m4 : 0; s < m; s++) madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo,
+                                                                     s == 0 ? rows[r + 1] : NULL);
 }
 
 const fh_kernels fh_kernels_avx512 = {
     "avx512", "", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512}};
 const fh_kernels fh_kernels_avx512_vnni = {
-    "avx512", "vnni", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512_vnni}};
+    "avx512", "vnni", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512,
+                       [FH_I8] = fh_dot_i8_avx512_vnni}};
 #else
 typedef int fh_kernels_avx512_not_here; /* ISO C wants a declaration */
 #endif

@@ -31,7 +31,8 @@ static float dot_float(fh_dtype t, const uint8_t *row, size_t d, const float *x)
     return lane[0];
 }
 
-static void dots_float(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m, float *out, size_t ldo)
+static void dots_float(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m, float *out,
+                       size_t ldo)
 {
     for (size_t s = 0; s < m; s++)
         for (size_t r = 0; r < n; r++) out[s * ldo + r] = dot_float(t, rows[r], d, states[s]->f);

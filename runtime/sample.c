@@ -35,7 +35,8 @@ fh_status fh_sample(const fh_sampling *how, const uint32_t *ids, const float *lo
         *id = fh_key_id(best);
         return FH_OK;
     }
-    if (!fh_mul(n, 2 * sizeof *keys, &bytes) || !(keys = fh_malloc(bytes))) return fh_fail(err, FH_ENOMEM, "sampling of %zu candidates: out of memory", n);
+    if (!fh_mul(n, 2 * sizeof *keys, &bytes) || !(keys = fh_malloc(bytes))) return fh_fail(err, FH_ENOMEM,
+        "sampling of %zu candidates: out of memory", n);
     for (size_t i = 0; i < n; i++)
         if (logits[i] > -INFINITY) keys[kept++] = fh_key(fh_settle(logits[i]), ids[i]);
     fh_sort_keys(keys, kept, keys + n);

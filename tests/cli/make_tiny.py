@@ -83,7 +83,7 @@ def main():
 
     def rows_around_centres(n):
         centres = [[r.gauss(0, 0.45) for _ in range(HIDDEN)] for _ in range(24)]
-        return "BF16", [n, HIDDEN], bf16([c + r.gauss(0, 0.15) for _ in range(n) for c in centres[r.randrange(24)]])
+        return "BF16", [n, HIDDEN], bf16([c + r.gauss(0, 0.35) for _ in range(n) for c in centres[r.randrange(24)]])
 
     tensors = {"model.embed_tokens.weight": rows_around_centres(a.vocab)}
     for layer in range(LAYERS):

@@ -47,7 +47,8 @@ static fh_status ask(const fh_head *head, fh_scratch *scratch, const float *stat
     if (!clusters || !candidates || !scores) rc = FH_ENOMEM;
     if (rc == FH_OK) rc = fh_head_route(head, scratch, states, 1, 0, clusters, NULL, err);
     if (rc == FH_OK) rc = fh_head_score(head, scratch, states, clusters, info->probes, &query, candidates, scores, &count, err);
-    if (rc == FH_OK) printf("%u probes of %u clusters: %zu candidates of %u tokens\n", (unsigned)info->probes, (unsigned)info->clusters, count, (unsigned)info->vocab);
+    if (rc == FH_OK) printf("%u probes of %u clusters: %zu candidates of %u tokens\n", (unsigned)info->probes, (unsigned)info->clusters,
+                            count, (unsigned)info->vocab);
     for (size_t i = 0; rc == FH_OK && i < count; i++)
         if (candidates[i] == best[0]) {
             fprintf(stderr, "token %u was kept out and came back\n", (unsigned)best[0]);
@@ -75,7 +76,8 @@ int main(int argc, char **argv)
     if (rc == FH_OK) {
         const fh_head_info *info = fh_head_get_info(head);
         size_t n = (size_t)STATES * info->hidden;
-        printf("%u tokens of %u numbers, %s rows; artifact %.16s; %s kernels\n", (unsigned)info->vocab, (unsigned)info->hidden, info->tokens, info->digest, info->isa);
+        printf("%u tokens of %u numbers, %s rows; artifact %.16s; %s kernels\n", (unsigned)info->vocab, (unsigned)info->hidden,
+               info->tokens, info->digest, info->isa);
         states = malloc(n * sizeof *states);
         for (size_t i = 0; states && i < n; i++) states[i] = made_up(&seed);
         rc = states ? ask(head, scratch, states, &err) : FH_ENOMEM;

@@ -50,11 +50,14 @@ static void tied_and_untied_are_told_apart(void **state)
         {LLAMA(""), "{" ROWS(EMBED, 0, 12) "," ROWS(HEAD, 12, 24) "}", 24, HEAD, EMBED, false, "missing|false"},
         {"{\"model_type\":\"gemma3_text\",\"vocab_size\":3,\"hidden_size\":2,\"intermediate_size\":4,\"num_hidden_layers\":1}",
          "{" ROWS(EMBED, 0, 12) "}", 12, EMBED, EMBED, true, "missing|true"},
-        {"{\"model_type\":\"gpt2\",\"vocab_size\":3,\"n_embd\":2,\"n_layer\":1,\"n_head\":1}", "{" ROWS("wte.weight", 0, 12) "}", 12, "wte.weight",
+        {"{\"model_type\":\"gpt2\",\"vocab_size\":3,\"n_embd\":2,\"n_layer\":1,\"n_head\":1}", "{" ROWS("wte.weight", 0, 12) "}", 12,
+         "wte.weight",
          "wte.weight", true, "missing"},
-        {"{\"model_type\":\"gpt2\",\"vocab_size\":3,\"n_embd\":2,\"n_layer\":1,\"n_head\":1" TIED "}", "{" ROWS("transformer.wte.weight", 0, 12) "}",
+        {"{\"model_type\":\"gpt2\",\"vocab_size\":3,\"n_embd\":2,\"n_layer\":1,\"n_head\":1" TIED "}", "{" ROWS("transformer.wte.weight",
+         0, 12) "}",
          12, "transformer.wte.weight", "transformer.wte.weight", true, ""},
-        {"{\"model_type\":\"gpt_neox\",\"vocab_size\":3,\"hidden_size\":2,\"intermediate_size\":4,\"num_hidden_layers\":1,\"num_attention_heads\":1"
+        {"{\"model_type\":\"gpt_neox\",\"vocab_size\":3,\"hidden_size\":2,\"intermediate_size\":4,\"num_hidden_layers\":1,"
+         "\"num_attention_heads\":1"
          UNTIED "}", "{" ROWS("gpt_neox.embed_in.weight", 0, 12) "," ROWS("embed_out.weight", 12, 24) "}", 24, "embed_out.weight",
          "gpt_neox.embed_in.weight", false, ""},
         {LLAMA(TIED), "{" ROWS("embed_tokens.weight", 0, 12) "}", 12, "embed_tokens.weight", "embed_tokens.weight", true, ""},
@@ -127,9 +130,11 @@ static void sizes_must_agree_with_the_config(void **state)
     fh_checkpoint c;
     fh_err err;
     static const struct { const char *config, *says; } bad[] = {
-        {"{\"model_type\":\"llama\",\"vocab_size\":4,\"hidden_size\":2,\"intermediate_size\":4,\"num_hidden_layers\":1,\"num_attention_heads\":1" TIED "}",
+        {"{\"model_type\":\"llama\",\"vocab_size\":4,\"hidden_size\":2,\"intermediate_size\":4,\"num_hidden_layers\":1,"
+         "\"num_attention_heads\":1" TIED "}",
          "vocab_size is 4|3 rows|" EMBED},
-        {"{\"model_type\":\"llama\",\"vocab_size\":3,\"hidden_size\":8,\"intermediate_size\":4,\"num_hidden_layers\":1,\"num_attention_heads\":1" TIED "}",
+        {"{\"model_type\":\"llama\",\"vocab_size\":3,\"hidden_size\":8,\"intermediate_size\":4,\"num_hidden_layers\":1,"
+         "\"num_attention_heads\":1" TIED "}",
          "hidden_size is 8|2 columns"},
         {"{\"model_type\":\"other\",\"vocab_size\":9}", "vocab_size is 9|3 rows"},
         {"{\"model_type\":\"other\",\"eos_token_id\":3}", "3"},
@@ -157,12 +162,16 @@ static void a_head_that_cannot_be_used_is_refused_by_name(void **state)
         {"{\"" EMBED "\":{\"dtype\":\"F64\",\"shape\":[3,2],\"data_offsets\":[0,48]}}", 48, FH_EUNSUPPORTED, "F64"},
         {"{\"" EMBED "\":{\"dtype\":\"BF16\",\"shape\":[6],\"data_offsets\":[0,12]}}", 12, FH_EFORMAT, "[6]|[any, any]"},
         {"{\"" EMBED "\":{\"dtype\":\"BF16\",\"shape\":[0,2],\"data_offsets\":[0,0]}}", 0, FH_EFORMAT, "0 rows"},
-        {"{\"lm_head.qweight\":{\"dtype\":\"I32\",\"shape\":[1,2],\"data_offsets\":[0,8]}," ROWS(EMBED, 8, 20) "}", 20, FH_EUNSUPPORTED, "lm_head.qweight|quantized"},
-        {"{\"lm_head.weight_packed\":{\"dtype\":\"I32\",\"shape\":[1,2],\"data_offsets\":[0,8]}}", 8, FH_EUNSUPPORTED, "lm_head.weight_packed"},
+        {"{\"lm_head.qweight\":{\"dtype\":\"I32\",\"shape\":[1,2],\"data_offsets\":[0,8]}," ROWS(EMBED, 8, 20) "}", 20, FH_EUNSUPPORTED,
+         "lm_head.qweight|quantized"},
+        {"{\"lm_head.weight_packed\":{\"dtype\":\"I32\",\"shape\":[1,2],\"data_offsets\":[0,8]}}", 8, FH_EUNSUPPORTED,
+         "lm_head.weight_packed"},
         {"{" ROWS("model.norm.weight", 0, 12) "}", 12, FH_ENOTFOUND, "lm_head.weight|embed_tokens.weight|llama"},
         {"{}", 0, FH_ENOTFOUND, "lm_head.weight"},
-        {"{\"lm_head.bias\":{\"dtype\":\"BF16\",\"shape\":[2],\"data_offsets\":[0,4]}," ROWS(EMBED, 4, 16) "}", 16, FH_EFORMAT, "lm_head.bias|[2]|[3]"},
-        {"{\"lm_head.bias\":{\"dtype\":\"I32\",\"shape\":[3],\"data_offsets\":[0,12]}," ROWS(EMBED, 12, 24) "}", 24, FH_EUNSUPPORTED, "lm_head.bias|I32"},
+        {"{\"lm_head.bias\":{\"dtype\":\"BF16\",\"shape\":[2],\"data_offsets\":[0,4]}," ROWS(EMBED, 4, 16) "}", 16, FH_EFORMAT,
+         "lm_head.bias|[2]|[3]"},
+        {"{\"lm_head.bias\":{\"dtype\":\"I32\",\"shape\":[3],\"data_offsets\":[0,12]}," ROWS(EMBED, 12, 24) "}", 24, FH_EUNSUPPORTED,
+         "lm_head.bias|I32"},
     };
     files *f = *state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -181,7 +190,8 @@ static void bias_and_tokenizer_are_found(void **state)
     files *f = *state;
     fh_checkpoint c;
     fh_err err;
-    put(f, LLAMA(UNTIED), "{\"lm_head.bias\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}," ROWS(HEAD, 12, 24) "," ROWS(EMBED, 24, 36) "}", 36);
+    put(f, LLAMA(UNTIED), "{\"lm_head.bias\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}," ROWS(HEAD, 12,
+        24) "," ROWS(EMBED, 24, 36) "}", 36);
     files_text(f, "tokenizer.json", "{}");
     files_text(f, "generation_config.json", "{\"eos_token_id\":2}");
     assert_int_equal(open_here(f, &c, &err), FH_OK);
@@ -208,6 +218,7 @@ static void files_that_are_missing_or_odd_are_named(void **state)
     files_write(f, "generation_config.json", "{}\0{", 4);
     assert_int_equal(open_here(f, &c, &err), FH_EFORMAT);
     assert_says(&err, "generation_config.json|NUL");
+    files_text(f, "generation_config.json", "{}");
     files_write(f, "config.json", "{}\0{", 4);
     assert_int_equal(open_here(f, &c, &err), FH_EFORMAT);
     assert_says(&err, "/config.json|NUL");
@@ -272,7 +283,8 @@ static void a_fingerprint_changes_with_everything_that_matters(void **state)
 
 static void golden_checkpoints_open(void **state)
 {
-    static const struct { const char *dir; uint32_t vocab, hidden, layers, heads, kv_heads, head_dim; bool tied; fh_dtype dtype; } golden[] = {
+    static const struct { const char *dir; uint32_t vocab, hidden, layers, heads, kv_heads,
+        head_dim; bool tied; fh_dtype dtype; } golden[] = {
         {"golden/llama", 320, 64, 3, 4, 2, 16, false, FH_BF16}, {"golden/llama3-rope", 320, 64, 2, 4, 1, 32, true, FH_F32},
         {"golden/llama-linear-bias", 200, 48, 2, 3, 3, 16, false, FH_F32}, {"golden/mistral-window", 256, 64, 2, 4, 2, 16, false, FH_F32},
         {"golden/qwen2", 304, 64, 2, 4, 2, 16, true, FH_F32}, {"golden/qwen2-yarn", 304, 64, 2, 4, 2, 16, false, FH_F32},

@@ -4,10 +4,10 @@
 #include <math.h>
 
 /* What every config needs; `more` begins with a comma or is empty. */
-#define LLAMA(more) "{\"model_type\":\"llama\",\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2," \
-                    "\"num_attention_heads\":4,\"tie_word_embeddings\":true" more "}"
-#define OF(type, more) "{\"model_type\":\"" type "\",\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2," \
-                       "\"num_attention_heads\":4" more "}"
+#define OF(type, more) \
+    "{\"model_type\":\"" type "\",\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2," \
+    "\"num_attention_heads\":4" more "}"
+#define LLAMA(more) OF("llama", ",\"tie_word_embeddings\":true" more)
 
 static files heard;
 
@@ -73,8 +73,10 @@ static void every_family_has_its_defaults(void **state)
 
 static void gpt2_has_names_of_its_own(void **state)
 {
-    fh_config c = parsed("{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2LMHeadModel\"],\"vocab_size\":50257,\"n_embd\":768,\"n_layer\":12,"
-                         "\"n_head\":12,\"n_positions\":1024,\"n_inner\":null,\"activation_function\":\"gelu_new\",\"layer_norm_epsilon\":1e-05}");
+    fh_config c = parsed("{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2LMHeadModel\"],\"vocab_size\":50257,\"n_embd\":768,"
+        "\"n_layer\":12,"
+                         "\"n_head\":12,\"n_positions\":1024,\"n_inner\":null,\"activation_function\":\"gelu_new\","
+                             "\"layer_norm_epsilon\":1e-05}");
     assert_string_equal(c.model_type, "gpt2");
     assert_string_equal(c.architecture, "GPT2LMHeadModel");
     assert_int_equal(c.hidden, 768);
@@ -94,7 +96,8 @@ static void gpt2_has_names_of_its_own(void **state)
 
 static void said_keys_win_over_defaults(void **state)
 {
-    fh_config c = parsed(LLAMA(",\"head_dim\":32,\"num_key_value_heads\":1,\"hidden_act\":\"gelu\",\"rms_norm_eps\":1e-5,\"attention_bias\":true,"
+    fh_config c = parsed(LLAMA(",\"head_dim\":32,\"num_key_value_heads\":1,\"hidden_act\":\"gelu\",\"rms_norm_eps\":1e-5,"
+        "\"attention_bias\":true,"
                                "\"mlp_bias\":true,\"max_position_embeddings\":77"));
     assert_int_equal(c.head_dim, 32);
     assert_int_equal(c.kv_heads, 1);
@@ -116,7 +119,8 @@ static void said_keys_win_over_defaults(void **state)
     c = parsed(OF("qwen2", ",\"num_key_value_heads\":2,\"sliding_window\":99,\"use_sliding_window\":true"));
     assert_int_equal(c.sliding_window, 99);
     fh_config_free(&c);
-    c = parsed(OF("gemma2", ",\"final_logit_softcapping\":null,\"attn_logit_softcapping\":20.5,\"query_pre_attn_scalar\":144,\"hidden_act\":\"gelu\""));
+    c = parsed(OF("gemma2", ",\"final_logit_softcapping\":null,\"attn_logit_softcapping\":20.5,\"query_pre_attn_scalar\":144,"
+        "\"hidden_act\":\"gelu\""));
     assert_true(c.final_softcap == 0 && c.attn_softcap == 20.5 && c.query_scalar == 144);
     assert_int_equal(c.act, FH_ACT_GELU_TANH);
     fh_config_free(&c);
@@ -127,8 +131,10 @@ static void said_keys_win_over_defaults(void **state)
 
 static void a_wrapper_has_its_facts_in_text_config(void **state)
 {
-    fh_config c = parsed("{\"model_type\":\"gemma3\",\"eos_token_id\":[1,106],\"text_config\":{\"hidden_size\":2560,\"intermediate_size\":10240,"
-                         "\"num_hidden_layers\":34,\"rope_scaling\":{\"factor\":8.0,\"rope_type\":\"linear\"},\"sliding_window\":1024},\"vision_config\":{}}");
+    fh_config c = parsed("{\"model_type\":\"gemma3\",\"eos_token_id\":[1,106],\"text_config\":{\"hidden_size\":2560,"
+        "\"intermediate_size\":10240,"
+                         "\"num_hidden_layers\":34,\"rope_scaling\":{\"factor\":8.0,\"rope_type\":\"linear\"},\"sliding_window\":1024},"
+                             "\"vision_config\":{}}");
     assert_int_equal(c.vocab, 262208);
     assert_int_equal(c.hidden, 2560);
     assert_int_equal(c.layers, 34);
@@ -145,7 +151,8 @@ static void a_wrapper_has_its_facts_in_text_config(void **state)
 
 static void a_family_not_known_gives_what_a_head_needs(void **state)
 {
-    fh_config c = parsed("{\"model_type\":\"newllm\",\"vocab_size\":100,\"hidden_size\":64,\"eos_token_id\":5,\"num_attention_heads\":\"odd\"}");
+    fh_config c = parsed("{\"model_type\":\"newllm\",\"vocab_size\":100,\"hidden_size\":64,\"eos_token_id\":5,"
+        "\"num_attention_heads\":\"odd\"}");
     assert_false(c.family);
     assert_false(c.body_supported);
     assert_non_null(strstr(c.body_why, "newllm"));
@@ -168,7 +175,8 @@ static void a_family_not_known_gives_what_a_head_needs(void **state)
 static void rope_is_read_in_both_layouts(void **state)
 {
     static const char *const same[] = {
-        LLAMA(",\"rope_theta\":500000,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
+        LLAMA(",\"rope_theta\":500000,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,\"low_freq_factor\":1.0,"
+            "\"high_freq_factor\":4.0,"
               "\"original_max_position_embeddings\":8192}"),
         LLAMA(",\"rope_theta\":500000,\"rope_scaling\":{\"type\":\"llama3\",\"factor\":32,\"low_freq_factor\":1,\"high_freq_factor\":4,"
               "\"original_max_position_embeddings\":8192}"),
@@ -186,10 +194,12 @@ static void rope_is_read_in_both_layouts(void **state)
         assert_true(c.body_supported);
         fh_config_free(&c);
     }
-    fh_config c = parsed(LLAMA(",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"original_max_position_embeddings\":16,\"mscale\":0.5,"
+    fh_config c = parsed(LLAMA(",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"original_max_position_embeddings\":16,"
+        "\"mscale\":0.5,"
                                "\"attention_factor\":1.5,\"beta_fast\":16,\"truncate\":false}"));
     assert_int_equal(c.rope.type, FH_ROPE_YARN);
-    assert_true(c.rope.factor == 4 && c.rope.beta_fast == 16 && c.rope.beta_slow == 1 && c.rope.mscale == 0.5 && c.rope.mscale_all_dim == 0);
+    assert_true(c.rope.factor == 4 && c.rope.beta_fast == 16 && c.rope.beta_slow == 1);
+    assert_true(c.rope.mscale == 0.5 && c.rope.mscale_all_dim == 0);
     assert_true(c.rope.attention_factor == 1.5 && !c.rope.truncate);
     assert_int_equal(c.rope.original_max_position, 16);
     fh_config_free(&c);
@@ -272,7 +282,8 @@ static void generation_config_gives_ids_and_sampling(void **state)
 {
     fh_config c;
     fh_err err;
-    const char *generation = "{\"eos_token_id\":[9,3],\"bos_token_id\":1,\"pad_token_id\":null,\"forced_bos_token_id\":50,\"decoder_start_token_id\":3,"
+    const char *generation = "{\"eos_token_id\":[9,3],\"bos_token_id\":1,\"pad_token_id\":null,\"forced_bos_token_id\":50,"
+        "\"decoder_start_token_id\":3,"
                              "\"token_ids\":\"x\",\"do_sample\":true,\"temperature\":0.6,\"top_p\":0.9,\"top_k\":20,\"min_p\":0.05}";
     assert_int_equal(parse_with(&c, LLAMA(",\"eos_token_id\":7"), generation, &err), FH_OK);
     assert_int_equal(c.n_eos, 2);
@@ -339,7 +350,8 @@ static void configs_that_cannot_be_are_refused(void **state)
         {LLAMA(",\"num_key_value_heads\":0"), FH_EFORMAT, "num_key_value_heads"},
         {LLAMA(",\"head_dim\":2147483647"), FH_EFORMAT, "too many"},
         {OF("llama", ",\"num_attention_heads\":5"), FH_EFORMAT, "twice"},
-        {"{\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":5}", FH_EFORMAT, "multiple"},
+        {"{\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":5}",
+         FH_EFORMAT, "multiple"},
         {"{\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":8,\"num_hidden_layers\":-1}", FH_EFORMAT, "num_hidden_layers"},
         {LLAMA(",\"hidden_act\":7"), FH_EFORMAT, "hidden_act"},
         {LLAMA(",\"rms_norm_eps\":\"x\""), FH_EFORMAT, "rms_norm_eps"},
@@ -412,7 +424,8 @@ static void every_failing_allocation_is_told(void **state)
 {
     fh_config c;
     fh_err err;
-    assert_survives_faults(FH_FAULT_ALLOC, parse_with(&c, LLAMA(",\"eos_token_id\":[1,2]"), "{\"bos_token_id\":3}", &err), FH_ENOMEM, fh_config_free(&c));
+    assert_survives_faults(FH_FAULT_ALLOC, parse_with(&c, LLAMA(",\"eos_token_id\":[1,2]"), "{\"bos_token_id\":3}", &err), FH_ENOMEM,
+        fh_config_free(&c));
     fh_config_free(&(fh_config){0});
     fh_config_free(NULL);
 }

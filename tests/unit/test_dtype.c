@@ -48,7 +48,8 @@ static uint16_t nearest(float x, float (*up)(uint16_t), uint16_t infinity, doubl
         if (up((uint16_t)middle) <= fabsf(x)) low = middle;
         else high = middle;
     }
-    double below = fabs(x) - up((uint16_t)low), above = (high == infinity ? limit + (limit - up((uint16_t)low)) : up((uint16_t)high)) - fabs(x);
+    double next = high == infinity ? limit + (limit - up((uint16_t)low)) : up((uint16_t)high);
+    double below = fabs(x) - up((uint16_t)low), above = next - fabs(x);
     uint32_t best = below < above || (below == above && low % 2 == 0) ? low : high;
     return (uint16_t)(best | (signbit(x) ? 0x8000 : 0));
 }
@@ -59,7 +60,8 @@ static void rounding_is_to_nearest_even_everywhere(void **state)
     fh_rng r;
     fh_rng_seed(&r, 1, 0);
     for (uint32_t i = 0; i < 400000; i++) {
-        uint32_t b = i < 0x7C00 * 5 ? bits_of(fh_f16_to_f32((uint16_t)(i / 5))) + (i % 5 == 3 ? 0x1000u : i % 5 == 4 ? 0x1001u : i % 5 - 1u) : (uint32_t)fh_rng_u64(&r);
+        static const uint32_t steps[] = {UINT32_MAX, 0, 1, 0x1000, 0x1001};
+        uint32_t b = i < 0x7C00 * 5 ? bits_of(fh_f16_to_f32((uint16_t)(i / 5))) + steps[i % 5] : (uint32_t)fh_rng_u64(&r);
         if (i % 2) b ^= 0x80000000u;
         float x = float_of(b);
         if (isnan(x)) continue;

@@ -60,7 +60,8 @@ static void world_open(world *w, shape is)
 
     for (size_t i = 0; i < (size_t)is.v * is.d; i++) w->rows[i] = small(is.ties);
     size_t n_dead = is.dead ? fh_min(8, is.v / 4) : 0;
-    for (size_t i = 0; i < n_dead; i++) w->dead[i] = (uint32_t)(i * (is.v / 8 + 1)), w->dead[i] = w->dead[i] < is.v ? w->dead[i] : is.v - 1 - (uint32_t)(n_dead - 1 - i);
+    for (size_t i = 0; i < n_dead; i++) w->dead[i] = (uint32_t)(i * (is.v / 8 + 1)), w->dead[i] = w->dead[i] < is.v ?
+        w->dead[i] : is.v - 1 - (uint32_t)(n_dead - 1 - i);
     for (size_t i = 0; i < n_dead; i++) {
         w->is_dead[w->dead[i]] = 1;
         for (uint32_t j = 0; j < is.d; j++) w->rows[(size_t)w->dead[i] * is.d + j] *= 100; /* would win if it were let */
@@ -82,7 +83,8 @@ static void world_open(world *w, shape is)
     w->centroid_scales = malloc(is.k * sizeof(float)), w->token_scales = malloc(slots * sizeof(float));
     assert_int_equal(fh_encode_rows(is.centroids, &c, NULL, is.k, NULL, NULL, w->centroids, w->centroid_scales, NULL, &err), FH_OK);
     assert_int_equal(fh_encode_rows(is.tokens, &r, w->permutation, slots, NULL, NULL, w->tokens, w->token_scales, NULL, &err), FH_OK);
-    if (is.exact != FH_I8) assert_int_equal(fh_encode_rows(is.exact, &r, w->permutation, slots, NULL, NULL, w->exact, NULL, NULL, &err), FH_OK);
+    if (is.exact != FH_I8) assert_int_equal(fh_encode_rows(is.exact, &r, w->permutation, slots, NULL, NULL, w->exact, NULL, NULL, &err),
+                                            FH_OK);
     free(centroids);
     w->parts = (fh_head_parts){
         .vocab = is.v, .hidden = is.d, .clusters = is.k, .cap = w->cap, .probes = is.k > 3 ? 3 : 1,
@@ -190,7 +192,8 @@ static void same_best(const result *want, size_t n, const uint32_t *ids, const f
 {
     for (size_t i = 0; i < k; i++) {
         assert_int_equal(ids[i], i < n ? want[i].id : UINT32_MAX);
-        if (!(logits[i] == (i < n ? want[i].logit : -INFINITY))) fail_msg("result %zu of %zu: logit %a, not %a", i, n, (double)logits[i], (double)want[i].logit);
+        if (!(logits[i] == (i < n ? want[i].logit : -INFINITY))) fail_msg("result %zu of %zu: logit %a, not %a", i, n, (double)logits[i],
+            (double)want[i].logit);
     }
 }
 
@@ -311,10 +314,12 @@ static void check_measures(const world *w, const float *x, size_t batch)
     for (size_t b = 0; b < batch; b++) {
         for (size_t s = 0; s < slots; s++) {
             uint32_t id = w->permutation[s];
-            float y = id == FH_NO_TOKEN || w->is_dead[id] ? -INFINITY : define_logit(w, &w->parts.tokens, w->token_scales, s, x + b * w->is.d);
+            float y = id == FH_NO_TOKEN || w->is_dead[id] ? -INFINITY : define_logit(w, &w->parts.tokens, w->token_scales, s,
+                x + b * w->is.d);
             assert_true(logits[b * slots + s] == y);
         }
-        for (uint32_t c = 0; c < w->is.k; c++) assert_true(scores[b * w->is.k + c] == define_dot(&w->parts.centroids, w->centroid_scales, c, x + b * w->is.d));
+        for (uint32_t c = 0; c < w->is.k; c++) assert_true(scores[b * w->is.k + c] == define_dot(&w->parts.centroids, w->centroid_scales,
+                                                           c, x + b * w->is.d));
     }
     free(logits), free(scores);
 }
@@ -505,7 +510,8 @@ static void rows_of_nonsense_never_win(void **state)
     world_open(&w, (shape){100, 24, 10, FH_F32, FH_F32, FH_I8, .hot = false});
     float *rows = w.tokens, *centroids = w.centroids;
     size_t stride = w.parts.tokens.stride / 4;
-    for (int j = 0; j < 24; j++) rows[5 * stride + (size_t)j] = NAN, rows[6 * stride + (size_t)j] = j % 2 ? INFINITY : -INFINITY, centroids[3 * stride + (size_t)j] = NAN;
+    for (int j = 0; j < 24; j++) rows[5 * stride + (size_t)j] = NAN, rows[6 * stride + (size_t)j] = j % 2 ? INFINITY : -INFINITY,
+        centroids[3 * stride + (size_t)j] = NAN;
     assert_int_equal(fh_scratch_new(&s, w.head, 1, NULL), FH_OK);
     float *x = make_states(&w, 1);
     assert_int_equal(fh_head_topk(w.head, s, x, 1, &(fh_query){.probes = 10}, 100, ids, logits, NULL), FH_OK);
@@ -541,7 +547,8 @@ static void everything_forced_out_leaves_nothing(void **state)
     world_close(&w);
 }
 
-/* ---- merging -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- merging
+ * -------------------------------------------------------------------------------------------------------------------------- */
 
 static void two_halves_of_a_head_merge_into_the_whole(void **state)
 {
@@ -558,8 +565,10 @@ static void two_halves_of_a_head_merge_into_the_whole(void **state)
         if (i % 2) odd[n_odd++] = i;
         if (i % 2 == 0) even[n_even++] = i;
     }
-    assert_int_equal(fh_head_topk(w.head, s, x, 1, &(fh_query){.probes = 16, .exclude = odd, .n_exclude = n_odd - 20}, K, ids_a, a, NULL), FH_OK);
-    assert_int_equal(fh_head_topk(w.head, s, x, 1, &(fh_query){.probes = 16, .exclude = even, .n_exclude = n_even}, K, ids_b, b, NULL), FH_OK);
+    assert_int_equal(fh_head_topk(w.head, s, x, 1, &(fh_query){.probes = 16, .exclude = odd, .n_exclude = n_odd - 20}, K, ids_a, a,
+                                  NULL), FH_OK);
+    assert_int_equal(fh_head_topk(w.head, s, x, 1, &(fh_query){.probes = 16, .exclude = even, .n_exclude = n_even}, K, ids_b, b, NULL),
+                     FH_OK);
     assert_int_equal(fh_head_topk(w.head, s, x, 1, &(fh_query){.probes = 16}, K, want, logits, NULL), FH_OK);
     fh_merge_topk(ids_a, a, K, ids_b, b, K, K, ids, got);
     assert_memory_equal(ids, want, sizeof ids);
@@ -596,7 +605,8 @@ static void log_sum_exps_merge_exactly_at_infinity(void **state)
     assert_true(isnan(fh_merge_lse(NAN, 3)) && isnan(fh_merge_lse(3, NAN)));
 }
 
-/* ---- facts ------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- facts
+ * ------------------------------------------------------------------------------------------------------------------------------ */
 
 static void bytes_of_a_step_count_rows_and_scales(void **state)
 {

@@ -145,9 +145,12 @@ static void integers_are_exact_or_nothing(void **state)
 {
     static const struct { const char *text; bool i64, u64; int64_t value; } numbers[] = {
         {"0", true, true, 0}, {"-0", true, false, 0}, {"151936", true, true, 151936}, {"-1", true, false, -1},
-        {"9007199254740991", true, true, 9007199254740991}, {"9007199254740992", false, false, 0}, {"9007199254740993", false, false, 0},
-        {"-9007199254740991", true, false, -9007199254740991}, {"-9007199254740993", false, false, 0}, {"18446744073709551616", false, false, 0},
-        {"151936.0", false, false, 0}, {"1e3", false, false, 0}, {"1E0", false, false, 0}, {"0.5", false, false, 0}, {"-0.0", false, false, 0},
+        {"9007199254740991", true, true, 9007199254740991}, {"9007199254740992", false, false, 0},
+        {"9007199254740993", false, false, 0},
+        {"-9007199254740991", true, false, -9007199254740991}, {"-9007199254740993", false, false, 0},
+        {"18446744073709551616", false, false, 0},
+        {"151936.0", false, false, 0}, {"1e3", false, false, 0}, {"1E0", false, false, 0}, {"0.5", false, false, 0}, {"-0.0", false,
+         false, 0},
         {"\"1\"", false, false, 0}, {"true", false, false, 0}, {"null", false, false, 0}, {"[1]", false, false, 0},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
@@ -258,7 +261,8 @@ static void building_prints_as_expected(void **state)
 {
     fh_json *j = build();
     char *text = fh_json_print(j, false);
-    assert_string_equal(text, "{\"list\":" LIST ",\"inner\":{\"text\":\"a\\\"\\\\\\n\\t\\u0001\\u001bb\xEF\xBF\xBD\xC3\xA9\",\"yes\":true,\"none\":null,"
+    assert_string_equal(text, "{\"list\":" LIST ",\"inner\":{\"text\":\"a\\\"\\\\\\n\\t\\u0001\\u001bb\xEF\xBF\xBD\xC3\xA9\",\"yes\":true,"
+                              "\"none\":null,"
                               "\"copy\":" LIST ",\"empty\":{},\"nothing\":[],\"bad\xEF\xBF\xBDkey\":[]}}");
     fh_free(text);
     fh_json_free(j);

@@ -81,7 +81,8 @@ static void compare(fh_dtype t, size_t n, size_t m, size_t d, size_t stride, int
         memset(got, 0xee, n * m * sizeof *got);
         k->dot[t](rows, scales, n, d, each, m, got, n);
         for (size_t j = 0; j < n * m; j++)
-            if (!same_bits(want[j], got[j])) fail_msg("%s%s, %s, n %zu, m %zu, d %zu, kind %d: result %zu is %a, not %a", k->name, k->variant, fh_dtype_name(t), n, m, d, kind, j, (double)got[j], (double)want[j]);
+            if (!same_bits(want[j], got[j])) fail_msg("%s%s, %s, n %zu, m %zu, d %zu, kind %d: result %zu is %a, not %a", k->name,
+                                                      k->variant, fh_dtype_name(t), n, m, d, kind, j, (double)got[j], (double)want[j]);
     }
     free(data), free(scales), free(x), free(want), free(got), free(states), free(rows), fh_free(room), free(each);
 }
