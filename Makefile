@@ -181,8 +181,8 @@ fuzz: $(FUZZ:%=build/fuzz/bin/%) ## libFuzzer (clang) on every fuzz target, SECO
 	    || { tail -n 40 build/fuzz/$$f/log; failed="$$failed $$f"; }; \
 	done; [ -z "$$failed" ] || { echo "fuzz: failed:$$failed (inputs in build/fuzz/NAME)" >&2; exit 1; }
 
-bench: all ## speed of the head on this machine (fhtool bench)
-	build/fhtool bench
+bench: all ## every claim about speed beside its baseline, on this machine
+	@sh tests/bench.sh
 demo: ## install what is missing, build, and take a small real model from checkpoint to text
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory all

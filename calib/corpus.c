@@ -1,6 +1,7 @@
 /* Text in, documents of token ids out. */
 #include "calib/calib.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -1,0 +1,30 @@
+#!/bin/sh
+# make bench: every claim about speed, each beside a baseline in the same run.  Uses the demo model; FH_MODEL=DIR takes another checkpoint.
+set -eu
+top=$(cd "$(dirname "$0")/.." && pwd)
+fhtool=$top/build/fhtool
+model=${FH_MODEL:-$top/demo/prose-7m}
+work=$top/build/bench
+mkdir -p "$work"
+show() { printf '\n$ %s\n' "$*"; "$@"; }
+
+echo '== heads: FlashHead beside the dense head and the memory speed of this machine'
+"$fhtool" build "$model" -C "$work/work" -o "$work/model.fhead" --text self -q > "$work/build.txt"
+for threads in 1 2; do show "$fhtool" bench "$work/model.fhead" --threads $threads; done
+for isa in ref avx2; do echo; echo "FH_ISA=$isa"; FH_ISA=$isa "$fhtool" bench "$work/model.fhead" --threads 1 | sed -n '/^heads/,/flash/p'; done
+
+echo
+echo '== clustering: exact swaps beside FAISS k-means with greedy balancing (the published method), containment on part C of the same states'
+"$fhtool" convert "$model" -C "$work/cluster" -q > /dev/null
+"$fhtool" hidden -C "$work/cluster" --text self --tokens 40000 -q > /dev/null
+for how in '--start faiss --metric cosine --rounds 0' '--start coarse --metric cosine' '--start coarse --metric euclidean'; do
+    routing=raw
+    case $how in *cosine*) routing=mean ;; esac
+    echo
+    echo "cluster $how, routing $routing"
+    # shellcheck disable=SC2086
+    "$fhtool" cluster -C "$work/cluster" $how -q | sed -n '/^objective/p; /^swaps/p; /^seconds/p; /^peak_bytes/p'
+    "$fhtool" route -C "$work/cluster" --routing $routing -q > /dev/null
+    "$fhtool" calibrate -C "$work/cluster" --target-containment 0.9 --hot 0 --max-cost 1 -q > "$work/calibrate.txt" || true
+    sed -n '/^probes/p; /^bound/p; /^  probes/p; /^ *16 /p; /^ *64 /p; /^ *256 /p' "$work/calibrate.txt"
+done
