@@ -25,13 +25,16 @@ typedef struct fh_text_params {
 /* hidden: states.safetensors. */
 fh_status fh_stage_hidden(fh_stage_env *e, const fh_text_params *p, fh_json **report, fh_err *err);
 
-typedef struct fh_stage_cluster_params { uint32_t k, cap; uint64_t seed; fh_cluster_start start; fh_cluster_metric metric; unsigned rounds; /* 0: defaults; k and cap 0: V/16 */
+/* What makes two rows alike: the logits they give over the work directory's states; the rows as they are; their directions.  AUTO: output where there are states. */
+typedef enum fh_alike { FH_ALIKE_AUTO, FH_ALIKE_OUTPUT, FH_ALIKE_EUCLIDEAN, FH_ALIKE_COSINE } fh_alike;
+typedef struct fh_stage_cluster_params { uint32_t k, cap; uint64_t seed; fh_cluster_start start; fh_alike metric; unsigned rounds; /* 0: defaults; k and cap 0: V/16 */
     void (*on_round)(void *ctx, const fh_round *r); void *ctx; } fh_stage_cluster_params;
 /* cluster: clusters.safetensors.  Interrupted: the best so far is written and FH_EINTERRUPTED returned with the report. */
 fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh_json **report, fh_err *err);
 
-/* route: routing.safetensors.  routing: "mean", "weighted" (needs states), "raw", or NULL: the best of what is there. */
-fh_status fh_stage_route(fh_stage_env *e, const char *routing, fh_json **report, fh_err *err);
+/* route: routing.safetensors.  routing: "mean", "raw", "weighted" and "learned" (both need states), or NULL: learned where there are states, else raw.  unit: hold learned rows at
+ * unit length, for runtimes that route by cosine. */
+fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_json **report, fh_err *err);
 /* quantize: quantized.safetensors. */
 fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, fh_json **report, fh_err *err);
 
@@ -48,7 +51,7 @@ typedef struct fh_build_params {
     bool no_clobber, head_only, exact;
     fh_text_params text;
     fh_stage_cluster_params cluster;
-    const char *routing;
+    const char *routing; bool unit;
     fh_dtype centroids, tokens;
     fh_calibrate_params how;
 } fh_build_params;

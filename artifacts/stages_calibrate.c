@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { DEFAULT_TOKENS = 100000, DEFAULT_WINDOW = 512 };
+enum { DEFAULT_TOKENS = 100000, DEFAULT_WINDOW = 512, CHOICES = 5 };
 
 /* ---- states ------------------------------------------------------------------------------------------------- */
 
@@ -303,8 +303,8 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     fh_encoded q = {0};
     fh_states s = {0};
     fh_calibration c = {0};
-    fh_routing_choice choices[5];
-    float *owned[5] = {0};
+    fh_routing_choice choices[CHOICES];
+    float *owned[CHOICES] = {0};
     size_t n = 0;
     maker m = {.e = e};
     const char *file = NULL;
@@ -321,9 +321,10 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     bool asked = false;
     if ((rc = fh_work_record(e->work, FH_FILE_ROUTING, &routing, err)) < 0) goto out;
     fh_json_bool(fh_json_get(fh_json_get(routing, "params"), "asked"), &asked);
-    static const char *const names[] = {"weighted", "raw", "mean"};
+    static const char *const names[] = {"learned", "weighted", "raw", "mean"};
     fh_tensors *used = NULL;
-    if (asked) {
+    bool learned = !strcmp(q.routing, "learned"); /* a routing that was learned already is taken as it is */
+    if (asked || learned) {
         const fh_tensor *t;
         uint64_t shape[2] = {parted.c.k, parted.c.d};
         char *rp = fh_work_path(e->work, FH_FILE_ROUTING);
@@ -331,18 +332,19 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
         fh_free(rp);
         if (rc < 0 || (rc = fh_tensors_need(&t, used, "centroids", 1u << FH_F32, 2, shape, err)) < 0) { fh_tensors_close(used); goto out; }
         choices[n++] = (fh_routing_choice){q.routing, t->data};
-    } else {
-        for (size_t i = 0; i < sizeof names / sizeof *names; i++, n++) {
-            if ((rc = fh_routing_of(&choices[n].centroids, &owned[n], names[i], &f, &parted, &s, e->job, err)) < 0) goto out;
-            choices[n].name = names[i];
-        }
+    }
+    for (size_t i = learned; i < sizeof names / sizeof *names && !asked; i++, n++) {
+        rc = fh_routing_of(&choices[n].centroids, &owned[n], names[i], false, &f, &parted, &s, e->job, NULL, err);
+        if (rc == FH_ECHECK && i == 0) { n--; rc = FH_OK; continue; } /* too few states to learn from */
+        if (rc < 0) { fh_tensors_close(used); goto out; }
+        choices[n].name = names[i];
     }
     fh_dense dense = fh_facts_dense(&f);
     rc = fh_calibrate(&c, &s, &dense, choices, n, make_head, &m, &p->how, e->job, err);
     if (rc == FH_OK && c.reached && !asked && strcmp(choices[c.routing].name, q.routing)) { /* the head is made with it from here on */
         fh_json *ignored = NULL;
         fh_dtype ce = q.parts.centroids.dtype, te = q.parts.tokens.dtype;
-        rc = fh_write_routing(e, choices[c.routing].name, false, choices[c.routing].centroids, &parted, strcmp(choices[c.routing].name, "weighted") ? NULL : file, err);
+        rc = fh_write_routing(e, choices[c.routing].name, false, false, choices[c.routing].centroids, &parted, owned[c.routing] ? file : NULL, err);
         if (rc == FH_OK) rc = fh_stage_quantize(e, ce, te, &ignored, err);
         fh_json_free(ignored);
     }
@@ -355,7 +357,7 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     fh_stage_log(e, "calibrate", began);
 out:
     for (size_t i = 0; i < m.n; i++) fh_free(m.data[i]), fh_free(m.scales[i]);
-    for (size_t i = 0; i < 5; i++) fh_free(owned[i]);
+    for (size_t i = 0; i < CHOICES; i++) fh_free(owned[i]);
     fh_json_free(routing);
     fh_json_free(made);
     fh_free(path);

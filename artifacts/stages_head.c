@@ -6,7 +6,7 @@
 #include <string.h>
 
 static const char *const start_names[] = {"coarse", "faiss", "random"};
-static const char *const metric_names[] = {"euclidean", "cosine"};
+static const char *const metric_names[] = {"auto", "output", "euclidean", "cosine"};
 
 /* ---- cluster ------------------------------------------------------------------------------------------------- */
 
@@ -17,13 +17,13 @@ uint32_t fh_clusters_wanted(const fh_stage_cluster_params *p, size_t v)
     return (uint32_t)fh_max(2, v / 16);
 }
 
-fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k)
+fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output)
 {
     fh_json *j = fh_json_object();
     fh_json_add_u64(j, "k", k);
     fh_json_add_u64(j, "seed", p->seed);
     fh_json_add_string(j, "start", start_names[p->start]);
-    fh_json_add_string(j, "metric", metric_names[p->metric]);
+    fh_json_add_string(j, "metric", p->metric == FH_ALIKE_AUTO ? output ? "output" : "euclidean" : metric_names[p->metric]);
     fh_json_add_u64(j, "rounds", p->rounds);
     return j;
 }
@@ -33,22 +33,43 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     double began = fh_now();
     fh_facts f = {0};
     fh_clustering c = {0};
+    fh_states s = {0};
+    float *seen = NULL;
     fh_json *record = NULL;
     fh_status rc = fh_facts_load(&f, e, err);
     if (rc < 0) return rc;
     uint32_t k = fh_clusters_wanted(p, f.head.rows);
-    fh_cluster_params how = {.k = k, .seed = p->seed, .start = p->start, .metric = p->metric, .rounds = p->rounds, .on_round = p->on_round, .ctx = p->ctx};
-    uint64_t memory = fh_cluster_memory(f.head.rows, f.head.cols, &how);
-    fh_job_say(e->job, FH_INFO, "%zu rows of %zu into %u clusters; needs about %.0f MiB beyond the head", f.head.rows, f.head.cols, k, (double)memory / (1 << 20));
-    if ((rc = fh_cluster(&c, &f.head, f.dead, &how, e->job, err)) < 0) goto out;
+    fh_cluster_params how = {.k = k, .seed = p->seed, .start = p->start, .metric = p->metric == FH_ALIKE_COSINE ? FH_METRIC_COSINE : FH_METRIC_EUCLIDEAN,
+                             .rounds = p->rounds, .on_round = p->on_round, .ctx = p->ctx};
+    char *states = fh_work_path(e->work, FH_FILE_STATES);
+    bool output = p->metric == FH_ALIKE_OUTPUT || (p->metric == FH_ALIKE_AUTO && states && fh_file_exists(states));
+    fh_rows rows = f.head;
+    if (!states) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    uint64_t memory = fh_cluster_memory(f.head.rows, f.head.cols, &how) + (output ? (uint64_t)f.head.rows * f.head.cols * sizeof(float) : 0);
+    fh_job_say(e->job, FH_INFO, "%zu rows of %zu into %u clusters, alike by %s; needs about %.0f MiB beyond the head", f.head.rows, f.head.cols, k,
+               output ? "the logits they give over the states" : how.metric == FH_METRIC_COSINE ? "direction" : "distance", (double)memory / (1 << 20));
+    if (output) { /* only part A: no promise may be made on what clustering saw */
+        size_t n = 0, *positions = NULL;
+        if ((rc = fh_states_load(&s, states, err)) < 0) goto out;
+        if (s.d != f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu: run 'fhtool hidden' again", states, s.d, f.head.cols); goto out; }
+        positions = fh_part_a(&s, &n);
+        seen = fh_malloc(f.head.rows * f.head.cols * sizeof *seen);
+        rc = positions && seen ? fh_output_rows(seen, &f.head, s.hidden, positions, n, e->job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+        fh_free(positions);
+        if (rc < 0) goto out;
+        rows = (fh_rows){seen, FH_F32, f.head.rows, f.head.cols, f.head.cols * sizeof(float)};
+    }
+    if ((rc = fh_cluster(&c, &rows, f.dead, &how, e->job, err)) < 0) goto out;
+    if (output && (rc = fh_centroids(&c, &f.head, f.dead, e->job, err)) < 0) goto out; /* of the rows themselves */
 
-    fh_json *params = fh_cluster_record_params(p, k);
+    fh_json *params = fh_cluster_record_params(p, k, output);
     if (c.interrupted) fh_json_add_bool(params, "interrupted", true);
     if (!(record = fh_record_new("cluster", params))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     fh_json_add_double(record, "objective", c.objective);
     fh_json_add_string(record, "faiss", fh_faiss_version());
     fh_json_add_string(record, "blas", fh_gemm_library());
     if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0) goto out;
+    if (output && (rc = fh_record_input(record, e->work, FH_FILE_STATES, err)) < 0) goto out;
     const fh_st_spec specs[] = {
         {"centroids", FH_F32, 2, {c.k, c.d}}, {"centroids_mean", FH_F32, 2, {c.k, c.d}}, {"centroids_raw", FH_F32, 2, {c.k, c.d}}, {"assignment", FH_I32, 1, {c.v}},
     };
@@ -61,7 +82,7 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     fh_json_add_u64(r, "cap", c.cap);
     fh_json_add_double(r, "objective", c.objective);
     fh_json_add_string(r, "start", start_names[p->start]);
-    fh_json_add_string(r, "metric", metric_names[p->metric]);
+    fh_json_add_string(r, "metric", output ? "output" : how.metric == FH_METRIC_COSINE ? "cosine" : "euclidean");
     fh_json_add_u64(r, "rounds", c.rounds);
     fh_json_add_u64(r, "swaps", c.swaps);
     fh_json_add_double(r, "seconds", fh_now() - began);
@@ -72,6 +93,9 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
 out:
     fh_json_free(record);
     fh_clustering_free(&c);
+    fh_states_free(&s);
+    fh_free(seen);
+    fh_free(states);
     fh_facts_free(&f);
     return rc;
 }
@@ -90,27 +114,46 @@ static double *count_weights(const fh_states *s, uint32_t vocab)
     return w;
 }
 
-fh_status fh_routing_of(const float **centroids, float **owned, const char *name, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job, fh_err *err)
+size_t *fh_part_a(const fh_states *s, size_t *n)
 {
+    size_t *positions = fh_malloc(fh_max(s->n, 1) * sizeof *positions);
+    *n = 0;
+    for (size_t i = 0; positions && i < s->n; i++) if (s->part[i] == FH_PART_A) positions[(*n)++] = i;
+    return positions;
+}
+
+fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
+                        fh_learn_report *learned, fh_err *err)
+{
+    bool learn = !strcmp(name, "learned");
     *owned = NULL;
     if (!strcmp(name, "mean")) { *centroids = p->c.mean; return FH_OK; }
     if (!strcmp(name, "raw")) { *centroids = p->c.raw; return FH_OK; }
-    if (strcmp(name, "weighted")) return fh_fail(err, FH_EUSAGE, "--routing: '%s' is none of mean, weighted, raw", name);
-    if (!states) return fh_fail(err, FH_ENOTFOUND, "--routing weighted: needs states: run 'fhtool hidden' first");
+    if (!learn && strcmp(name, "weighted")) return fh_fail(err, FH_EUSAGE, "--routing: '%s' is none of mean, weighted, raw, learned", name);
+    if (!states) return fh_fail(err, FH_ENOTFOUND, "--routing %s: needs states: run 'fhtool hidden' first", name);
     double *w = count_weights(states, p->c.v);
     *owned = fh_malloc((size_t)p->c.k * p->c.d * sizeof **owned);
     fh_status rc = w && *owned ? fh_weighted_centroids(*owned, &p->c, &f->head, f->dead, w, job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     fh_free(w);
+    if (rc == FH_OK && learn) { /* from the weighted means on */
+        fh_dense dense = fh_facts_dense(f);
+        fh_learn_report said;
+        size_t n, *positions = fh_part_a(states, &n);
+        fh_learn_params how = {.unit = unit};
+        rc = positions ? fh_learn_routing(*owned, p->c.k, p->c.assignment, &dense, states->hidden, positions, n, &how, job, learned ? learned : &said, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+        fh_free(positions);
+    }
     if (rc < 0) fh_free(*owned), *owned = NULL;
     *centroids = *owned;
     return rc;
 }
 
-fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err)
+fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, bool unit, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err)
 {
     fh_json *params = fh_json_object();
     fh_json_add_string(params, "routing", name);
     fh_json_add_bool(params, "asked", asked);
+    if (unit) fh_json_add_bool(params, "unit", true);
     fh_json *record = fh_record_new("route", params);
     fh_status rc = record ? fh_record_input(record, e->work, FH_FILE_CLUSTERS, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc == FH_OK && states_file) rc = fh_record_input(record, e->work, states_file, err);
@@ -121,7 +164,7 @@ fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, const 
     return rc;
 }
 
-fh_status fh_stage_route(fh_stage_env *e, const char *routing, fh_json **report, fh_err *err)
+fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_json **report, fh_err *err)
 {
     double began = fh_now();
     fh_facts f = {0};
@@ -134,18 +177,26 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, fh_json **report,
     fh_status rc = states ? fh_need(e, FH_FILE_CLUSTERS, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0 || (rc = fh_facts_load(&f, e, err)) < 0 || (rc = fh_parted_load(&p, e, &f, err)) < 0) goto out;
     bool there = fh_file_exists(states);
-    if (!routing) routing = there ? "weighted" : "raw"; /* raw is what the clustering holds to be best without states */
-    bool uses_states = !strcmp(routing, "weighted") && there;
+    if (!routing) routing = there ? "learned" : "raw"; /* raw is what the clustering holds to be best without states */
+    bool uses_states = (!strcmp(routing, "weighted") || !strcmp(routing, "learned")) && there, learns = !strcmp(routing, "learned");
+    fh_learn_report learned = {0};
+    unit = unit && learns;
     if (uses_states && (rc = fh_states_load(&s, states, err)) < 0) goto out;
-    if ((rc = fh_routing_of(&centroids, &owned, routing, &f, &p, uses_states ? &s : NULL, e->job, err)) < 0) goto out;
-    if ((rc = fh_write_routing(e, routing, asked, centroids, &p, uses_states ? FH_FILE_STATES : NULL, err)) < 0) goto out;
+    if ((rc = fh_routing_of(&centroids, &owned, routing, unit, &f, &p, uses_states ? &s : NULL, e->job, &learned, err)) < 0) goto out;
+    if ((rc = fh_write_routing(e, routing, asked, unit, centroids, &p, uses_states ? FH_FILE_STATES : NULL, err)) < 0) goto out;
     fh_stage_log(e, "route", began);
     size_t used = 0;
     for (size_t i = 0; i < s.n; i++) used += s.part[i] == FH_PART_A;
     fh_json *r = fh_json_object();
     fh_json_add_string(r, "routing", routing);
     fh_json_add_u64(r, "states", used);
-    fh_json_add_null(r, "loss");
+    if (learns) {
+        fh_json_add_double(r, "loss", learned.loss);
+        fh_json_add_double(r, "loss_before", learned.loss_before);
+        fh_json_add_u64(r, "passes", learned.passes);
+    } else {
+        fh_json_add_null(r, "loss");
+    }
     fh_json_add_double(r, "seconds", fh_now() - began);
     *report = r;
 out:

@@ -187,7 +187,7 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     note_stage(stages, &r, "hidden", fresh);
 
     if ((rc = fh_facts_load(&f, e, err)) < 0) goto out;
-    params = fh_cluster_record_params(&p->cluster, fh_clusters_wanted(&p->cluster, f.head.rows));
+    params = fh_cluster_record_params(&p->cluster, fh_clusters_wanted(&p->cluster, f.head.rows), true);
     if ((rc = current_record(&record, e, FH_FILE_CLUSTERS, params, err)) < 0) goto out;
     current = record != NULL;
     fh_json_free(record), record = NULL;
@@ -200,7 +200,7 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     fh_json_bool(fh_json_get(rp, "asked"), &asked);
     current = record && (p->routing ? says(rp, "routing", p->routing) && asked : !asked);
     fh_json_free(record), record = NULL;
-    if (!current && (rc = fh_stage_route(e, p->routing, &r, err)) < 0) goto out;
+    if (!current && (rc = fh_stage_route(e, p->routing, p->unit, &r, err)) < 0) goto out;
     note_stage(stages, &r, "route", !current);
 
     if ((rc = current_record(&record, e, FH_FILE_QUANTIZED, NULL, err)) < 0) goto out;

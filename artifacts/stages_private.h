@@ -53,15 +53,18 @@ fh_status fh_result_json(fh_stage_env *e, const char *file, fh_json *body, fh_js
 void fh_stage_log(fh_stage_env *e, const char *stage, double began);
 
 /* Routing centroids by name; *owned is to be freed (may be NULL: the array lies in the clustering). */
-fh_status fh_routing_of(const float **centroids, float **owned, const char *name, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job, fh_err *err);
-fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err);
+fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
+                        fh_learn_report *learned, fh_err *err); /* learned may be NULL */
+/* The positions of part A; freed by the caller. */
+size_t *fh_part_a(const fh_states *s, size_t *n);
+fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, bool unit, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err);
 /* States of a text in `file`, collected unless they are there already. */
 fh_status fh_states_stage(fh_stage_env *e, const char *file, const fh_text_params *p, bool *fresh, fh_err *err);
 
 /* Is what convert left still of the checkpoint in `dir`, byte for byte? */
 fh_status fh_convert_current(fh_stage_env *e, const char *dir, bool *current, fh_err *err);
-/* The parameters that a clustering's record holds. */
-fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k);
+/* The parameters that a clustering's record holds; `output`: AUTO stands for output-aware. */
+fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output);
 fh_json *fh_calibrate_record_params(const fh_calibrate_params *p);
 /* K as the flags give it for V rows. */
 uint32_t fh_clusters_wanted(const fh_stage_cluster_params *p, size_t v);

@@ -244,12 +244,13 @@ static fh_status again(fh_stage_env *e, const char *file, const fh_json *params,
         fh_stage_cluster_params p = {.k = (uint32_t)param_u64(params, "k", 0), .seed = param_u64(params, "seed", 0), .rounds = (unsigned)param_u64(params, "rounds", 0)};
         const char *start = fh_json_string(fh_json_get(params, "start")), *metric = fh_json_string(fh_json_get(params, "metric"));
         p.start = !start || !strcmp(start, "coarse") ? FH_START_COARSE : !strcmp(start, "faiss") ? FH_START_FAISS : FH_START_RANDOM;
-        p.metric = metric && !strcmp(metric, "cosine") ? FH_METRIC_COSINE : FH_METRIC_EUCLIDEAN;
+        p.metric = !metric ? FH_ALIKE_AUTO : !strcmp(metric, "cosine") ? FH_ALIKE_COSINE : !strcmp(metric, "output") ? FH_ALIKE_OUTPUT : FH_ALIKE_EUCLIDEAN;
         rc = fh_stage_cluster(e, &p, &report, err);
     } else if (!strcmp(file, FH_FILE_ROUTING)) {
-        bool asked = false;
+        bool asked = false, unit = false;
         fh_json_bool(fh_json_get(params, "asked"), &asked);
-        rc = fh_stage_route(e, asked ? fh_json_string(fh_json_get(params, "routing")) : NULL, &report, err);
+        fh_json_bool(fh_json_get(params, "unit"), &unit);
+        rc = fh_stage_route(e, asked ? fh_json_string(fh_json_get(params, "routing")) : NULL, unit, &report, err);
     } else {
         fh_dtype centroids = FH_I8, tokens = FH_I8;
         const char *c = fh_json_string(fh_json_get(params, "centroids")), *t = fh_json_string(fh_json_get(params, "tokens"));

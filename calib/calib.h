@@ -74,6 +74,23 @@ fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t
 fh_status fh_cluster_ranks(const fh_head *head, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids, uint32_t *ranks,
                            const fh_job *job, fh_err *err);
 
+/* ---- what states teach -------------------------------------------------------------------------------------- */
+
+typedef struct fh_learn_params {
+    unsigned passes;      /* over the states; 0: 8 */
+    double rate;          /* of Adam, relative to the root mean square of the centroids' entries, falling linearly to 0; 0: 0.013 */
+    size_t batch;         /* 0: 256 */
+    uint64_t seed;        /* of the order */
+    bool unit;            /* hold rows at unit length, for runtimes that route by cosine */
+} fh_learn_params;
+typedef struct fh_learn_report { double loss_before, loss; size_t states; unsigned passes; } fh_learn_report; /* nats, on the tenth of the states held out */
+/* Distil the dense head's cluster masses into centroids [K, D], which come in as the start and go out as the best found on the
+ * states held out.  assignment [V] token -> cluster.  FH_ECHECK: too few states. */
+fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
+                           const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err);
+/* out [V, D]: the rows in coordinates in which Euclidean distance is the root mean square difference of their logits over the states. */
+fh_status fh_output_rows(float *out, const fh_rows *head, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err);
+
 /* ---- statistics ------------------------------------------------------------------------------------------ */
 
 /* The exact one-sided lower bound of a share (Clopper and Pearson 1934): the largest p such that a chance of `misses` or fewer misses in

@@ -7,16 +7,17 @@ typedef struct args {
     fh_pick start, metric, routing, centroids, tokens_encoding;
     fh_text_args text;
     fh_promise_args promise;
-    bool head_only, exact, no_clobber;
+    bool unit, head_only, exact, no_clobber;
 } args;
 static const fh_opt options[] = {
     {"-o", FH_OPT_STR, offsetof(args, output), "FILE", "the artifact to write", 0, 0, NULL},
     {"k", FH_OPT_UINT, offsetof(args, k), "K", "clusters (default V/16)", 2, 1e9, NULL},
     {"cap", FH_OPT_UINT, offsetof(args, cap), "N", "tokens per cluster, instead of --k", 1, 1e9, NULL},
     {"start", FH_OPT_PICK, offsetof(args, start), "S", "where clustering begins", 0, 0, "coarse,faiss,random"},
-    {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike", 0, 0, "euclidean,cosine"},
+    {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike (default output: the logits they give)", 0, 0, "output,euclidean,cosine"},
     {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
-    {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw"},
+    {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw,learned"},
+    {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold learned centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
     {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,bf16,f16,f32"},
     {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8)", 0, 0, "int8,bf16,f16,f32"},
     FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)),
@@ -25,7 +26,7 @@ static const fh_opt options[] = {
     {"no-clobber", FH_OPT_FLAG, offsetof(args, no_clobber), NULL, "refuse to replace a file that exists", 0, 0, NULL},
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
-static const char *const routings[] = {"mean", "weighted", "raw"};
+static const char *const routings[] = {"mean", "weighted", "raw", "learned"};
 static const fh_dtype encodings[] = {FH_I8, FH_BF16, FH_F16, FH_F32};
 
 static fh_status run(void *p, const fh_job *job, fh_err *err)
@@ -37,10 +38,10 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (a->k.set && a->cap.set) return fh_fail(err, FH_EUSAGE, "build: --k and --cap: give one of them");
     if (a->no_clobber && fh_file_exists(a->output.v)) return fh_fail(err, FH_EIO, "%s: exists, and --no-clobber was given: choose another name", a->output.v);
     fh_build_params how = {.model = a->common.args[0], .output = a->output.v, .no_clobber = a->no_clobber, .head_only = a->head_only, .exact = a->exact,
-                           .text = fh_text_of(&a->text), .routing = a->routing.set ? routings[a->routing.v] : NULL,
+                           .text = fh_text_of(&a->text), .routing = a->routing.set ? routings[a->routing.v] : NULL, .unit = a->unit,
                            .centroids = encodings[a->centroids.v], .tokens = encodings[a->tokens_encoding.v]};
     how.cluster = (fh_stage_cluster_params){.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->text.seed.v, .start = (fh_cluster_start)a->start.v,
-                                            .metric = (fh_cluster_metric)a->metric.v, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v};
+                                            .metric = a->metric.set ? (fh_alike)(a->metric.v + 1) : FH_ALIKE_AUTO, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v};
     fh_status rc = fh_promise_of(&how.how, &a->promise, "build", err);
     if (rc < 0) return rc;
     rc = fh_open_work(&e, &a->common, true, job, err);

@@ -9,7 +9,7 @@ static const fh_opt options[] = {
     {"cap", FH_OPT_UINT, offsetof(args, cap), "N", "tokens per cluster, instead of --k", 1, 1e9, NULL},
     {"seed", FH_OPT_UINT, offsetof(args, seed), "N", "of the start", 0, 9e15, NULL},
     {"start", FH_OPT_PICK, offsetof(args, start), "S", "where refinement begins", 0, 0, "coarse,faiss,random"},
-    {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike", 0, 0, "euclidean,cosine"},
+    {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike (default: output where there are states, else euclidean)", 0, 0, "output,euclidean,cosine"},
     {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
@@ -28,7 +28,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_json *report = NULL;
     if (a->k.set && a->cap.set) return fh_fail(err, FH_EUSAGE, "cluster: --k and --cap: give one of them");
     fh_stage_cluster_params how = {.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->seed.v, .start = (fh_cluster_start)a->start.v,
-                                   .metric = (fh_cluster_metric)a->metric.v, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v, .on_round = on_round, .ctx = (void *)(uintptr_t)job};
+                                   .metric = a->metric.set ? (fh_alike)(a->metric.v + 1) : FH_ALIKE_AUTO, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v, .on_round = on_round, .ctx = (void *)(uintptr_t)job};
     fh_status rc = fh_open_work(&e, &a->common, false, job, err);
     if (rc == FH_OK) rc = fh_stage_cluster(&e, &how, &report, err);
     rc = fh_finish(report, &a->common, rc, err);
@@ -37,4 +37,4 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_cluster = {"cluster", "cut the rows into clusters of equal size", "", 0, 0, options, sizeof(args), run,
-    "k-means (FAISS) gives the start, exact pairwise swaps refine it.  Ctrl-C keeps the best so far (exit status 130).", "fhtool cluster -C work --k 8192"};
+    "k-means (FAISS) gives the start, exact pairwise swaps refine it.  output: by the logits that rows give over the\nwork directory's states (part A of them).  Ctrl-C keeps the best so far (exit status 130).", "fhtool cluster -C work --k 8192"};

@@ -236,8 +236,11 @@ static fh_status load_merges(fh_tok_load *l, const fh_json *merges)
     size_t count = fh_json_count(merges), i = 0;
     fh_buf both = {0};
     fh_status rc = FH_OK;
-    if (count > FH_TOK_MAX_MERGES)
-        return fh_fail(l->err, FH_EUNSUPPORTED, "%s: model.merges: %zu entries, at most %d are taken", l->name, count, FH_TOK_MAX_MERGES);
+    /* A merge is one way to cut a token of the vocabulary in two: there are fewer of those than bytes in it. */
+    size_t most = fh_min(FH_TOK_MAX_MERGES, v->blob_len + 1000);
+    if (count > most)
+        return fh_fail(l->err, FH_EUNSUPPORTED, "%s: model.merges: %zu entries, where this vocabulary can have use for at most %zu", l->name,
+                       count, most);
     if (!(v->merged = fh_malloc(count * sizeof *v->merged))) return fh_tok_nomem(l->name, l->err);
     for (const fh_json *j = fh_json_first(merges); j; j = fh_json_next(j), i++) {
         const char *a, *b, *text = fh_json_string(j);

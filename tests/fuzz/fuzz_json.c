@@ -1,9 +1,11 @@
-/* Any bytes as JSON, as config.json with a generation_config.json, and as both. */
+/* Any bytes as JSON, as config.json with a generation_config.json, as both, and as the index of a sharded checkpoint. */
 #include "format/format.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -39,6 +41,44 @@ static void as_config(const char *text, size_t len, const char *generation)
     fh_config_free(&c);
 }
 
+/* A directory with one shard, "s", that holds one tensor, "a"; it goes away at the end. */
+static char dir[200], shard[220], index_path[260];
+
+static void remove_dir(void)
+{
+    unlink(shard);
+    unlink(index_path);
+    rmdir(dir);
+}
+
+static void make_dir(void)
+{
+    static const uint8_t a = 7;
+    const char *tmp = getenv("TMPDIR");
+    fh_err err;
+    snprintf(dir, sizeof dir, "%s/fuzz-json-XXXXXX", tmp && *tmp ? tmp : "/tmp");
+    if (!mkdtemp(dir) || atexit(remove_dir) != 0) abort();
+    snprintf(shard, sizeof shard, "%s/s", dir);
+    snprintf(index_path, sizeof index_path, "%s/model.safetensors.index.json", dir);
+    if (fh_st_save(shard, 0, &(fh_st_spec){"a", FH_U8, 1, {1}}, (const void *const[]){&a}, 1, NULL, &err) < 0) abort();
+}
+
+static void as_index(const uint8_t *data, size_t size)
+{
+    fh_tensors *t;
+    fh_err err;
+    if (!memmem(data, size, "weight_map", 10)) return; /* files are slow */
+    if (!dir[0]) make_dir();
+    FILE *f = fopen(index_path, "wb");
+    if (!f || fwrite(data, 1, size, f) != size || fclose(f) != 0) abort();
+    if (fh_tensors_open_dir(&t, dir, NULL, &err) < 0) {
+        if (t || !err.text[0]) abort();
+        return;
+    }
+    if (fh_tensors_count(t) != 1 || !fh_tensors_find(t, "a")) abort(); /* there is no more, whatever the index says */
+    fh_tensors_close(t);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char llama[] = "{\"model_type\":\"llama\",\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":128,"
@@ -58,6 +98,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     as_config((const char *)data, size, NULL);
     as_config((const char *)data, size, text);
     as_config(llama, sizeof llama - 1, text);
+    as_index(data, size);
     free(text);
     return 0;
 }
