@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { DEFAULT_TOKENS = 100000, DEFAULT_WINDOW = 512, CHOICES = 5 };
+enum { DEFAULT_TOKENS = 100000, DEFAULT_WINDOW = 512, CHOICES = 5, MOST_TOKENS = 1 << 26 /* that are looked at to choose from: 256 MiB of ids */ };
 
 /* ---- states ------------------------------------------------------------------------------------------------- */
 
@@ -49,7 +49,10 @@ static fh_status collect(fh_stage_env *e, const char *file, const fh_facts *f, c
         fh_job_say(e->job, FH_INFO, "the model says %zu tokens itself (temperature 1, seed %llu)", how.tokens, (unsigned long long)how.seed);
         rc = fh_states_of_self(&s, &c, &m, &how, e->job, err);
     } else {
-        if ((rc = fh_corpus_read(&c, p->texts, p->n_texts, m.tokenizer, how.tokens, e->job, err)) == FH_OK) rc = fh_states_of_corpus(&s, &m, &c, &how, e->job, err);
+        if ((rc = fh_corpus_read(&c, p->texts, p->n_texts, m.tokenizer, MOST_TOKENS, e->job, err)) == FH_OK) {
+            fh_corpus_thin(&c, how.tokens, fh_states_window(&m, &how));
+            rc = fh_states_of_corpus(&s, &m, &c, &how, e->job, err);
+        }
     }
     if (rc < 0 || (rc = fh_states_split(&s, p->seed, err)) < 0) goto out;
     fh_json_add_string(params, "form", c.form);

@@ -84,8 +84,12 @@ fh_status fh_stage_pack(fh_stage_env *e, const fh_stage_pack_params *p, fh_json 
     fh_fhead *made = NULL;
     uint32_t *hot = NULL;
     bool stale;
-    fh_status rc = fh_facts_load(&f, e, err);
-    if (rc < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
+    fh_err no_source;
+    char *source = fh_source_path(e, &no_source);
+    fh_status rc = fh_keep_input(p->output, fh_work_dir(e->work), err);
+    if (rc == FH_OK && source) rc = fh_keep_input(p->output, source, err);
+    fh_free(source);
+    if (rc < 0 || (rc = fh_facts_load(&f, e, err)) < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
     if ((rc = load_calibration(&calibration, &stale, e, err)) < 0) goto out;
     fh_head_parts *head = &q.parts;
     if (p->probes > head->clusters) { rc = fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", p->probes, head->clusters, head->clusters); goto out; }
@@ -174,8 +178,9 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     fh_json *stages = fh_json_array(), *r = NULL, *record = NULL, *params = NULL;
     fh_facts f = {0};
     bool current;
-    fh_status rc = fh_convert_current(e, p->model, &current, err);
-    if (rc < 0 || (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
+    fh_status rc = fh_keep_input(p->output, p->model, err);
+    if (rc < 0 || (rc = fh_keep_input(p->output, fh_work_dir(e->work), err)) < 0 || (rc = fh_convert_current(e, p->model, &current, err)) < 0 ||
+        (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
     note_stage(stages, &r, "convert", !current);
 
     double hidden_began = fh_now();

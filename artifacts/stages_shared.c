@@ -1,11 +1,14 @@
 /* What the stages share: loading what an earlier one left, writing a result with its record, running what is missing. */
 #include "artifacts/stages_private.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* ---- results ----------------------------------------------------------------------------------------------- */
 
@@ -38,6 +41,29 @@ void fh_stage_log(fh_stage_env *e, const char *stage, double began)
 {
     fh_err err;
     if (fh_work_log(e->work, stage, fh_now() - began, fh_pool_threads(fh_job_pool(e->job)), NULL, &err) < 0) fh_job_say(e->job, FH_WARN, "%s", err.text);
+}
+
+/* ---- outputs ------------------------------------------------------------------------------------------------- */
+
+static bool same_file(const struct stat *a, const struct stat *b) { return a->st_dev == b->st_dev && a->st_ino == b->st_ino; }
+
+fh_status fh_keep_input(const char *output, const char *input, fh_err *err)
+{
+    struct stat out, in;
+    bool same = false;
+    if (stat(output, &out) || !S_ISREG(out.st_mode) || stat(input, &in)) return FH_OK;
+    if (!S_ISDIR(in.st_mode)) {
+        same = same_file(&out, &in);
+    } else {
+        DIR *d = opendir(input);
+        for (struct dirent *e; d && !same && (e = readdir(d));) {
+            size_t n = strlen(e->d_name);
+            bool artifact = n > 6 && !strcmp(e->d_name + n - 6, ".fhead");
+            same = !artifact && !fstatat(dirfd(d), e->d_name, &in, 0) && same_file(&out, &in);
+        }
+        if (d) closedir(d);
+    }
+    return same ? fh_fail(err, FH_EIO, "%s: is among what is read (%s): give the output another name", output, input) : FH_OK;
 }
 
 /* ---- what convert left --------------------------------------------------------------------------------------- */

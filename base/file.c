@@ -42,7 +42,8 @@ void fh_map_close(fh_map *map)
     *map = (fh_map){0};
 }
 
-/* At most n bytes, waiting for them where the descriptor does not block by itself; 0 at the end, -1 with errno. */
+/* At most n bytes, waiting for them where the descriptor does not block by itself; 0 at the end, -1 with errno.  EINTR from read is a signal that
+ * somebody handles, and wants heard; from poll it may be no more than a job that was put in the foreground again. */
 static ssize_t read_some(int fd, void *to, size_t n)
 {
     for (;;) {
@@ -51,7 +52,7 @@ static ssize_t read_some(int fd, void *to, size_t n)
         if (errno == EAGAIN) {
             struct pollfd p = {.fd = fd, .events = POLLIN};
             if (poll(&p, 1, -1) < 0 && errno != EINTR) return -1;
-        } else if (errno != EINTR) {
+        } else {
             return -1;
         }
     }
@@ -102,6 +103,7 @@ fh_status fh_file_read(char **out, size_t *len, const char *path, size_t limit, 
         }
         while (n < want) {
             ssize_t got = read_some(fd, data + n, want - n);
+            if (got < 0 && errno == EINTR) { rc = fh_fail(err, FH_EINTERRUPTED, "%s: interrupted while it was read", name); goto out; }
             if (got < 0) { rc = fh_fail_errno(err, name, "read", errno); goto out; }
             if (!got) goto end;
             n += (size_t)got;

@@ -25,6 +25,9 @@ enum { FH_BLOCK_TOKENS = 2048 }; /* a document where the text does not say */
  * by their first bytes.  Streamed; stops once `limit` tokens are read (0: all).  Documents above 1 MiB are cut at a line break.
  * A byte-order mark is dropped; UTF-16, compressed and binary files are refused; invalid UTF-8 becomes U+FFFD with a warning. */
 fh_status fh_corpus_read(fh_corpus *out, const char *const *paths, size_t n, const fh_tokenizer *tokenizer, size_t limit, const fh_job *job, fh_err *err);
+/* Keep about `tokens` of a longer corpus: windows of `window` tokens spread evenly over all of it (documents stay documents; one that loses all its
+ * windows goes).  The first documents of a text are few, and what is learned from few documents serves others badly. */
+void fh_corpus_thin(fh_corpus *c, size_t tokens, uint32_t window);
 void fh_corpus_free(fh_corpus *c);
 /* The digest that reading these files will give (regular files only), before they are read. */
 fh_status fh_text_digest(char hex[65], const char *const *paths, size_t n, fh_err *err);
@@ -44,14 +47,16 @@ typedef struct fh_states {
     uint8_t *part;         /* [n] */
     fh_tensors *file;      /* when read from a file: the arrays point into it */
 } fh_states;
-typedef struct fh_states_params { size_t tokens; uint32_t window; uint64_t seed; } fh_states_params;
+typedef struct fh_states_params { size_t tokens; uint32_t window; uint64_t seed; } fh_states_params; /* zeros: all, 512 */
+/* Tokens of text in a sequence: params->window, or what the model and the tokenizer's prefix leave. */
+uint32_t fh_states_window(const fh_model *m, const fh_states_params *p);
 /* Documents through the body, in windows of at most params->window tokens, each a sequence of its own (with the prefix the tokenizer adds, whose
  * states are not kept). */
 fh_status fh_states_of_corpus(fh_states *out, const fh_model *m, const fh_corpus *c, const fh_states_params *p, const fh_job *job, fh_err *err);
 /* Text that the model says itself, at temperature 1 from the dense head, seeded: the states are those it spoke from.  The corpus that was
  * said comes back in *said (may be NULL). */
 fh_status fh_states_of_self(fh_states *out, fh_corpus *said, const fh_model *m, const fh_states_params *p, const fh_job *job, fh_err *err);
-/* Deal the documents to parts: 30 % A, 50 % B, 20 % C of the positions, whole documents, seeded. */
+/* Deal the documents to parts: 50 % A, 35 % B, 15 % C of the positions, whole documents, seeded. */
 fh_status fh_states_split(fh_states *s, uint64_t seed, fh_err *err);
 fh_status fh_states_save(const fh_states *s, const char *path, const fh_json *metadata, fh_err *err);
 fh_status fh_states_load(fh_states *out, const char *path, fh_err *err);

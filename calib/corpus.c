@@ -336,6 +336,27 @@ fh_status fh_text_digest(char hex[65], const char *const *paths, size_t n, fh_er
     return FH_OK;
 }
 
+void fh_corpus_thin(fh_corpus *c, size_t tokens, uint32_t window)
+{
+    size_t windows = 0, seen = 0, n = 0, documents = 0;
+    if (c->n <= tokens) return;
+    for (size_t i = 0; i < c->documents; i++) windows += (c->starts[i + 1] - c->starts[i] + window - 1) / window;
+    size_t keep = fh_max(1, (size_t)((double)windows * ((double)tokens / (double)c->n)));
+    for (size_t i = 0, end; i < c->documents; i++) {
+        size_t first = n, at = c->starts[i];
+        end = c->starts[i + 1]; /* read before the compacted starts overwrite it */
+        for (; at < end; at += window, seen++) {
+            if ((seen + 1) * keep / windows == seen * keep / windows) continue; /* evenly: keep of every `windows` */
+            size_t len = fh_min(window, end - at);
+            memmove(c->ids + n, c->ids + at, len * sizeof *c->ids);
+            n += len;
+        }
+        if (n > first) c->starts[documents++] = first;
+    }
+    c->starts[documents] = n;
+    c->documents = documents, c->n = n;
+}
+
 void fh_corpus_free(fh_corpus *c)
 {
     fh_free(c->ids);

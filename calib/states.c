@@ -46,6 +46,14 @@ static uint32_t window_of(const fh_model *m, const fh_states_params *p, size_t p
     return w > prefix + 1 ? w - (uint32_t)prefix : 1;
 }
 
+uint32_t fh_states_window(const fh_model *m, const fh_states_params *p)
+{
+    const uint32_t *prefix, *suffix;
+    size_t n = 0, ns;
+    if (m->tokenizer && fh_tokenizer_affixes(m->tokenizer, &prefix, &n, &suffix, &ns) < 0) n = 0;
+    return window_of(m, p, n);
+}
+
 /* ---- from documents --------------------------------------------------------------------------------------- */
 
 typedef struct batch { fh_kv *kv[BATCH_ROWS]; uint32_t lens[BATCH_ROWS]; uint32_t *tokens; size_t *from; size_t n, rows; } batch;
@@ -252,7 +260,7 @@ out:
 /* Documents in a seeded order; each goes to the part that lacks most of its share. */
 fh_status fh_states_split(fh_states *s, uint64_t seed, fh_err *err)
 {
-    static const double share[FH_PARTS] = {0.3, 0.5, 0.2};
+    static const double share[FH_PARTS] = {0.5, 0.35, 0.15};
     uint32_t documents = 0;
     for (size_t i = 0; i < s->n; i++) if (s->document[i] >= documents) documents = s->document[i] + 1;
     uint32_t *order = fh_malloc(fh_max(documents, 1) * sizeof *order);

@@ -141,13 +141,15 @@ fh_status fh_centroids_of(fh_clustering *c, const fh_rows *head, const double *n
     struct centroids s = {.head = head, .norm = norm, .mean = mean, .plain = raw};
     if ((rc = compute(&s, &c->objective, c, job, err)) < 0) goto out;
     /* Best without states: the plain mean, which is what the Euclidean partition minimises distances to.  Measured on the real head of
-     * ../shared/models/prose-7m (V 16384, D 256, tied; the argmax of WikiText valid and test in the best P = 16, 32, 64, 128, percent):
+     * ../shared/models/prose-7m (V 16384, D 256, tied; argmax of WikiText valid and test in the best P = 16, 32, 64, 128, percent; means
+     * over 4 seeds, which differ by 1 at P = 16; one seed at K = 8192):
      *                                    K = 512                K = 1024               K = 8192
-     *   Euclidean, plain mean            89.7 94.2 97.2 98.8    85.7 91.8 95.8 98.5    97.0 99.1 99.7 99.9
-     *   the same, weighted |row|^2       90.0 94.5 97.5 99.0    86.5 92.7 96.5 98.8    97.7 99.2 99.8 99.9  (top 10 at K = 8192: -1 to -2)
-     *   the same, (id + 10)^-0.3         89.2 93.8 96.9 98.8    84.4 90.5 95.1 98.0    96.2 98.1 99.3 99.8  (top 10: +0.5 to +5)
-     *   cosine, plain mean               83.3 89.3 93.9 97.1    88.1 92.3 95.6 97.8    94.4 98.3 99.6 99.9
-     * Weights by id help one case and hurt another, so the default has none. */
+     *   k-means and greedy, unit mean    42.3 46.9 57.8 70.6    58.8 62.3 66.0 72.5    93.0 97.4 99.1 99.8
+     *   Euclidean, plain mean            88.6 93.7 96.9 98.9    87.6 93.2 96.5 98.5    97.0 99.1 99.7 99.9
+     *   the same, weighted |row|^2       89.0 94.0 97.2 99.0    88.2 93.6 96.8 98.7    97.7 99.2 99.8 99.9  (top 10 at K = 8192: -1 to -2)
+     *   the same, (id + 10)^-0.3         88.0 93.1 96.6 98.8    86.5 92.5 96.1 98.3    96.2 98.1 99.3 99.8  (top 10: +0 to +5)
+     *   cosine, plain mean               87.6 92.4 95.7 98.0    86.1 91.6 95.5 98.0    94.4 98.3 99.6 99.9
+     * Weights by length or id help one case and hurt another, so there are none. */
     memcpy(best, raw, bytes);
     fh_free(c->centroids);
     fh_free(c->mean);

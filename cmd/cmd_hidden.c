@@ -125,6 +125,9 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
         if (!strcmp(a->text.text.v[i], "self")) return fh_fail(err, FH_EUSAGE, "hidden: --text self: only as a stage (without MODEL)");
     fh_model m = {0};
     sequences s = {0};
+    if ((rc = fh_keep_input(a->output.v, a->common.args[0], err)) < 0 || (a->ids_file.set && (rc = fh_keep_input(a->output.v, a->ids_file.v, err)) < 0)) return rc;
+    for (size_t i = 0; i < a->text.text.n; i++)
+        if ((rc = fh_keep_input(a->output.v, a->text.text.v[i], err)) < 0) return rc;
     rc = fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_BODY | FH_MODEL_HEAD | (a->ids_file.set ? 0 : FH_MODEL_TOKENIZER), job, err);
     if (rc == FH_OK) rc = a->ids_file.set ? read_ids(&s, a->ids_file.v, m.config->vocab, err) : read_text(&s, a, &m, job, err);
     if (rc == FH_OK) rc = write_states(a, &m, &s, job, &report, err);

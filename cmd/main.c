@@ -102,7 +102,8 @@ static void set_signals(void)
     sa.sa_handler = on_signal;
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
-    sigaction(SIGHUP, &sa, NULL);
+    struct sigaction before;
+    if (!sigaction(SIGHUP, NULL, &before) && before.sa_handler != SIG_IGN) sigaction(SIGHUP, &sa, NULL); /* ignored: nohup */
 }
 
 #ifdef FH_FAULTS
@@ -138,7 +139,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < COMMANDS; i++) if (!strcmp(argv[1], commands[i]->name)) c = commands[i];
     if (!c) {
         const char *near = fh_closest(argv[1], names);
-        fh_fail(&err, FH_EUSAGE, "'%s' is no subcommand%s%s%s; see 'fhtool -h'", argv[1], near ? ": did you mean '" : "", near ? near : "", near ? "'?" : "");
+        fh_fail(&err, FH_EUSAGE, "'%.80s' is no subcommand%s%s%s; see 'fhtool -h'", argv[1], near ? ": did you mean '" : "", near ? near : "", near ? "'?" : "");
         return complain(&err);
     }
     fh_common *args = fh_calloc(1, c->size);

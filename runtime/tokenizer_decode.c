@@ -28,6 +28,7 @@ static bool fail(fh_stream *d) { fh_tok_nomem(d->t->name, &d->fault); return fal
 static bool pass_on(fh_stream *d, size_t step, const char *text, size_t len)
 {
     const fh_tok_steps *steps = &d->t->decoders;
+    if (!text) text = ""; /* an empty buffer has no data */
     if (step + 1 < steps->n) return steps->items[step + 1].push(d, step + 1, text, len);
     fh_buf_add(&d->out, text, len);
     return !d->out.failed || fail(d);

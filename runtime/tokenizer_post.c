@@ -9,8 +9,8 @@ static bool put_around(fh_tok_ids *prefix, fh_tok_ids *suffix, const fh_tok_ids 
 {
     if (!fh_tok_ids_room(prefix, before->n) || !fh_tok_ids_room(suffix, after->n)) return false;
     memmove(prefix->ids + before->n, prefix->ids, prefix->n * sizeof *prefix->ids);
-    memcpy(prefix->ids, before->ids, before->n * sizeof *before->ids);
-    memcpy(suffix->ids + suffix->n, after->ids, after->n * sizeof *after->ids);
+    if (before->n) memcpy(prefix->ids, before->ids, before->n * sizeof *before->ids);
+    if (after->n) memcpy(suffix->ids + suffix->n, after->ids, after->n * sizeof *after->ids);
     prefix->n += before->n;
     suffix->n += after->n;
     return true;

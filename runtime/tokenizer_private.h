@@ -243,7 +243,7 @@ typedef struct fh_tok_bpe fh_tok_bpe;
 struct fh_tok_call {
     const fh_tokenizer *t;
     fh_err *err;
-    double deadline; unsigned clock;     /* for regexes; looked at every few matches */
+    double deadline;                     /* for regexes */
     fh_tok_matcher *matchers[FH_TOK_MAX_REGEXES];
     fh_tok_pieces pieces[2];
     fh_buf text[2];                      /* normalizers write in turn */
