@@ -290,7 +290,7 @@ static fh_status not_reached(const fh_calibration *c, const fh_calibrate_params 
     double seen = n ? 1 - (double)c->misses / (double)n : 0;
     if (n < c->needed)
         return fh_fail(err, FH_ECHECK, "containment %.4g cannot be promised with confidence %.4g on %zu positions: part B needs at least %llu (about %llu tokens of text); the best found is a bound of %.4f",
-                       p->target, p->confidence, n, (unsigned long long)c->needed, (unsigned long long)c->needed * 2, c->best_bound);
+                       p->target, p->confidence, n, (unsigned long long)c->needed, (unsigned long long)c->needed * 3, c->best_bound);
     if (!c->probes)
         return fh_fail(err, FH_ECHECK, "containment %.4g cannot be promised: even one probe costs more than %.2f of the dense head: take fewer clusters, a smaller encoding of centroids, or a larger --max-cost", p->target, p->max_cost);
     if (seen > p->target)

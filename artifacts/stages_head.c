@@ -8,6 +8,32 @@
 static const char *const start_names[] = {"coarse", "faiss", "random"};
 static const char *const metric_names[] = {"auto", "output", "euclidean", "cosine"};
 
+fh_status fh_states_to_fit(size_t *n, fh_stage_env *e, fh_err *err)
+{
+    fh_tensors *file = NULL;
+    const fh_tensor *t;
+    uint64_t any = UINT64_MAX;
+    char *path = fh_work_path(e->work, FH_FILE_STATES);
+    fh_status rc = path ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_stage_state state;
+    *n = 0;
+    if (rc < 0 || (rc = fh_work_state(e->work, FH_FILE_STATES, NULL, &state, NULL, err)) < 0 || state != FH_STAGE_CURRENT) goto out;
+    if ((rc = fh_tensors_open(&file, path, err)) < 0 || (rc = fh_tensors_need(&t, file, "part", 1u << FH_U8, 1, &any, err)) < 0) goto out;
+    for (size_t i = 0; i < t->bytes; i++) *n += ((const uint8_t *)t->data)[i] == FH_PART_A;
+out:
+    fh_tensors_close(file);
+    fh_free(path);
+    return rc;
+}
+
+fh_status fh_clusters_by_output(bool *output, fh_stage_env *e, size_t d, fh_err *err)
+{
+    size_t n;
+    fh_status rc = fh_states_to_fit(&n, e, err);
+    *output = n >= fh_min(2 * d, FH_FEW_STATES);
+    return rc;
+}
+
 /* ---- cluster ------------------------------------------------------------------------------------------------- */
 
 uint32_t fh_clusters_wanted(const fh_stage_cluster_params *p, size_t v)
@@ -42,9 +68,10 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     fh_cluster_params how = {.k = k, .seed = p->seed, .start = p->start, .metric = p->metric == FH_ALIKE_COSINE ? FH_METRIC_COSINE : FH_METRIC_EUCLIDEAN,
                              .rounds = p->rounds, .on_round = p->on_round, .ctx = p->ctx};
     char *states = fh_work_path(e->work, FH_FILE_STATES);
-    bool output = p->metric == FH_ALIKE_OUTPUT || (p->metric == FH_ALIKE_AUTO && states && fh_file_exists(states));
+    bool output = p->metric == FH_ALIKE_OUTPUT;
     fh_rows rows = f.head;
     if (!states) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (p->metric == FH_ALIKE_AUTO && (rc = fh_clusters_by_output(&output, e, f.head.cols, err)) < 0) goto out;
     uint64_t memory = fh_cluster_memory(f.head.rows, f.head.cols, &how) + (output ? (uint64_t)f.head.rows * f.head.cols * sizeof(float) : 0);
     fh_job_say(e->job, FH_INFO, "%zu rows of %zu into %u clusters, alike by %s; needs about %.0f MiB beyond the head", f.head.rows, f.head.cols, k,
                output ? "the logits they give over the states" : how.metric == FH_METRIC_COSINE ? "direction" : "distance", (double)memory / (1 << 20));
@@ -176,12 +203,22 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_jso
     bool asked = routing != NULL;
     fh_status rc = states ? fh_need(e, FH_FILE_CLUSTERS, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0 || (rc = fh_facts_load(&f, e, err)) < 0 || (rc = fh_parted_load(&p, e, &f, err)) < 0) goto out;
-    bool there = fh_file_exists(states);
-    if (!routing) routing = there ? "learned" : "raw"; /* raw is what the clustering holds to be best without states */
-    bool uses_states = (!strcmp(routing, "weighted") || !strcmp(routing, "learned")) && there, learns = !strcmp(routing, "learned");
+    size_t to_fit;
+    if ((rc = fh_states_to_fit(&to_fit, e, err)) < 0) goto out;
+    if (!routing) routing = to_fit >= FH_FEW_STATES ? "learned" : to_fit ? "weighted" : "raw"; /* raw is what the clustering holds to be best without states */
+    bool uses_states = (!strcmp(routing, "weighted") || !strcmp(routing, "learned")) && to_fit, learns = !strcmp(routing, "learned");
     fh_learn_report learned = {0};
     unit = unit && learns;
     if (uses_states && (rc = fh_states_load(&s, states, err)) < 0) goto out;
+    if (!asked && learns) { /* what nobody asked for may not stand in the way */
+        size_t n, *positions = fh_part_a(&s, &n);
+        if (!positions) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+        fh_free(positions);
+        if (n < FH_LEARN_STATES) {
+            fh_job_say(e->job, FH_WARN, "%zu states are too few to learn routing from (%d): members are weighted by their counts instead", n, FH_LEARN_STATES);
+            routing = "weighted", learns = unit = false;
+        }
+    }
     if ((rc = fh_routing_of(&centroids, &owned, routing, unit, &f, &p, uses_states ? &s : NULL, e->job, &learned, err)) < 0) goto out;
     if ((rc = fh_write_routing(e, routing, asked, unit, centroids, &p, uses_states ? FH_FILE_STATES : NULL, err)) < 0) goto out;
     fh_stage_log(e, "route", began);

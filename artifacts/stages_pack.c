@@ -192,7 +192,9 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     note_stage(stages, &r, "hidden", fresh);
 
     if ((rc = fh_facts_load(&f, e, err)) < 0) goto out;
-    params = fh_cluster_record_params(&p->cluster, fh_clusters_wanted(&p->cluster, f.head.rows), true);
+    bool output;
+    if ((rc = fh_clusters_by_output(&output, e, f.head.cols, err)) < 0) goto out;
+    params = fh_cluster_record_params(&p->cluster, fh_clusters_wanted(&p->cluster, f.head.rows), output);
     if ((rc = current_record(&record, e, FH_FILE_CLUSTERS, params, err)) < 0) goto out;
     current = record != NULL;
     fh_json_free(record), record = NULL;

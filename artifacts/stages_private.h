@@ -63,6 +63,11 @@ fh_status fh_states_stage(fh_stage_env *e, const char *file, const fh_text_param
 
 /* Is what convert left still of the checkpoint in `dir`, byte for byte? */
 fh_status fh_convert_current(fh_stage_env *e, const char *dir, bool *current, fh_err *err);
+/* How many states may be fitted on (part A); 0 where there are none of this model.  Clustering by output asks for the smaller of 2 D and FH_FEW_STATES, learning
+ * for FH_FEW_STATES: with less text a build does without. */
+enum { FH_FEW_STATES = 512 };
+fh_status fh_states_to_fit(size_t *n, fh_stage_env *e, fh_err *err);
+fh_status fh_clusters_by_output(bool *output, fh_stage_env *e, size_t d, fh_err *err);
 /* The parameters that a clustering's record holds; `output`: AUTO stands for output-aware. */
 fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output);
 fh_json *fh_calibrate_record_params(const fh_calibrate_params *p);

@@ -81,6 +81,7 @@ fh_status fh_cluster_ranks(const fh_head *head, const float *states, const size_
 
 /* ---- what states teach -------------------------------------------------------------------------------------- */
 
+enum { FH_LEARN_STATES = 512 }; /* the fewest that routing is learned from */
 typedef struct fh_learn_params {
     unsigned passes;      /* over the states; 0: 8 */
     double rate;          /* of Adam, relative to the root mean square of the centroids' entries, falling linearly to 0; 0: 0.013 */

@@ -347,7 +347,7 @@ void fh_corpus_thin(fh_corpus *c, size_t tokens, uint32_t window)
         end = c->starts[i + 1]; /* read before the compacted starts overwrite it */
         for (; at < end; at += window, seen++) {
             if ((seen + 1) * keep / windows == seen * keep / windows) continue; /* evenly: keep of every `windows` */
-            size_t len = fh_min(window, end - at);
+            size_t len = fh_min(fh_min(window, end - at), tokens - n); /* pieces are not all of one length: never more than was asked for */
             memmove(c->ids + n, c->ids + at, len * sizeof *c->ids);
             n += len;
         }

@@ -228,7 +228,7 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignm
     if (!p.batch) p.batch = 256;
     l.batch = p.batch;
     *out = (fh_learn_report){0};
-    if (n < 512) return fh_fail(err, FH_ECHECK, "learned routing needs at least 512 states, here are %zu: collect more with 'fhtool hidden --tokens'", n);
+    if (n < FH_LEARN_STATES) return fh_fail(err, FH_ECHECK, "learned routing needs at least %d states, here are %zu: collect more with 'fhtool hidden --tokens'", FH_LEARN_STATES, n);
     if (!fh_mul(k, d, &cells)) return fh_fail(err, FH_ENOMEM, "out of memory");
     l.c = fh_malloc(cells * sizeof *l.c), l.best = fh_malloc(cells * sizeof *l.c), l.grad = fh_malloc(cells * sizeof *l.c);
     l.m = fh_calloc(cells, sizeof *l.m), l.v = fh_calloc(cells, sizeof *l.v);

@@ -50,7 +50,7 @@ fh_status fh_output_rows(float *out, const fh_rows *head, const float *states, c
     double *s = fh_calloc(d * d, sizeof *s);
     float *lt = fh_calloc(d * d, sizeof *lt), *w = fh_malloc(ROWS_AT_ONCE * d * sizeof *w);
     fh_status rc = s && lt && w ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc == FH_OK && n < 2 * d && n < 512) rc = fh_fail(err, FH_ECHECK, "output-aware clustering needs at least %zu states, here are %zu: collect more with 'fhtool hidden --tokens'", fh_min(2 * d, 512), n);
+    if (rc == FH_OK && !n) rc = fh_fail(err, FH_ECHECK, "output-aware clustering needs states, and part A has none: collect more with 'fhtool hidden --tokens'");
     if (rc < 0 || (rc = second_moment(s, states, positions, n, d, job, err)) < 0) goto out;
     cholesky(s, d);
     for (size_t i = 0; i < d; i++) for (size_t j = 0; j <= i; j++) lt[j * d + i] = (float)s[i * d + j];

@@ -51,7 +51,8 @@ static fh_status load(fh_tok_load *l, const fh_json *root, const fh_json *config
     return fh_tok_pieces_load(l);
 }
 
-fh_status fh_tokenizer_open(fh_tokenizer **out, const char *text, size_t len, const char *config, const char *name, const fh_job *job, fh_err *err)
+fh_status fh_tokenizer_open(fh_tokenizer **out, const char *text, size_t len, const char *config, const char *name, const fh_job *job,
+                            fh_err *err)
 {
     fh_json *root = NULL, *more = NULL;
     fh_status rc = FH_OK;
@@ -165,8 +166,9 @@ static fh_status encode_part(fh_tok_call *c, const char *text, size_t len, bool 
     if (!c->t->normalized.nodes) return encode_stretch(c, v.text, v.len, first);
     rc = fh_tok_added_split(c, &c->t->normalized, v.text, v.len, &parts, &n, &cap);
     for (size_t i = 0; i < n && rc == FH_OK; i++) {
-        if (parts[i].id == FH_TOK_NONE) rc = encode_stretch(c, v.text + parts[i].start, parts[i].end - parts[i].start, first && !parts[i].start);
-        else if (!fh_tok_ids_add(&c->ids, parts[i].id)) rc = fh_tok_nomem(c->t->name, c->err);
+        const fh_tok_part *p = &parts[i];
+        if (p->id == FH_TOK_NONE) rc = encode_stretch(c, v.text + p->start, p->end - p->start, first && !p->start);
+        else if (!fh_tok_ids_add(&c->ids, p->id)) rc = fh_tok_nomem(c->t->name, c->err);
     }
     fh_free(parts);
     return rc;

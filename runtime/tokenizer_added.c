@@ -119,7 +119,8 @@ static bool touches_word(const char *text, size_t len, size_t start, size_t end)
     return (start && fh_tok_is_word(fh_tok_last_char(text, start, &n))) || (end < len && fh_tok_is_word(fh_tok_char(text + end, &n)));
 }
 
-fh_status fh_tok_added_split(fh_tok_call *c, const fh_tok_finder *f, const char *text, size_t len, fh_tok_part **parts, size_t *n, size_t *cap)
+fh_status fh_tok_added_split(fh_tok_call *c, const fh_tok_finder *f, const char *text, size_t len, fh_tok_part **parts, size_t *n,
+                             size_t *cap)
 {
     fh_tok_part *found = NULL;
     size_t n_found = 0, done = 0, matched = 0, step_len; /* done: up to where parts were given; matched: where the last pattern ended */
@@ -151,9 +152,11 @@ fh_status fh_tok_added_split(fh_tok_call *c, const fh_tok_finder *f, const char 
 static fh_status parse_entry(fh_tok_load *l, const fh_json *j, fh_tok_added *a, const char **content, bool *special)
 {
     fh_status rc;
-    if ((rc = fh_tok_get_string(l, j, "content", NULL, content)) < 0 || (rc = fh_tok_get_bool(l, j, "special", false, special)) < 0) return rc;
+    if ((rc = fh_tok_get_string(l, j, "content", NULL, content)) < 0) return rc;
+    if ((rc = fh_tok_get_bool(l, j, "special", false, special)) < 0) return rc;
     if ((rc = fh_tok_get_bool(l, j, "single_word", false, &a->single_word)) < 0) return rc;
-    if ((rc = fh_tok_get_bool(l, j, "lstrip", false, &a->lstrip)) < 0 || (rc = fh_tok_get_bool(l, j, "rstrip", false, &a->rstrip)) < 0) return rc;
+    if ((rc = fh_tok_get_bool(l, j, "lstrip", false, &a->lstrip)) < 0) return rc;
+    if ((rc = fh_tok_get_bool(l, j, "rstrip", false, &a->rstrip)) < 0) return rc;
     if ((rc = fh_tok_get_bool(l, j, "normalized", !*special, &a->normalized)) < 0) return rc;
     a->id = fh_tok_find_id(&l->t->vocab, *content, strlen(*content));
     return FH_OK;

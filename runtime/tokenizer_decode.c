@@ -87,7 +87,12 @@ static bool push_byte_level(fh_stream *d, size_t step, const char *text, size_t 
 }
 static bool finish_byte_level(fh_stream *d, size_t step) { return !d->states[step].held.len || byte_level(d, step, true); }
 
-static int hex(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
+static int hex(char c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
 
 static int byte_token(const char *text, size_t len)
 {
@@ -273,7 +278,8 @@ static fh_status parse_strip(fh_tok_load *l, const fh_json *j, fh_tok_steps *to)
     fh_status rc = add(l, to, &s);
     if (rc < 0 || (rc = fh_tok_get_string(l, j, "content", NULL, &content)) < 0) return rc;
     if (!*content || (fh_tok_char(content, &n), content[n])) return fh_tok_bad(l, "'content' must be one character");
-    if (!fh_json_u64(fh_json_get(j, "start"), &start) || !fh_json_u64(fh_json_get(j, "stop"), &stop) || start > UINT32_MAX || stop > UINT32_MAX)
+    if (!fh_json_u64(fh_json_get(j, "start"), &start) || !fh_json_u64(fh_json_get(j, "stop"), &stop) ||
+        start > UINT32_MAX || stop > UINT32_MAX)
         return fh_tok_bad(l, "'start' and 'stop' must be whole numbers");
     s->start = (uint32_t)start;
     s->stop = (uint32_t)stop;
@@ -434,7 +440,8 @@ fh_status fh_stream_flush(fh_stream *d, const char **text, size_t *len, fh_err *
     return give(d, finish(d, err), text, len, err);
 }
 
-fh_status fh_tokenizer_decode(const fh_tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **text, size_t *len, fh_err *err)
+fh_status fh_tokenizer_decode(const fh_tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **text, size_t *len,
+                              fh_err *err)
 {
     fh_stream *d = NULL;
     fh_status rc = fh_stream_new(&d, t, skip_special, err);

@@ -46,10 +46,10 @@ static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 static fh_status property(rewriter *r)
 {
     static const char *const longs[][2] = {
-        {"letter", "L"}, {"mark", "M"}, {"number", "N"}, {"punctuation", "P"}, {"punct", "P"}, {"symbol", "S"}, {"separator", "Z"}, {"other", "C"},
-        {"any", "Any"}, {"alpha", "Alphabetic"}, {"alphabetic", "Alphabetic"}, {"digit", "Nd"}, {"upper", "Uppercase"}, {"uppercase", "Uppercase"},
-        {"lower", "Lowercase"}, {"lowercase", "Lowercase"}, {"emoji", "Emoji"}, {"ideographic", "Ideographic"},
-        {"uppercaseletter", "Lu"}, {"lowercaseletter", "Ll"}, {"decimalnumber", "Nd"},
+        {"letter", "L"}, {"mark", "M"}, {"number", "N"}, {"punctuation", "P"}, {"punct", "P"}, {"symbol", "S"}, {"separator", "Z"},
+        {"other", "C"}, {"uppercaseletter", "Lu"}, {"lowercaseletter", "Ll"}, {"decimalnumber", "Nd"}, {"digit", "Nd"},
+        {"alpha", "Alphabetic"}, {"alphabetic", "Alphabetic"}, {"upper", "Uppercase"}, {"uppercase", "Uppercase"},
+        {"lower", "Lowercase"}, {"lowercase", "Lowercase"}, {"ideographic", "Ideographic"}, {"emoji", "Emoji"}, {"any", "Any"},
     };
     const char *s = r->in + 2, *end = *s == '{' ? strchr(s, '}') : NULL;
     char plain[40];
@@ -139,8 +139,8 @@ static fh_status posix_class(rewriter *r)
 {
     static const char *const known[][2] = {
         {"[:alpha:]", "\\p{Alphabetic}"}, {"[:alnum:]", "\\p{Alphabetic}\\p{Nd}"}, {"[:word:]", WORD}, {"[:punct:]", "\\p{P}\\p{S}"},
-        {"[:digit:]", "\\d"}, {"[:space:]", "\\s"}, {"[:blank:]", "\\t\\p{Zs}"}, {"[:upper:]", "\\p{Uppercase}"}, {"[:lower:]", "\\p{Lowercase}"},
-        {"[:xdigit:]", "0-9A-Fa-f"},
+        {"[:digit:]", "\\d"}, {"[:space:]", "\\s"}, {"[:blank:]", "\\t\\p{Zs}"}, {"[:xdigit:]", "0-9A-Fa-f"},
+        {"[:upper:]", "\\p{Uppercase}"}, {"[:lower:]", "\\p{Lowercase}"},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strncmp(known[i][0], r->in, strlen(known[i][0]))) {

@@ -70,8 +70,8 @@ static fh_status find_named(fh_tok_load *l, const fh_json *config, const char *k
     if (!s) return FH_OK;
     *id = fh_tok_find_id(&l->t->vocab, s, strlen(s));
     if (*id != FH_TOK_NONE) return FH_OK;
-    return fh_fail(l->err, FH_EFORMAT, "%s: tokenizer_config.json: %s '%s' is no token of tokenizer.json: do the two belong together?", l->name, key,
-                   fh_show(shown, sizeof shown, s, strlen(s)));
+    return fh_fail(l->err, FH_EFORMAT, "%s: tokenizer_config.json: %s '%s' is no token of tokenizer.json: do the two belong together?",
+                   l->name, key, fh_show(shown, sizeof shown, s, strlen(s)));
 }
 
 /* An explicit add_bos_token or add_eos_token: the token stands at the outer end of the list, or does not. */

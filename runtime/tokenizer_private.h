@@ -143,7 +143,9 @@ typedef struct fh_tok_pieces {
     fh_tok_span *spans; size_t n, cap;   /* in order; none is empty */
     bool first;                          /* spans[0] begins where the whole input begins */
 } fh_tok_pieces;
-typedef enum fh_tok_behavior { FH_TOK_ISOLATED, FH_TOK_REMOVED, FH_TOK_MERGED_PREVIOUS, FH_TOK_MERGED_NEXT, FH_TOK_CONTIGUOUS } fh_tok_behavior;
+typedef enum fh_tok_behavior {
+    FH_TOK_ISOLATED, FH_TOK_REMOVED, FH_TOK_MERGED_PREVIOUS, FH_TOK_MERGED_NEXT, FH_TOK_CONTIGUOUS
+} fh_tok_behavior;
 typedef enum fh_tok_scheme { FH_TOK_ALWAYS, FH_TOK_FIRST, FH_TOK_NEVER } fh_tok_scheme;
 
 typedef struct fh_tok_step fh_tok_step;
@@ -180,12 +182,13 @@ struct fh_tok_load {
     char place[200];                     /* of what is being read: "pre_tokenizer.pretokenizers[1]" */
 };
 /* Unroll one stage: objects of type Sequence hold the others in the array `list`. */
-fh_status fh_tok_steps_parse(fh_tok_load *l, const fh_json *j, const char *stage, const char *list, const fh_tok_kind *kinds, fh_tok_steps *to);
+fh_status fh_tok_steps_parse(fh_tok_load *l, const fh_json *j, const char *stage, const char *list, const fh_tok_kind *kinds,
+                             fh_tok_steps *to);
 void fh_tok_steps_free(fh_tok_steps *steps);
 fh_status fh_tok_step_add(fh_tok_load *l, fh_tok_steps *to, fh_tok_step **out); /* a zeroed one; fails when there are too many */
-/* Members of the object at l->place; absent (or null) gives the default, another type fails. */
+/* Members of the object at l->place; absent (or null) gives `standard` (NULL for a string: it is needed), another type fails. */
 fh_status fh_tok_get_bool(fh_tok_load *l, const fh_json *j, const char *key, bool standard, bool *out);
-fh_status fh_tok_get_string(fh_tok_load *l, const fh_json *j, const char *key, const char *standard, const char **out); /* standard NULL: needed */
+fh_status fh_tok_get_string(fh_tok_load *l, const fh_json *j, const char *key, const char *standard, const char **out);
 fh_status fh_tok_get_pattern(fh_tok_load *l, const fh_json *j, fh_tok_pattern *out); /* "pattern": {"String"} or {"Regex"} */
 fh_status fh_tok_set_regex(fh_tok_load *l, fh_tok_pattern *out, const char *regex);
 fh_status fh_tok_set_content(fh_tok_load *l, fh_tok_step *s, const char *content);
@@ -213,7 +216,8 @@ typedef struct fh_tok_finder {
 typedef struct fh_tok_part { size_t start, end; uint32_t id; } fh_tok_part; /* id FH_TOK_NONE: text between */
 fh_status fh_tok_added_load(fh_tok_load *l, const fh_json *list); /* after the normalizers */
 /* Cut `text`; the parts are appended to *parts. */
-fh_status fh_tok_added_split(fh_tok_call *c, const fh_tok_finder *f, const char *text, size_t len, fh_tok_part **parts, size_t *n, size_t *cap);
+fh_status fh_tok_added_split(fh_tok_call *c, const fh_tok_finder *f, const char *text, size_t len, fh_tok_part **parts, size_t *n,
+                             size_t *cap);
 void fh_tok_finder_free(fh_tok_finder *f);
 
 /* ---- the tokenizer ------------------------------------------------------------------------------------------------- */
@@ -243,7 +247,7 @@ typedef struct fh_tok_bpe fh_tok_bpe;
 struct fh_tok_call {
     const fh_tokenizer *t;
     fh_err *err;
-    double deadline;                     /* for regexes */
+    double searched, may_search;         /* seconds spent on regexes, and how many may be */
     fh_tok_matcher *matchers[FH_TOK_MAX_REGEXES];
     fh_tok_pieces pieces[2];
     fh_buf text[2];                      /* normalizers write in turn */
@@ -251,7 +255,7 @@ struct fh_tok_call {
     fh_tok_ids ids;                      /* the result */
 };
 void fh_tok_call_begin(fh_tok_call *c, const fh_tokenizer *t, size_t len, fh_err *err); /* len: of the text */
-void fh_tok_call_clock(fh_tok_call *c, size_t len); /* set the deadline anew, for a text of this length */
+void fh_tok_call_clock(fh_tok_call *c, size_t len); /* begin the time that regexes may take anew, for a text of this length */
 void fh_tok_call_end(fh_tok_call *c);
 fh_status fh_tok_normalize(fh_tok_call *c, fh_tok_view *io); /* the result lies in c->text until the next */
 

@@ -58,7 +58,8 @@ fh_status fh_tok_step_add(fh_tok_load *l, fh_tok_steps *to, fh_tok_step **out)
     return FH_OK;
 }
 
-static fh_status parse_one(fh_tok_load *l, const fh_json *j, const char *type, const char *stage, const fh_tok_kind *kinds, fh_tok_steps *to)
+static fh_status parse_one(fh_tok_load *l, const fh_json *j, const char *type, const char *stage, const fh_tok_kind *kinds,
+                           fh_tok_steps *to)
 {
     char known[400] = "Sequence";
     for (const fh_tok_kind *k = kinds; k->type; k++) {
@@ -69,7 +70,8 @@ static fh_status parse_one(fh_tok_load *l, const fh_json *j, const char *type, c
     return fh_fail(l->err, FH_EUNSUPPORTED, "%s: %s: %s type '%s' is not supported; known are: %s", l->name, l->place, stage, type, known);
 }
 
-fh_status fh_tok_steps_parse(fh_tok_load *l, const fh_json *j, const char *stage, const char *list, const fh_tok_kind *kinds, fh_tok_steps *to)
+fh_status fh_tok_steps_parse(fh_tok_load *l, const fh_json *j, const char *stage, const char *list, const fh_tok_kind *kinds,
+                             fh_tok_steps *to)
 {
     struct { const fh_json *item; size_t index, len; } level[FH_TOK_MAX_DEPTH]; /* len: of the place of the list's owner */
     size_t depth = 0;

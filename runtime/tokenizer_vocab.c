@@ -75,8 +75,8 @@ static fh_status add(fh_tok_load *l, const char *s, uint64_t id, uint8_t flags)
         return FH_OK;
     }
     if (v->flags[id] & FH_TOK_PRESENT)
-        return fh_fail(l->err, FH_ECHECK, "%s: %s: id %llu belongs to two tokens, '%s' and '%s': every token needs an id of its own", l->name,
-                       l->place, (unsigned long long)id, fh_show(a, sizeof a, v->blob + v->strings[id].at, v->strings[id].len),
+        return fh_fail(l->err, FH_ECHECK, "%s: %s: id %llu belongs to two tokens, '%s' and '%s': every token needs an id of its own",
+                       l->name, l->place, (unsigned long long)id, fh_show(a, sizeof a, v->blob + v->strings[id].at, v->strings[id].len),
                        fh_show(b, sizeof b, s, len));
     v->strings[id] = (fh_tok_string){(uint32_t)v->blob_len, (uint32_t)len};
     memcpy(v->blob + v->blob_len, s, len + 1);
@@ -239,8 +239,8 @@ static fh_status load_merges(fh_tok_load *l, const fh_json *merges)
     /* A merge is one way to cut a token of the vocabulary in two: there are fewer of those than bytes in it. */
     size_t most = fh_min(FH_TOK_MAX_MERGES, v->blob_len + 1000);
     if (count > most)
-        return fh_fail(l->err, FH_EUNSUPPORTED, "%s: model.merges: %zu entries, where this vocabulary can have use for at most %zu", l->name,
-                       count, most);
+        return fh_fail(l->err, FH_EUNSUPPORTED, "%s: model.merges: %zu entries, where this vocabulary can have use for at most %zu",
+                       l->name, count, most);
     if (!(v->merged = fh_malloc(count * sizeof *v->merged))) return fh_tok_nomem(l->name, l->err);
     for (const fh_json *j = fh_json_first(merges); j; j = fh_json_next(j), i++) {
         const char *a, *b, *text = fh_json_string(j);
@@ -254,13 +254,14 @@ static fh_status load_merges(fh_tok_load *l, const fh_json *merges)
         fh_buf_add(&both, a, na);
         fh_buf_add(&both, b, nb);
         if (both.failed) { rc = fh_tok_nomem(l->name, l->err); break; }
-        uint32_t left = fh_tok_find_model(v, a, na), right = fh_tok_find_model(v, b, nb), merged = fh_tok_find_model(v, both.data, both.len);
+        uint32_t left = fh_tok_find_model(v, a, na), right = fh_tok_find_model(v, b, nb);
+        uint32_t merged = fh_tok_find_model(v, both.data, both.len);
         if (left == FH_TOK_NONE || right == FH_TOK_NONE || merged == FH_TOK_NONE) {
             char shown[100];
             const char *s = left == FH_TOK_NONE ? a : right == FH_TOK_NONE ? b : both.data;
             size_t n = left == FH_TOK_NONE ? na : right == FH_TOK_NONE ? nb : both.len;
-            rc = fh_fail(l->err, FH_EFORMAT, "%s: model.merges[%zu]: '%s' is not in model.vocab: do the two come from one file?", l->name, i,
-                         fh_show(shown, sizeof shown, s, n));
+            rc = fh_fail(l->err, FH_EFORMAT, "%s: model.merges[%zu]: '%s' is not in model.vocab: do the two come from one file?",
+                         l->name, i, fh_show(shown, sizeof shown, s, n));
             break;
         }
         if (!add_merge(v, left, right, merged)) { rc = fh_tok_nomem(l->name, l->err); break; }
@@ -283,7 +284,9 @@ fh_status fh_tok_vocab_load(fh_tok_load *l, const fh_json *root)
     const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (size_t i = 0; i < 2; i++) {
         if ((rc = fh_tok_get_string(l, model, affixes[i], "", &affix)) < 0) return rc;
-        if (*affix) return fh_fail(l->err, FH_EUNSUPPORTED, "%s: model.%s: '%s' is not supported: only an empty one is", l->name, affixes[i], affix);
+        if (*affix)
+            return fh_fail(l->err, FH_EUNSUPPORTED, "%s: model.%s: '%s' is not supported: only an empty one is", l->name, affixes[i],
+                           affix);
     }
     snprintf(l->place, sizeof l->place, "model.vocab");
     if (!vocab || fh_json_type(vocab) != FH_JSON_OBJECT) return fh_tok_bad(l, "must be an object of token: id");

@@ -92,6 +92,6 @@ status=0
 fh build other -q -C little -o none.fhead --target-containment 0.999 --tokens 400 > /dev/null 2> err.txt || status=$?
 [ $status = 3 ] && [ ! -e none.fhead ] || die 'build without a promise makes no artifact'
 status=0
-fh calibrate -q -C little --target-containment 0.999 --max-cost 0.06 --tokens 8000 > /dev/null 2> err.txt || status=$?
+fh calibrate -q -C little --target-containment 0.999 --max-cost 0.06 --tokens 9600 > /dev/null 2> err.txt || status=$?
 [ $status = 3 ] && grep -q 'max-cost' err.txt || die "status $status: $(cat err.txt)"
 no_leftovers

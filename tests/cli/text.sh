@@ -40,7 +40,7 @@ fh hidden -C work --text latin.txt 2>&1 > /dev/null | grep -q 'fhtool: warning: 
 tr -d '\n' < text.txt > line.txt
 for i in 1 2 3 4 5 6; do cat line.txt line.txt > twice.txt; mv twice.txt line.txt; done
 hidden line.txt
-grep -q '"tokens":2000' report.json
+grep -Eq '"tokens":(1[5-9][0-9][0-9]|2000),' report.json || die "2000 tokens at most of many: $(cat report.json)"
 hidden text.txt --text crlf.txt
 ln -s text.txt link.txt
 hidden link.txt && cp work/states.safetensors by-link
@@ -68,7 +68,7 @@ hidden documents.jsonl --tokens 100000; [ "$(states)" = '301 jsonl yes' ] || die
 hidden text.txt --tokens 100000; case $(states) in *' plain no') ;; *) die "plain: $(states)" ;; esac
 hidden self; case $(states) in *' self yes') ;; *) die "self: $(states)" ;; esac
 # A limit of tokens is kept; windows longer than the model are cut to it
-hidden text.txt --tokens 77 --window 1000000; grep -q '"tokens":77' report.json
+hidden text.txt --tokens 77 --window 1000000; grep -q '"tokens":77,' report.json || die "77 tokens at most: $(cat report.json)"
 fails 2 '\-\-tokens: .0. is not a whole number from 1' fh hidden -C work --text text.txt --tokens 0
 
 # States that are not of this head, or no states at all
