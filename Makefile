@@ -160,7 +160,7 @@ SAN_ENV = ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:allocator_
 # What has threads of our own and no library between them that the sanitizer cannot see into.
 TSAN_UNIT ?= $(filter test_base% test_head% test_pool%,$(UNIT))
 
-check: all $(call programs,build/faults) ## unit tests, fuzz corpora, header, command line, Python checks; ends in "N passed, N failed, N skipped"
+check: all build/faults/fhtool $(call programs,build/faults) ## unit tests, fuzz corpora, header, command line, Python checks; ends in "N passed, N failed, N skipped"
 	@$(RUN) FHTOOL='$(CURDIR)/build/fhtool' tests/run_check.sh $(call programs,build/faults) header cli python
 asan: build/asan/fhtool $(call programs,build/asan) ## unit tests, fuzz corpora and command-line tests under ASan, UBSan and LSan
 	@$(RUN) $(SAN_ENV) FH_SANITIZER=address FHTOOL='$(CURDIR)/build/asan/fhtool' tests/run_check.sh $(call programs,build/asan) cli

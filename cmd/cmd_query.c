@@ -129,9 +129,9 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (rc == FH_OK && !a->common.json && !a->curve.set) {
         rc = print_lines(report, err);
         fh_json_free(report);
-        report = NULL;
+    } else {
+        rc = fh_finish(report, &a->common, rc, err);
     }
-    rc = fh_finish(report, &a->common, rc, err);
     fh_free(owned);
     fh_tensors_close(file);
     fh_head_close(head);

@@ -113,7 +113,7 @@ fh_status fh_finish(fh_json *report, const fh_common *c, fh_status rc, fh_err *e
 fh_status fh_finish_hiding(fh_json *report, const fh_common *c, const char *hide, fh_status rc, fh_err *err)
 {
     fh_err print_err;
-    if (!report) return rc;
+    if (!report) return rc == FH_OK ? fh_fail(err, FH_ENOMEM, "out of memory for the report: what it is about was done") : rc;
     fh_status printed = fh_print_report(report, c->json, hide, &print_err);
     fh_json_free(report);
     if (rc == FH_OK && printed < 0) return fh_fail(err, printed, "%s", print_err.text);

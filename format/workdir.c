@@ -224,9 +224,11 @@ fh_status fh_work_state(fh_work *w, const char *name, const fh_json *params, fh_
         char hex[65];
         if (!input || !was || input[0] == '@') continue; /* "@...": something outside the directory */
         char *path = fh_work_path(w, input);
-        bool there = path && fh_file_exists(path);
+        if (!path) { rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", w->dir); goto out; }
+        bool there = fh_file_exists(path);
         fh_free(path);
-        if (!there || fh_work_digest(w, input, hex, err) < 0 || strcmp(hex, was)) {
+        if (there && (rc = fh_work_digest(w, input, hex, err)) < 0) goto out; /* not known is not the same as changed */
+        if (!there || strcmp(hex, was)) {
             *state = FH_STAGE_STALE;
             snprintf(why, 200, "%s %s since", input, there ? "changed" : "went away");
             goto out;

@@ -216,11 +216,12 @@ def config(what, status, pattern, **changes):
 
 config("fewer tokens than rows", 3, f"{C}: vocab_size is 299, but '{HEAD}' has 300 rows", vocab_size=299)
 config("another width", 3, f"{C}: hidden_size is 128, but '{HEAD}' has 64 columns", hidden_size=128)
-for value in (0, -1, 1 << 31, 300.0, 9007199254740993, "300", None, True, [300]):
+config("vocab_size null", 3, f"{C}: vocab_size is 32000, but", vocab_size=None)  # as if it were not there: the family's default
+for value in (0, -1, 1 << 31, 300.0, 9007199254740993, "300", True, [300]):
     config(f"vocab_size {value!r}", 1, f"{C}: .*vocab_size", vocab_size=value)
 config("tie_word_embeddings as text", 1, f"{C}: .*tie_word_embeddings", tie_word_embeddings="true")
 for value in (300, -1, 1 << 40):
-    config(f"eos {value}", 3 if value == 300 else 1, "(?i)eos|token id 300", eos_token_id=value)
+    config(f"eos {value}", 3, "(?i)eos|token id 300", eos_token_id=value)
 for value in ([0, 1], None, 5):
     config(f"eos {value}", 0, "", eos_token_id=value)
 config("quantized", 1, f"{C}: .*quantization_config", quantization_config={"quant_method": "gptq", "bits": 4})
@@ -286,7 +287,7 @@ at = (287 * cols + 1) * 2
 convert("escapes in the token of a bad row", 3, r"row 287 \(token '\\x1b\[31m<script>\\x07'\)", tokenizer=nasty, tensors=image(HEADER, DATA[:at] + b"\xc0\x7f" + DATA[at + 2:]))
 def regex(pattern):
     return {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, TOKENIZER["pre_tokenizer"]]}
-tokenizer("a regex that does not compile", 1, f"{T}: ", put(["pre_tokenizer"], regex("(unclosed")))
+tokenizer("a regex that does not compile", 0, f"warning: {T}: .*parenthesis", put(["pre_tokenizer"], regex("(unclosed")))
 slow = json.loads(json.dumps(TOKENIZER))
 slow["pre_tokenizer"] = regex("(a+)+$|(x+x+)+y")
 checkpoint(tokenizer=slow)
@@ -297,9 +298,6 @@ check("but text needs one", ["tokenize", "bad", "--text", "a"], 1, "bad: .*token
 check("and so does calibration on text", ["hidden", "-C", "out", "--text", "tiny/config.json"], 1, "tokenizer.json")
 
 # ---- .fhead
-ENTRIES = {}
-table, = struct.unpack_from("<Q", ARTIFACT, 32 - 4 - 4) if False else (None,)
-
 
 def fhead(what, data, pattern="", status=1, commands=(["inspect"], ["verify"], ["run", "--ids", "1,2", "-n", "2"])):
     with open("bad.fhead", "wb") as f:
@@ -388,7 +386,6 @@ tokenizer_at, offset, stored = SECTIONS["body.tokenizer"][0], SECTIONS["body.tok
 for raw in (SECTIONS["body.tokenizer"][5] - 1, SECTIONS["body.tokenizer"][5] + 1, 1, 1 << 40):
     fhead(f"zstd section of {raw}", sealed(patched(tokenizer_at + 56, "<Q", raw)), commands=(["verify"], ["run", "--prompt", "a", "-n", "1"]))
 fhead("zstd section of noise", sealed(ARTIFACT[:offset] + bytes(i * 7 % 256 for i in range(stored)) + ARTIFACT[offset + stored:]), commands=(["verify"], ["run", "--prompt", "a", "-n", "1"]))
-fhead("tokenizer of another shape", ARTIFACT, status=0, commands=(["verify"],)) if False else None
 
 
 def with_json(old, new):
@@ -402,7 +399,7 @@ def with_json(old, new):
 
 
 head = json.loads(ARTIFACT[128:128 + json_bytes])
-for what, old, new, status, pattern in (("requires something", '"requires":[],"tool":"fhtool', '"requires":["warp"],"tool":"f', 1, ".*warp"),
+for what, old, new, status, pattern in (("requires something", '"requires":[],"tool":"fhtool', '"requires":["warp"],"tool":"', 1, ".*warp"),
                                         ("a cap of another size", '"cap":17', '"cap":16', None, ""), ("probes past K", f'"probes":{head["head"]["probes"]},', '"probes":99,' if head["head"]["probes"] > 9 else '"probes":0,', None, ""),
                                         ("another vocabulary", '"vocab":300', '"vocab":299', None, ""), ("a hidden size", '"hidden":64', '"hidden":63', None, ""), ("softcap", '"softcap":0', '"softcap":-', 1, ""),
                                         ("an encoding nobody knows", '"encoding":"int8"', '"encoding":"int9"', 1, ".*int9"), ("a layout nobody knows", '"layout":"rows"', '"layout":"cols"', 1, ".*cols"),

@@ -68,7 +68,7 @@ right, artifact = digests("first"), open("first.fhead", "rb").read()
 
 # ---- kill -9
 reached = set()
-for round_ in range(400 if LONG else 24):
+for round_ in range(400 if LONG else 16):
     shutil.rmtree("work", ignore_errors=True)
     if os.path.exists("work.fhead"):
         os.unlink("work.fhead")
@@ -95,7 +95,7 @@ assert len(reached) >= 2, f"the moments do not differ: {reached}"
 # Another model in the directory of the first, killed while it takes over
 other = model + "-other"
 subprocess.check_call([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "make_tiny.py"), other, "--seed", "2"])
-for round_ in range(60 if LONG else 8):
+for round_ in range(60 if LONG else 6):
     p = start("convert", other, "-C", "work", "-q")
     time.sleep(rng.random() * whole / 6)
     p.kill()

@@ -82,40 +82,36 @@ static void use_json(const char *json, size_t json_len, const char *text, size_t
 
 static const char *const NORMALIZERS[] = {
     "{\"type\":\"NFC\"}", "{\"type\":\"NFD\"}", "{\"type\":\"NFKC\"}", "{\"type\":\"NFKD\"}", "{\"type\":\"Lowercase\"}",
-    "{\"type\":\"StripAccents\"}",
-    "{\"type\":\"Strip\"}", "{\"type\":\"Prepend\",\"prepend\":\"_\"}", "{\"type\":\"ByteLevel\"}",
-    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"_\"}", "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"%\"},"
-    "\"content\":\"a\"}",
+    "{\"type\":\"StripAccents\"}", "{\"type\":\"Strip\"}", "{\"type\":\"Prepend\",\"prepend\":\"_\"}", "{\"type\":\"ByteLevel\"}",
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"_\"}",
+    "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"%\"},\"content\":\"a\"}",
 };
 static const char *const SPLITTERS[] = {
-    "{\"type\":\"ByteLevel\"}", "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}", "{\"type\":\"Digits\","
-    "\"individual_digits\":true}",
-    "{\"type\":\"Digits\"}", "{\"type\":\"Whitespace\"}", "{\"type\":\"WhitespaceSplit\"}", "{\"type\":\"Metaspace\","
-    "\"replacement\":\"_\"}",
+    "{\"type\":\"ByteLevel\"}", "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}",
+    "{\"type\":\"Digits\",\"individual_digits\":true}", "{\"type\":\"Digits\"}", "{\"type\":\"Whitespace\"}",
+    "{\"type\":\"WhitespaceSplit\"}", "{\"type\":\"Metaspace\",\"replacement\":\"_\"}",
     "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"first\",\"split\":false}",
-    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%\"},\"behavior\":\"Isolated\"}", "{\"type\":\"Split\","
-    "\"pattern\":{\"Regex\":\"%\"},\"behavior\":\"Removed\"}",
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%\"},\"behavior\":\"Isolated\"}",
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%\"},\"behavior\":\"Removed\"}",
     "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%\"},\"behavior\":\"MergedWithNext\",\"invert\":true}",
     "{\"type\":\"Split\",\"pattern\":{\"String\":\"%\"},\"behavior\":\"MergedWithPrevious\"}",
     "{\"type\":\"Split\",\"pattern\":{\"String\":\"%\"},\"behavior\":\"Contiguous\"}",
 };
 static const char *const DECODERS[] = {
-    "{\"type\":\"ByteLevel\"}", "{\"type\":\"ByteFallback\"}", "{\"type\":\"Fuse\"}", "{\"type\":\"Strip\",\"content\":\" \","
-    "\"start\":1,\"stop\":0}",
-    "{\"type\":\"Strip\",\"content\":\"a\",\"start\":2,\"stop\":1}", "{\"type\":\"Metaspace\",\"replacement\":\"_\"}",
-    "{\"type\":\"Replace\",\"pattern\":{\"String\":\"_\"},\"content\":\" \"}", "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"%\"},"
-    "\"content\":\"b\"}",
+    "{\"type\":\"ByteLevel\"}", "{\"type\":\"ByteFallback\"}", "{\"type\":\"Fuse\"}",
+    "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}", "{\"type\":\"Strip\",\"content\":\"a\",\"start\":2,\"stop\":1}",
+    "{\"type\":\"Metaspace\",\"replacement\":\"_\"}", "{\"type\":\"Replace\",\"pattern\":{\"String\":\"_\"},\"content\":\" \"}",
+    "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"%\"},\"content\":\"b\"}",
 };
 static const char VOCAB[] =
     "\"vocab\":{\"?\":0,\"a\":1,\"b\":2,\" \":3,\"_\":4,\"ab\":5,\"ba\":6,\"aba\":7,\"aa\":8,\"\\u00e9\":9,\"e\":10,\"\\u0301\":11,"
-    "\"<0xC3>\":12,\"<0xA9>\":13,"
-    "\"\\u0120\":14,\"\\u0120a\":15,\"__\":16,\"1\":17,\"12\":18,\"2\":19},\"merges\":[\"a b\",\"b a\",\"ab a\",[\"a\",\"a\"],"
-    "\"\\u0120 a\",\"_ _\",\"1 2\"]}";
+    "\"<0xC3>\":12,\"<0xA9>\":13,\"\\u0120\":14,\"\\u0120a\":15,\"__\":16,\"1\":17,\"12\":18,\"2\":19},"
+    "\"merges\":[\"a b\",\"b a\",\"ab a\",[\"a\",\"a\"],\"\\u0120 a\",\"_ _\",\"1 2\"]}";
 static const char ADDED[] =
-    "\"added_tokens\":[{\"id\":20,\"content\":\"<s>\",\"special\":true,\"lstrip\":true},{\"id\":21,\"content\":\"aab\","
-    "\"normalized\":true,\"single_word\":true},"
-    "{\"id\":22,\"content\":\"  \",\"normalized\":false,\"rstrip\":true},{\"id\":23,\"content\":\"\\u00c9\",\"normalized\":true},"
-    "{\"id\":16,\"content\":\"__\"}]";
+    "\"added_tokens\":[{\"id\":20,\"content\":\"<s>\",\"special\":true,\"lstrip\":true},"
+    "{\"id\":21,\"content\":\"aab\",\"normalized\":true,\"single_word\":true},"
+    "{\"id\":22,\"content\":\"  \",\"normalized\":false,\"rstrip\":true},"
+    "{\"id\":23,\"content\":\"\\u00c9\",\"normalized\":true},{\"id\":16,\"content\":\"__\"}]";
 
 typedef struct source { const uint8_t *data; size_t left; } source;
 static unsigned byte(source *s) { return s->left ? (s->left--, *s->data++) : 0; }

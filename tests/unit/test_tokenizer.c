@@ -143,6 +143,13 @@ static void characters_without_a_token_become_bytes_or_unk(void **state)
     t = open_text(MODEL("\"unk_token\":\"?\",", "\"?\":0,\"a\":1", "") "}", NULL);
     IDS(t, "xya", true, 0, 0, 1);
     fh_tokenizer_close(t);
+    /* Both may take part in merges. */
+    t = open_text(MODEL("\"byte_fallback\":true,", "\"a\":0,\"<0xC3>\":1,\"<0xA9>\":2,\"<0xC3><0xA9>\":3", "\"<0xC3> <0xA9>\"") "}", NULL);
+    IDS(t, "a\xC3\xA9" "a", true, 0, 3, 0);
+    fh_tokenizer_close(t);
+    t = open_text(MODEL("\"unk_token\":\"?\",", "\"?\":0,\"a\":1,\"?a\":2", "\"? a\"") "}", NULL);
+    IDS(t, "xa", true, 2);
+    fh_tokenizer_close(t);
     t = open_text(MODEL("\"unk_token\":\"?\",", "\"a\":1", "") "}", NULL);
     fh_err err;
     uint32_t *ids;
@@ -169,6 +176,11 @@ static void added_tokens_are_found_leftmost_and_longest(void **state)
     IDS(t, "aab", true, 0, 5);
     assert_ids(t, "", true, 0, NULL);
     fh_tokenizer_close(t);
+    t = open_text(MODEL("", LETTERS, "") ADDED(TOKEN(5, "ab", "") "," TOKEN(6, "cabb", "")), NULL);
+        /* the one inside what the other begins */
+    IDS(t, "abb", true, 5, 1);
+    IDS(t, "cabc", true, 2, 5, 2);
+    fh_tokenizer_close(t);
 }
 
 static void strip_and_single_word_look_around_a_match(void **state)
@@ -180,6 +192,13 @@ static void strip_and_single_word_look_around_a_match(void **state)
     IDS(t, "<r>  <l>", true, 6, 5);
     IDS(t, "cc cc", true, 7, 3, 7);
     IDS(t, "acc cc_ _cc", true, 0, 2, 2, 3, 2, 2, 4, 3, 4, 2, 2);
+    fh_tokenizer_close(t);
+    /* White space that one token took along is still looked at for others; lstrip does not take it twice. */
+    t = open_text(MODEL("", LETTERS, "") ADDED(TOKEN(5, "<r>", ",\"rstrip\":true") "," TOKEN(3, " ", "")), NULL);
+    IDS(t, "<r>  b", true, 5, 3, 3, 1);
+    fh_tokenizer_close(t);
+    t = open_text(MODEL("", LETTERS, "") ADDED(TOKEN(5, "<r>", ",\"rstrip\":true") "," TOKEN(6, "  ", ",\"lstrip\":true")), NULL);
+    IDS(t, "<r>  b", true, 5, 1);
     fh_tokenizer_close(t);
 }
 
@@ -195,6 +214,12 @@ static void tokens_are_looked_for_before_or_after_normalizing(void **state)
     assert_false(fh_tokenizer_is_special(t, 5));
     assert_false(fh_tokenizer_is_special(t, 1000));
     fh_tokenizer_close(t);
+    /* What follows one is not the beginning of the text. */
+    t = open_text(MODEL("", LETTERS, "") ",\"normalizer\":{\"type\":\"Lowercase\"},\"pre_tokenizer\":{\"type\":\"Metaspace\","
+                  "\"replacement\":\"_\",\"prepend_scheme\":\"first\"}" ADDED(TOKEN(5, "ABC", ",\"normalized\":true")), NULL);
+    IDS(t, "aABCa", true, 4, 0, 5, 0);
+    IDS(t, "ABCa", true, 5, 0);
+    fh_tokenizer_close(t);
 }
 
 static void specials_typed_in_the_text_are_recognised_without_the_post_processor_too(void **state)
@@ -208,9 +233,9 @@ static void specials_typed_in_the_text_are_recognised_without_the_post_processor
 /* ---- the post-processor ------------------------------------------------------------------------------------------------------ */
 
 #define SPECIALS TOKEN(5, "<s>", ",\"special\":true") "," TOKEN(6, "</s>", ",\"special\":true")
-#define TEMPLATE ",\"post_processor\":{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"}," \
-    "{\"type\":\"TemplateProcessing\",\"single\":" \
-    "[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}]," \
+#define TEMPLATE \
+    ",\"post_processor\":{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},{\"type\":\"TemplateProcessing\",\"single\":[" \
+    "{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}]," \
     "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[5],\"tokens\":[\"<s>\"]}}}]}"
 
 static void the_configuration_overrides_the_template(void **state)
@@ -269,16 +294,16 @@ static void many_threads_may_use_one_tokenizer(void **state)
 }
 
 #ifdef FH_FAULTS
-static const char EVERYTHING[] = MODEL("\"byte_fallback\":true,\"unk_token\":\"?\",", LETTERS ",\"?\":7,\"ab\":8,\"<0xC3>\":9", "\"a b\"")
+static const char EVERYTHING[] =
+    MODEL("\"byte_fallback\":true,\"unk_token\":\"?\",", LETTERS ",\"?\":7,\"ab\":8,\"<0xC3>\":9", "\"a b\"")
     ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFKC\"},{\"type\":\"Lowercase\"},{\"type\":\"StripAccents\"},"
     "{\"type\":\"Prepend\",\"prepend\":\" \"},{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"x+\"},\"content\":\"b\"}]}"
-    ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\w+|\\\\W+\"},"
-    "\"behavior\":\"Isolated\"},"
+    ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\w+|\\\\W+\"},\"behavior\":\"Isolated\"},"
     "{\"type\":\"Metaspace\",\"replacement\":\"_\"},{\"type\":\"Digits\"}]}"
     ",\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"_\"},\"content\":\" \"},"
-    "{\"type\":\"ByteFallback\"},"
-    "{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":1}]}" TEMPLATE
-    ADDED(SPECIALS "," TOKEN(10, "Ca", ",\"normalized\":true"));
+    "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":1}]}"
+    TEMPLATE ADDED(SPECIALS "," TOKEN(10, "Ca", ",\"normalized\":true"));
 
 static fh_status all_of_it(fh_err *err)
 {

@@ -3,9 +3,9 @@
 
 /* ---- cutting -------------------------------------------------------------------------------------------------------- */
 
-#define SPLIT(regex) ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\"," \
-    "\"pattern\":{\"Regex\":\"" regex "\"}," \
-                     "\"behavior\":\"Isolated\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}]}"
+#define BYTES "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}"
+#define STEP(step) ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[" step "," BYTES "]}"
+#define SPLIT(regex) STEP("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":\"Isolated\"}")
 #define CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|"
 #define OTHERS "| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+"
 static const char GPT2[] = ",\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false}";
@@ -25,6 +25,8 @@ static void the_published_patterns_cut_as_the_reference_does(void **state)
         {"$HOME/foo_bar", "[$][HOME][/][foo][_][bar]", "[$HOME][/foo][_bar]", "[$HOME][/foo][_bar]"},
         {"tail   ", "[tail][   ]", "[tail][   ]", "[tail][   ]"},
         /* U+180E is no space there; U+017F is an s without case. */
+        {"a\xE1\xA0\x8E!\xE1\xA0\x8E", "[a][\xE1\xA0\x8E!\xE1\xA0\x8E]", "[a][\xE1\xA0\x8E!\xE1\xA0\x8E]",
+            "[a][\xE1\xA0\x8E!\xE1\xA0\x8E]"},
         {"a \xE1\xA0\x8E b'\xC5\xBF", "[a][ \xE1\xA0\x8E][ b]['][\xC5\xBF]", "[a][ \xE1\xA0\x8E][ b]['\xC5\xBF]",
             "[a][ \xE1\xA0\x8E][ b]['\xC5\xBF]"},
     };
@@ -57,12 +59,15 @@ static void patterns_mean_what_they_mean_in_the_reference(void **state)
         {SPLIT("[[:punct:]]"), "a+b", "[a][+][b]"},
         {SPLIT("{"), "a{b", "[a][{][b]"},
         {SPLIT(""), "abc", "[a][b][c]"},
+        /* A search looks a few bytes ahead only, but comes to the end. */
+        {SPLIT("y"), "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxyxxxxxxxxxxxxxxxxxxxxxx",
+            "[xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx][y][xxxxxxxxxxxxxxxxxxxxxx]"},
+        {SPLIT("y"), "a\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9y",
+         "[a\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9][y]"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_cut(cases[i].rest, cases[i].text, cases[i].expected);
 }
 
-#define STEP(step) ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[" step ",{\"type\":\"ByteLevel\"," \
-    "\"add_prefix_space\":false,\"use_regex\":false}]}"
 #define BEHAVE(how, invert) STEP("{\"type\":\"Split\",\"pattern\":{\"String\":\"-\"},\"behavior\":\"" how "\",\"invert\":" invert "}")
 
 static void every_behaviour_joins_matches_as_it_says(void **state)
@@ -203,6 +208,9 @@ static void decoders_do_what_they_say(void **state)
     fh_tokenizer_close(t);
     t = open_text(DECODER("{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"never\"}"), NULL);
     TEXT(t, " ab", 0, 1);
+    fh_tokenizer_close(t);
+    t = open_text(DECODER("{\"type\":\"Fuse\"},{\"type\":\"Metaspace\",\"replacement\":\"_\"}"), NULL);
+    TEXT(t, "aa", 0, 3, 0); /* one string, the first */
     fh_tokenizer_close(t);
     t = open_text(DECODER("{\"type\":\"Fuse\"},{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"bc\"},\"content\":\"x\"}"), NULL);
     TEXT(t, "_ax", 0, 1, 4); /* across tokens */

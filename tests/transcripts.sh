@@ -1,0 +1,50 @@
+#!/bin/sh
+# Prints the transcripts that the README shows, a section a subcommand, from the demo model: sh tests/transcripts.sh > out.  Takes a few minutes.
+set -eu
+top=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+ln -s "$top/demo/prose-7m" "$work/prose-7m"
+cd "$work"
+PATH=$top/build:$PATH
+section() { printf '### %s\n\n%s\n\n```\n' "$1" "$2"; }
+show() { printf '$ %s\n' "$1"; sh -c "$1" 2>&1; }
+end() { printf '```\n\n'; }
+
+section convert 'Finds the head of a checkpoint (tied or not is decided and verified), checks every row, copies it into the work directory. Dead rows (past the tokenizer, or zero), duplicates and the fingerprint are written to `model.json`.'
+show 'fhtool convert prose-7m -C work'; end
+section hidden 'Collects what the head reads, from text (`--text FILE`, again for more) or from text that the model says itself. Text longer than `--tokens` is taken evenly from all of it. With `MODEL`: states and logits of given sequences (`--ids-file`) into a safetensors file.'
+show 'fhtool hidden -C work --text self --tokens 100000'; end
+section cluster 'Cuts the rows into K clusters of equal size: k-means (FAISS) gives a start, exact pairwise swaps refine it. Rows are alike by the logits they give over the states (`--metric output`), by distance (`euclidean`, where there are no states), or by direction (`cosine`, the published method). Ctrl-C keeps the best so far.'
+show 'fhtool cluster -C work --k 1024'; end
+section route 'Makes the centroids by which clusters are found: `learned` (distilled from the dense head on the states), `weighted` (means weighted by how often tokens were said), `raw` (means), `mean` (normalised, the published method).'
+show 'fhtool route -C work'; end
+section quantize 'Encodes centroids and token rows (`int8`, `bf16`, `f16`, `f32`) and says what that costs, relative to the length of each row.'
+show 'fhtool quantize -C work --centroids int8 --tokens int8'; end
+section calibrate 'Chooses routing and hot list on part A, P on part B with its bound, and reports part C.'
+show 'fhtool calibrate -C work --target-containment 0.99'; end
+section pack 'Puts everything into one file. `--head-only` leaves body and tokenizer out; `run` then takes `--model DIR` and refuses any other model.'
+show 'fhtool pack -C work -o prose-7m.fhead'; end
+section build 'All stages at once. What is current is not run again; after an interruption the same command goes on.'
+show 'fhtool build prose-7m -C work -o prose-7m.fhead -q | tail -n 9'; end
+section status 'What a work directory holds, and what is stale.'
+show 'fhtool status -C work'; end
+section run 'Continues a prompt: greedy, or sampled with `--temperature`, `--top-k`, `--top-p`, `--min-p`, `--seed`.'
+show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --stats"
+show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 0.8 --top-p 0.95 --seed 3"; end
+section 'inspect and verify' '`inspect` checks the header and shows what is inside; `verify` checks every byte, and that what is inside makes sense. This is integrity, not authenticity.'
+show 'fhtool inspect prose-7m.fhead'
+show 'fhtool verify prose-7m.fhead | tail -n 2'; end
+section query 'The head alone, on recorded states (`hidden` [N, D] or [B, T, D], float32).'
+show "printf 'It was a dark and stormy night, and the ship went down with all hands.' > night.txt"
+show 'fhtool hidden prose-7m --text night.txt -o night.safetensors -q'
+show 'fhtool query prose-7m.fhead --hidden night.safetensors --top-k 3 | head -n 4'
+show 'fhtool query prose-7m.fhead --hidden night.safetensors --curve 1,4,16,64'; end
+section perplexity 'By the dense head or FlashHead, which gives a stated share of the mass to tokens that are no candidates.'
+show 'fhtool perplexity prose-7m.fhead --text night.txt'
+show 'fhtool perplexity prose-7m.fhead --text night.txt --head flash'; end
+section 'tokenize and detokenize' 'Exactly as the reference libraries do; of the model only `tokenizer.json` is needed.'
+show "fhtool tokenize prose-7m --text 'The ship went down.'"
+show "fhtool tokenize prose-7m --text 'The ship went down.' > ids.jsonl; fhtool detokenize prose-7m --batch ids.jsonl"; end
+section bench 'Times the heads of an artifact, caches swept before every call, beside the memory speed of the machine.'
+show 'fhtool bench prose-7m.fhead'; end
