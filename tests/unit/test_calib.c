@@ -199,9 +199,9 @@ static void whole_documents_fall_to_parts_in_their_shares(void **state)
         assert_int_equal(of[document[i]], part[i]);
         got[part[i]]++;
     }
-    assert_in_range(got[FH_PART_A], N * 29 / 100, N * 31 / 100);
-    assert_in_range(got[FH_PART_B], N * 49 / 100, N * 51 / 100);
-    assert_in_range(got[FH_PART_C], N * 19 / 100, N * 21 / 100);
+    assert_in_range(got[FH_PART_A], N * 49 / 100, N * 51 / 100);
+    assert_in_range(got[FH_PART_B], N * 34 / 100, N * 36 / 100);
+    assert_in_range(got[FH_PART_C], N * 14 / 100, N * 16 / 100);
 }
 
 /* ---- a head small enough to define everything by hand --------------------------------------------------------------- */
