@@ -267,13 +267,31 @@ static uint32_t *permutation_of(const fh_clustering *c)
     return perm;
 }
 
-static void add_error(fh_json *to, const fh_quant_error *q, const char *key)
+/* The converted model's tokenizer, for naming tokens in a report; NULL where it is gone or cannot be used. */
+static fh_tokenizer *namer(fh_stage_env *e)
 {
+    fh_err quiet;
+    fh_tokenizer *t = NULL;
+    char *text = NULL, *dir = fh_source_path(e, &quiet), *path = dir ? fh_path_join(dir, "tokenizer.json") : NULL;
+    size_t len = 0;
+    if (path && fh_file_read(&text, &len, path, (size_t)1 << 30, &quiet) == FH_OK) fh_tokenizer_open(&t, text, len, NULL, path, NULL, &quiet);
+    fh_free(text);
+    fh_free(path);
+    fh_free(dir);
+    return t;
+}
+
+static void add_error(fh_json *to, const fh_quant_error *q, const char *key, const fh_tokenizer *names)
+{
+    char shown[80];
+    size_t n;
+    const char *piece = names ? fh_tokenizer_piece(names, q->worst, &n) : NULL;
     fh_json *j = fh_json_add_object(to, key);
     fh_json_add_double(j, "mean", q->mean);
     fh_json_add_double(j, "p99", q->p99);
     fh_json_add_double(j, "max", q->max);
     fh_json_add_u64(j, "worst", q->worst);
+    if (piece) fh_json_add_string(j, "worst_text", fh_show(shown, sizeof shown, piece, n));
 }
 
 fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, fh_json **report, fh_err *err)
@@ -284,6 +302,7 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_tensors *routing = NULL;
     fh_json *record = NULL, *routing_record = NULL;
     const fh_tensor *used;
+    fh_tokenizer *names = NULL;
     uint32_t *perm = NULL;
     void *c_data = NULL, *t_data = NULL;
     float *c_scales = NULL, *t_scales = NULL;
@@ -326,11 +345,13 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_json_add_string(r, "centroids", fh_dtype_name(centroids));
     fh_json_add_string(r, "tokens", fh_dtype_name(tokens));
     fh_json_add_u64(r, "bytes", c_bytes + t_bytes + (centroids == FH_I8 ? p.c.k * sizeof *c_scales : 0) + (tokens == FH_I8 ? slots * sizeof *t_scales : 0));
-    add_error(r, &t_err, "error");
-    add_error(r, &c_err, "centroid_error");
+    names = namer(e);
+    add_error(r, &t_err, "error", names);
+    add_error(r, &c_err, "centroid_error", NULL);
     fh_json_add_double(r, "seconds", fh_now() - began);
     *report = r;
 out:
+    fh_tokenizer_close(names);
     fh_json_free(record);
     fh_json_free(routing_record);
     fh_tensors_close(routing);

@@ -18,7 +18,7 @@ grep -q '"vocab":300,"hidden":64,"dtype":"bf16","tied":true,.*"dead_rows":13,' r
 json tokens:int seconds:num -- hidden -C steps --text text.txt --tokens 6000
 json k:int cap:int objective:unit seconds:num peak_bytes:int -- cluster -C steps
 json routing:str states:int loss:num? seconds:num -- route -C steps
-json centroids:str tokens:str bytes:int error.mean:num error.p99:num error.max:num -- quantize -C steps
+json centroids:str tokens:str bytes:int error.mean:num error.p99:num error.max:num error.worst_text:str -- quantize -C steps
 json probes:int hot:int hot_ids:list routing:str target:unit confidence:unit containment_k:int positions:int misses:int bound:unit heldout.containment:unit \
     heldout.positions:int curve[].probes:int curve[].top1:unit curve[].top3:unit curve[].top5:unit curve[].top10:unit curve[].agreement:unit \
     curve[].mass:num curve[].kl:num -- calibrate -C steps $promise

@@ -1,4 +1,4 @@
-/* cluster/work.c: the live rows as the clustering sees them, and the centres of their clusters. */
+/* cluster/rows.c: the live rows as the clustering sees them, and the centres of their clusters. */
 #include "cluster/cluster_private.h"
 
 #include <math.h>
