@@ -268,17 +268,20 @@ static uint32_t *permutation_of(const fh_clustering *c)
 }
 
 /* The converted model's tokenizer, for naming tokens in a report; NULL where it is gone or cannot be used. */
-static fh_tokenizer *namer(fh_stage_env *e)
+static fh_status namer(fh_tokenizer **out, fh_stage_env *e, fh_err *err)
 {
-    fh_err quiet;
-    fh_tokenizer *t = NULL;
-    char *text = NULL, *dir = fh_source_path(e, &quiet), *path = dir ? fh_path_join(dir, "tokenizer.json") : NULL;
+    fh_err mine;
+    fh_status rc = FH_OK;
+    if (!err) err = &mine;
+    char *text = NULL, *dir = fh_source_path(e, err), *path = dir ? fh_path_join(dir, "tokenizer.json") : NULL;
     size_t len = 0;
-    if (path && fh_file_read(&text, &len, path, (size_t)1 << 30, &quiet) == FH_OK) fh_tokenizer_open(&t, text, len, NULL, path, NULL, &quiet);
+    *out = NULL;
+    if (!path) rc = dir ? fh_fail(err, FH_ENOMEM, "out of memory") : err->code;
+    else if ((rc = fh_file_read(&text, &len, path, (size_t)1 << 30, err)) == FH_OK) rc = fh_tokenizer_open(out, text, len, NULL, path, NULL, err);
     fh_free(text);
     fh_free(path);
     fh_free(dir);
-    return t;
+    return rc == FH_ENOMEM ? rc : FH_OK;
 }
 
 static void add_error(fh_json *to, const fh_quant_error *q, const char *key, const fh_tokenizer *names)
@@ -338,6 +341,7 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     size_t n = 3;
     if (centroids == FH_I8) specs[n] = (fh_st_spec){"centroid_scales", FH_F32, 1, {p.c.k}}, data[n++] = c_scales;
     if (tokens == FH_I8) specs[n] = (fh_st_spec){"token_scales", FH_F32, 1, {slots}}, data[n++] = t_scales;
+    if ((rc = namer(&names, e, err)) < 0) goto out;
     if ((rc = fh_result_tensors(e, FH_FILE_QUANTIZED, specs, data, n, record, err)) < 0) goto out;
     fh_stage_log(e, "quantize", began);
 
@@ -345,7 +349,6 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_json_add_string(r, "centroids", fh_dtype_name(centroids));
     fh_json_add_string(r, "tokens", fh_dtype_name(tokens));
     fh_json_add_u64(r, "bytes", c_bytes + t_bytes + (centroids == FH_I8 ? p.c.k * sizeof *c_scales : 0) + (tokens == FH_I8 ? slots * sizeof *t_scales : 0));
-    names = namer(e);
     add_error(r, &t_err, "error", names);
     add_error(r, &c_err, "centroid_error", NULL);
     fh_json_add_double(r, "seconds", fh_now() - began);

@@ -16,12 +16,12 @@ void fh_clustering_free(fh_clustering *c)
 uint64_t fh_cluster_memory(size_t v, size_t d, const fh_cluster_params *p)
 {
     size_t k = p->k ? p->k : 1, ld = fh_round_up(d, FH_LANES), want = fh_min(p->candidates ? p->candidates : 24, FH_MAX_CANDIDATES);
-    /* Tiles of scores and lists of 16 threads, rows gathered for them, FAISS's own block of scores. */
-    uint64_t row = ld * sizeof(float), fixed = 16 * (640 * 1024 + (p->start == FH_START_COARSE ? 0 : 128 * row)) + 16 * 1024 * 1024;
+    /* Tiles of scores and lists of 16 threads, rows of eight bits, FAISS's own block of scores. */
+    uint64_t row = ld * sizeof(float), fixed = 16 * (640 * 1024 + 128 * ld + row) + 16 * 1024 * 1024;
     uint64_t all = fixed + v * (row + sizeof(double) + 5 * sizeof(uint32_t)) + k * 2 * sizeof(uint32_t);
     uint64_t coarse = fh_max(fh_min(v, fh_max(k, 4096)), 1) * row + v * 4 * sizeof(uint32_t);
     uint64_t full = 4 * k * row + v * 2 * FH_MAX_CANDIDATES * sizeof(float); /* centroids here, twice in FAISS, in its index */
-    uint64_t refine = k * (row + 12) + v * (2 * want * sizeof(int32_t) + 3 * sizeof(uint32_t));
+    uint64_t refine = k * (row + 12) + fh_round_up(k, FH_PANEL) * (ld + 2 * sizeof(float)) + v * (2 * want * sizeof(int32_t) + 3 * sizeof(uint32_t));
     uint64_t after = 3 * k * d * sizeof(float) + v * 3 * sizeof(double); /* the rows' copy is gone by then */
     uint64_t start = p->start == FH_START_COARSE ? coarse : p->start == FH_START_FAISS ? full : full / 2;
     uint64_t during = all + (start > refine ? start : refine);

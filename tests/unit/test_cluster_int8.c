@@ -1,0 +1,139 @@
+/* The search of the nearest clusters in rows of eight bits: exact integers on every instruction set, and nearly the floats' choice. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "cluster/cluster_private.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static fh_err err;
+static const char *const isas[] = {"ref", "avx2", "best"};
+
+static double normal(fh_rng *r)
+{
+    double s = 0;
+    for (int i = 0; i < 12; i++) s += fh_rng_double(r);
+    return s - 6;
+}
+
+static void products_are_the_sums_of_integers_on_every_instruction_set(void **state)
+{
+    enum { ROWS = 19, LD = 208 };
+    static int8_t x[ROWS * LD], c[FH_PANEL * LD], panel[FH_PANEL * LD];
+    static int32_t dot[ROWS * FH_PANEL];
+    fh_rng r;
+    (void)state;
+    fh_rng_seed(&r, 3, 0);
+    for (size_t i = 0; i < sizeof x; i++) x[i] = (int8_t)((int)fh_rng_below(&r, 255) - 127);
+    for (size_t i = 0; i < sizeof c; i++) c[i] = (int8_t)((int)fh_rng_below(&r, 255) - 127);
+    memset(x, 127, LD), memset(x + LD, -127, LD), memset(c, 127, LD), memset(c + LD, -127, LD); /* the largest sums there can be */
+    for (size_t k = 0; k < sizeof isas / sizeof *isas; k++) {
+        setenv("FH_ISA", isas[k], 1);
+        const fh_int8_dots *dots = fh_int8_dots_pick();
+        for (size_t rows = 1; rows <= ROWS; rows += 3) {
+            for (size_t j = 0; j < FH_PANEL; j++) fh_pack_int8(dots, panel, c + j * LD, j, LD);
+            dots->tile(dot, x, rows, LD, panel);
+            for (size_t i = 0; i < rows; i++) {
+                for (size_t j = 0; j < FH_PANEL; j++) {
+                    int32_t sum = 0, all = 0;
+                    for (size_t d = 0; d < LD; d++) sum += x[i * LD + d] * c[j * LD + d], all += x[i * LD + d];
+                    assert_int_equal(dot[i * FH_PANEL + j] - (dots->offset ? 128 * all : 0), sum);
+                }
+            }
+        }
+    }
+    unsetenv("FH_ISA");
+}
+
+static void turning_keeps_products_and_spreads_large_coordinates(void **state)
+{
+    static const size_t lengths[] = {16, 32, 48, 208, 640};
+    (void)state;
+    for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k++) {
+        size_t ld = lengths[k];
+        float x[640], y[640], room[640];
+        int8_t qx[640], qy[640];
+        double exact = 0, got = 0, xx = 0, yy = 0;
+        fh_turn t;
+        fh_rng r;
+        fh_rng_seed(&r, 5, ld);
+        assert_int_equal(fh_turn_make(&t, ld, &err), FH_OK);
+        for (size_t j = 0; j < ld; j++) x[j] = (float)normal(&r), y[j] = (float)normal(&r);
+        x[3] = 40; /* rounded as it is, this would leave three bits to the others */
+        float sx = fh_turn_int8(&t, qx, x, room), sy = fh_turn_int8(&t, qy, y, room);
+        for (size_t j = 0; j < ld; j++) {
+            exact += (double)x[j] * y[j], xx += (double)x[j] * x[j], yy += (double)y[j] * y[j];
+            got += (double)qx[j] * qy[j] * (double)sx * (double)sy;
+        }
+        assert_true(fabs(got - exact) <= 0.1 * sqrt(xx * yy / (double)ld)); /* five times what is expected */
+        fh_turn_free(&t);
+    }
+}
+
+static void a_row_of_zeros_has_a_scale(void **state)
+{
+    float x[16] = {0}, room[16];
+    int8_t q[16];
+    fh_turn t;
+    (void)state;
+    assert_int_equal(fh_turn_make(&t, 16, &err), FH_OK);
+    assert_true(fh_turn_int8(&t, q, x, room) > 0);
+    for (size_t j = 0; j < 16; j++) assert_int_equal(q[j], 0);
+    fh_turn_free(&t);
+}
+
+static void eight_bits_choose_what_floats_choose_and_the_same_on_every_instruction_set(void **state)
+{
+    enum { N = 400, K = 150, LD = 128, WANT = 8 };
+    static float x[N * LD], c[K * LD], bias[K], score[N * WANT];
+    static int32_t exact[N * WANT], first[N * WANT], out[N * WANT];
+    static uint32_t not[N];
+    fh_rng r;
+    (void)state;
+    fh_rng_seed(&r, 9, 0);
+    for (size_t i = 0; i < K * LD; i++) c[i] = (float)normal(&r);
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j < LD; j++) x[i * LD + j] = 0.5f * c[i % K * LD + j] + (float)normal(&r);
+    for (size_t k = 0; k < K; k++) {
+        double square = 0;
+        for (size_t j = 0; j < LD; j++) square += (double)c[k * LD + j] * c[k * LD + j];
+        bias[k] = (float)(-square / 2);
+    }
+    bias[7] = -INFINITY;
+    for (size_t i = 0; i < N; i++) not[i] = (uint32_t)(i * 7 % K);
+    fh_nearest q = {.x = x, .ld = LD, .n = N, .c = c, .bias = bias, .k = K, .want = WANT, .not = not, .out = exact, .score = score};
+    assert_int_equal(fh_nearest_run(&q, "test", NULL, &err), FH_OK);
+    q.int8 = true;
+    for (size_t k = 0; k < sizeof isas / sizeof *isas; k++) {
+        size_t same = 0, together = 0;
+        setenv("FH_ISA", isas[k], 1);
+        q.out = out;
+        assert_int_equal(fh_nearest_run(&q, "test", NULL, &err), FH_OK);
+        if (k == 0) memcpy(first, out, sizeof first);
+        assert_memory_equal(out, first, sizeof first);
+        for (size_t i = 0; i < N; i++) {
+            same += out[i * WANT] == exact[i * WANT];
+            for (size_t a = 0; a < WANT; a++) {
+                assert_true(out[i * WANT + a] >= 0 && out[i * WANT + a] < K && out[i * WANT + a] != 7 && out[i * WANT + a] != (int32_t)not[i]);
+                for (size_t b = 0; b < WANT; b++) together += out[i * WANT + a] == exact[i * WANT + b];
+            }
+        }
+        assert_true(same >= N * 97 / 100 && together >= N * WANT * 97 / 100);
+    }
+    unsetenv("FH_ISA");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(products_are_the_sums_of_integers_on_every_instruction_set),
+        cmocka_unit_test(turning_keeps_products_and_spreads_large_coordinates),
+        cmocka_unit_test(a_row_of_zeros_has_a_scale),
+        cmocka_unit_test(eight_bits_choose_what_floats_choose_and_the_same_on_every_instruction_set),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
