@@ -51,6 +51,8 @@ fh_status fh_artifact_info(fh_fhead *f, fh_json **out, fh_err *err)
     fh_json_add_string(j, "centroids", fh_dtype_name(h.centroids.dtype));
     fh_json_add_string(j, "tokens", fh_dtype_name(h.tokens.dtype));
     fh_json_add_bool(j, "exact", h.exact.data || h.tokens_exact);
+    fh_json_add_u64(j, "rerank", h.rerank);
+    fh_json_add_double(j, "step_bytes", fh_head_layout_step_bytes(&h, 0, h.n_hot));
     fh_json_add_bool(j, "bundled", h.has_body);
     fh_json_add_bool(j, "tokenizer", h.has_tokenizer);
     fh_json_add_bool(j, "calibrated", h.calibrated);

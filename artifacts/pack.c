@@ -54,6 +54,7 @@ static fh_status judge(packer *p, fh_err *err)
     if (!in->model_type || !*in->model_type || !in->routing) return misfit(p, "model type or routing is not said", err);
     if (!(in->softcap >= 0) || !isfinite((float)in->softcap)) return misfit(p, "the soft-cap is not a number from 0 up", err);
     p->exact = in->exact.data && head->tokens.dtype != in->dtype;
+    if (head->rerank > FH_MAX_RERANK || (head->rerank && !p->exact)) return misfit(p, "rows are to be scored again, but from what is not packed, or too many", err);
     if (in->body && !in->config.text) return misfit(p, "a body needs its config.json", err);
     if (in->n_leave_out && !p->exact && head->tokens.dtype != in->dtype)
         return misfit(p, "tensors equal to the head are left out of the body, but the exact rows are not packed", err);
@@ -148,6 +149,7 @@ static char *header_text(const packer *p)
     add_encoding(p, head, "centroids", h->centroids.dtype);
     add_encoding(p, head, "tokens", h->tokens.dtype);
     if (p->exact) add_encoding(p, head, "exact", in->dtype);
+    if (h->rerank) fh_json_add_u64(head, "rerank", h->rerank);
     add_ids(head, "hot", h->hot, h->n_hot);
     add_ids(head, "always", h->always, h->n_always);
     if (in->calibration) fh_json_add_copy(j, "calibration", in->calibration);

@@ -154,7 +154,7 @@ out:
 
 /* ---- calibrate ------------------------------------------------------------------------------------------------ */
 
-typedef struct maker { const fh_encoded *q; fh_stage_env *e; void *data[8]; float *scales[8]; size_t n; } maker;
+typedef struct maker { const fh_encoded *q; const fh_facts *f; uint32_t rerank; fh_stage_env *e; void *data[8]; float *scales[8]; size_t n; } maker;
 
 /* A head that routes by other centroids in the same encoding; the arrays live as long as the maker. */
 static fh_status make_head(void *ctx, const float *centroids, fh_head **out, fh_err *err)
@@ -171,6 +171,7 @@ static fh_status make_head(void *ctx, const float *centroids, fh_head **out, fh_
     if (!data || !scales) return fh_fail(err, FH_ENOMEM, "out of memory");
     fh_status rc = fh_encode_rows(enc, &from, NULL, p.clusters, NULL, m->e->job, data, enc == FH_I8 ? scales : NULL, &q, err);
     if (rc < 0) return rc;
+    if (m->rerank) p.exact = m->f->head, p.exact_by_token = true, p.rerank = m->rerank;
     p.centroids = (fh_rows){data, enc, p.clusters, p.hidden, stride}, p.centroid_scales = enc == FH_I8 ? scales : NULL;
     return fh_head_from_parts(out, &p, "calibrate", err);
 }
@@ -188,7 +189,7 @@ static void add_point(fh_json *list, const fh_point *p)
     fh_json_add_double(j, "kl", p->kl);
 }
 
-static fh_json *body_of(const fh_calibration *c, const fh_calibrate_params *p, const char *routing, const char *text, const char *digest)
+static fh_json *body_of(const fh_calibration *c, const fh_calibrate_params *p, uint32_t rerank, const char *routing, const char *text, const char *digest)
 {
     fh_json *j = fh_json_object(), *list;
     fh_json_add_u64(j, "probes", c->probes);
@@ -206,6 +207,7 @@ static fh_json *body_of(const fh_calibration *c, const fh_calibrate_params *p, c
     fh_json *held = fh_json_add_object(j, "heldout");
     fh_json_add_double(held, "containment", c->reached ? c->heldout : NAN);
     fh_json_add_u64(held, "positions", c->positions[FH_PART_C]);
+    fh_json_add_u64(j, "rerank", rerank);
     fh_json_add_double(j, "step_bytes", c->step_bytes);
     fh_json_add_double(j, "dense_bytes", c->dense_bytes);
     fh_json_add_string(j, "text", text);
@@ -257,17 +259,18 @@ fh_json *fh_calibrate_record_params(const fh_calibrate_params *p)
     fh_json_add_double(j, "confidence", p->confidence);
     fh_json_add_u64(j, "containment_k", p->containment_k);
     fh_json_add_i64(j, "hot", p->hot);
+    fh_json_add_u64(j, "rerank", p->rerank);
     fh_json_add_double(j, "max_cost", p->max_cost);
     return j;
 }
 
-static fh_status save_calibration(fh_stage_env *e, const fh_calibration *c, const fh_stage_calibrate_params *p, const char *routing, const char *states_file, fh_json **report, fh_err *err)
+static fh_status save_calibration(fh_stage_env *e, const fh_calibration *c, const fh_stage_calibrate_params *p, uint32_t rerank, const char *routing, const char *states_file, fh_json **report, fh_err *err)
 {
     fh_json *states = NULL, *record = NULL, *body = NULL;
     fh_status rc = fh_work_record(e->work, states_file, &states, err);
     if (rc < 0) return rc;
     const char *text = fh_json_string(fh_json_get(fh_json_get(fh_json_get(states, "params"), "asked"), "text")), *digest = fh_json_string(fh_json_get(states, "text_sha256"));
-    body = body_of(c, &p->how, routing, text ? text : "?", digest);
+    body = body_of(c, &p->how, rerank, routing, text ? text : "?", digest);
     if (c->reached) {
         if (!(record = fh_record_new("calibrate", fh_calibrate_record_params(&p->how)))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
         if ((rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_QUANTIZED, err)) < 0 ||
@@ -318,7 +321,7 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     if (!(path = fh_work_path(e->work, file))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_states_load(&s, path, err)) < 0 || (rc = fh_parted_load(&parted, e, &f, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
     if (s.d != f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, s.d, f.head.cols); goto out; }
-    m.q = &q;
+    m.q = &q, m.f = &f, m.rerank = q.parts.tokens_exact ? 0 : p->how.rerank;
 
     /* Routing: the one that was asked for, else whatever costs least on part A. */
     bool asked = false;
@@ -351,7 +354,7 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
         if (rc == FH_OK) rc = fh_stage_quantize(e, ce, te, &ignored, err);
         fh_json_free(ignored);
     }
-    if (rc == FH_OK) rc = save_calibration(e, &c, p, choices[c.routing].name, file, &made, err);
+    if (rc == FH_OK) rc = save_calibration(e, &c, p, m.rerank, choices[c.routing].name, file, &made, err);
     fh_tensors_close(used);
     if (rc < 0) goto out;
     fh_json_add_double(made, "seconds", fh_now() - began);

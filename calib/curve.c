@@ -129,19 +129,29 @@ static void order_clusters(const float *score, uint32_t n, uint32_t *order, uint
     memcpy(order2, order, n * sizeof *order); /* three passes end in the other pair: bring the answer back */
 }
 
+/* A candidate that is scored again: one that drops out of the R best as P grows never comes back. */
+typedef struct again { float logit, exact; uint32_t id; bool known; } again;
 typedef struct curve_job {
     const fh_head *head;
     const fh_dense *dense;
     bool no_hot;
-    const float *z, *s, *f;       /* [BLOCK, V], [BLOCK, K], [BLOCK, slots] */
+    const float *h, *z, *s, *f;   /* [BLOCK, D], [BLOCK, V], [BLOCK, K], [BLOCK, slots] */
     const fh_point *points; size_t n_points;
     const uint8_t *fixed;         /* [V] 1: a candidate whatever the probes are */
     uint32_t *work;               /* [workers, 4 K] */
+    again *again;                 /* [workers, R] */
     double *out;                  /* [BLOCK, n_points, FIELDS] */
     bool bad[BLOCK];
 } curve_job;
 
-typedef struct tally { double mass, e, ed; float best; uint32_t best_id; } tally; /* e: sum exp(f - m); ed: sum exp(f - m)(f - z) */
+/* What the candidates so far hold, by their encoded logits f: e = sum exp(f - m), ed = sum exp(f - m)(f - z). */
+typedef struct tally {
+    double mass, e, ed;
+    again *again; size_t n, most; /* the R best, best first */
+    float best; uint32_t best_id; /* of the others */
+} tally;
+
+static bool better(float a, uint32_t a_id, float b, uint32_t b_id) { return a > b || (a == b && a_id < b_id); }
 
 static void count_token(tally *t, uint32_t id, float f, float z, double lse, float m)
 {
@@ -149,7 +159,34 @@ static void count_token(tally *t, uint32_t id, float f, float z, double lse, flo
     double e = exp((double)f - m);
     t->mass += exp((double)z - lse);
     t->e += e, t->ed += e * ((double)f - z);
-    if (f > t->best || (f == t->best && id < t->best_id)) t->best = f, t->best_id = id;
+    if (t->n == t->most) { /* full: the worst of these gives way */
+        again *last = t->n ? &t->again[t->n - 1] : NULL;
+        bool in = last && better(f, id, last->logit, last->id);
+        float out = in ? last->logit : f;
+        uint32_t out_id = in ? last->id : id;
+        if (better(out, out_id, t->best, t->best_id)) t->best = out, t->best_id = out_id;
+        if (!in) return;
+        t->n--;
+    }
+    size_t at = t->n++;
+    for (; at && better(f, id, t->again[at - 1].logit, t->again[at - 1].id); at--) t->again[at] = t->again[at - 1];
+    t->again[at] = (again){.logit = f, .id = id};
+}
+
+/* The answer with these candidates, and the sums with exact logits where they take the place of encoded ones. */
+static uint32_t answer(tally *t, const fh_head *head, const float *state, const float *z, float m, double *e, double *ed)
+{
+    float best = t->best;
+    uint32_t best_id = t->best_id;
+    *e = t->e, *ed = t->ed;
+    for (size_t i = 0; i < t->n; i++) {
+        again *a = &t->again[i];
+        if (!a->known) fh_head_exact_logits(head, state, &a->id, 1, &a->exact), a->known = true;
+        double now = exp((double)a->exact - m), was = exp((double)a->logit - m);
+        *e += now - was, *ed += now * ((double)a->exact - z[a->id]) - was * ((double)a->logit - z[a->id]);
+        if (better(a->exact, a->id, best, best_id)) best = a->exact, best_id = a->id;
+    }
+    return best_id;
 }
 
 static void curve_task(void *ctx, size_t i, unsigned worker)
@@ -177,7 +214,7 @@ static void curve_task(void *ctx, size_t i, unsigned worker)
         rank[j] = top[j] == FH_NO_TOKEN || c->fixed[top[j]] ? 0 : key[slots[top[j]] / p->cap] + 1;
         most = fh_max(most, rank[j]), need[j] = (uint32_t)most;
     }
-    tally t = {.best = -INFINITY, .best_id = FH_NO_TOKEN};
+    tally t = {.again = c->again + worker * p->rerank, .most = p->rerank, .best = -INFINITY, .best_id = FH_NO_TOKEN};
     for (uint32_t id = 0; id < p->vocab; id++)
         if (c->fixed[id]) count_token(&t, id, f[slots[id]], z[id], lse, m);
     uint32_t done = 0;
@@ -188,9 +225,11 @@ static void curve_task(void *ctx, size_t i, unsigned worker)
             for (size_t j = slot; j < slot + p->cap; j++)
                 if (perm[j] != FH_NO_TOKEN && !c->fixed[perm[j]]) count_token(&t, perm[j], f[j], z[perm[j]], lse, m);
         }
-        double *o = c->out + (i * c->n_points + q) * FIELDS, kl = t.e > 0 ? t.ed / t.e - (log(t.e) + m) + lse : INFINITY;
+        double *o = c->out + (i * c->n_points + q) * FIELDS, e, ed;
+        uint32_t best = answer(&t, c->head, c->h + i * p->hidden, z, m, &e, &ed);
+        double kl = e > 0 ? ed / e - (log(e) + m) + lse : INFINITY;
         o[0] = need[0] <= probes, o[1] = need[2] <= probes, o[2] = need[4] <= probes, o[3] = need[9] <= probes;
-        o[4] = t.best_id == top[0], o[5] = fmin(t.mass, 1), o[6] = fmax(kl, 0);
+        o[4] = best == top[0], o[5] = fmin(t.mass, 1), o[6] = fmax(kl, 0);
     }
 }
 
@@ -210,12 +249,13 @@ fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *stat
     double *sum = fh_calloc(n_points * FIELDS + 1, sizeof *sum);
     c.out = fh_malloc((BLOCK * n_points * FIELDS + 1) * sizeof *c.out);
     c.work = fh_malloc((size_t)workers * 4 * p->clusters * sizeof *c.work);
-    if (!h || !z || !s || !f || !fixed || !sum || !c.out || !c.work) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    c.again = fh_malloc((workers * p->rerank + 1) * sizeof *c.again);
+    if (!h || !z || !s || !f || !fixed || !sum || !c.out || !c.work || !c.again) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     for (size_t q = 1; q < n_points; q++) /* walking the clusters once needs rising P */
         if (by_probes(&points[q - 1], &points[q]) > 0) { rc = fh_fail(err, FH_EUSAGE, "the numbers of probes of a curve must rise"); goto out; }
     for (size_t i = 0; i < p->n_always; i++) fixed[p->always[i]] = 1;
     for (size_t i = 0; i < p->n_hot && !no_hot; i++) fixed[p->hot[i]] = 1;
-    c.z = z, c.s = s, c.f = f, c.fixed = fixed;
+    c.h = h, c.z = z, c.s = s, c.f = f, c.fixed = fixed;
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
@@ -244,5 +284,6 @@ out:
     fh_free(sum);
     fh_free(c.out);
     fh_free(c.work);
+    fh_free(c.again);
     return rc;
 }

@@ -39,11 +39,13 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (a->no_clobber && fh_file_exists(a->output.v)) return fh_fail(err, FH_EIO, "%s: exists, and --no-clobber was given: choose another name", a->output.v);
     fh_build_params how = {.model = a->common.args[0], .output = a->output.v, .no_clobber = a->no_clobber, .head_only = a->head_only, .exact = a->exact,
                            .text = fh_text_of(&a->text), .routing = a->routing.set ? routings[a->routing.v] : NULL, .unit = a->unit,
-                           .centroids = encodings[a->centroids.v], .tokens = encodings[a->tokens_encoding.v]};
+                           .centroids = encodings[a->centroids.v], .tokens = encodings[a->tokens_encoding.v],
+                           .rerank = a->promise.rerank.set ? (int64_t)a->promise.rerank.v : -1};
     how.cluster = (fh_stage_cluster_params){.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->text.seed.v, .start = (fh_cluster_start)a->start.v,
                                             .metric = a->metric.set ? (fh_alike)(a->metric.v + 1) : FH_ALIKE_AUTO, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v};
     fh_status rc = fh_promise_of(&how.how, &a->promise, "build", err);
     if (rc < 0) return rc;
+    if (a->head_only && !a->exact && !a->promise.rerank.set) how.how.rerank = 0; /* nothing to score them from */
     rc = fh_open_work(&e, &a->common, true, job, err);
     if (rc == FH_OK) rc = fh_stage_build(&e, &how, &report, err);
     rc = fh_finish_hiding(report, &a->common, "sections", rc, err);

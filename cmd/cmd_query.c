@@ -41,6 +41,7 @@ static fh_status curve(const args *a, const fh_model *m, const float *states, si
         fh_json_add_double(j, "agreement", points[i].agreement);
         fh_json_add_double(j, "mass", points[i].mass);
         fh_json_add_double(j, "kl", points[i].kl);
+        fh_json_add_double(j, "step_bytes", fh_head_step_bytes(m->head, points[i].probes, a->no_hot ? 0 : fh_head_get_info(m->head)->n_hot));
     }
     *report = r;
 out:
@@ -63,6 +64,7 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
     if (rc < 0) goto out;
     fh_json_add_u64(r, "positions", n);
     fh_json_add_u64(r, "probes", a->dense ? info->clusters : q.probes ? fh_min(q.probes, info->clusters) : info->probes);
+    fh_json_add_double(r, "step_bytes", a->dense ? fh_head_dense_bytes(head) : fh_head_step_bytes(head, q.probes, q.no_hot ? 0 : info->n_hot));
     all_ids = fh_json_add_array(r, "ids"), all_logits = fh_json_add_array(r, "logits");
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);

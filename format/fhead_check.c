@@ -139,6 +139,13 @@ static fh_status read_head(fh_fhead *f, fh_head_layout *h, fh_err *err)
                            f->name, fh_dtype_name(h->exact.dtype), fh_dtype_name(h->dtype));
     }
 
+    if (fh_json_has(head, "rerank")) {
+        if ((rc = need_count(f, head, "/head", "rerank", 0, &h->rerank, err)) < 0) return rc;
+        if (h->rerank > FH_MAX_RERANK || (h->rerank && !h->exact.cols))
+            return fh_fail(err, FH_EFORMAT, "%s: JSON header: /head/rerank is %u: 0 to %d, and above 0 only where there is /head/exact", f->name,
+                           h->rerank, FH_MAX_RERANK);
+    }
+
     hot = fh_json_get(head, "hot");
     always = fh_json_get(head, "always");
     if (!hot || fh_json_type(hot) != FH_JSON_ARRAY) return header_fault(f, "/head", "hot", "an array", err);
@@ -336,6 +343,16 @@ fh_status fh_head_layout_check(const fh_head_layout *h, const char *name, fh_err
 out:
     fh_free(seen);
     return rc;
+}
+
+double fh_head_layout_step_bytes(const fh_head_layout *h, uint32_t probes, size_t n_hot)
+{
+    double centroid = (double)h->centroids.stride + (h->centroid_scales ? sizeof(float) : 0);
+    double token = (double)h->tokens.stride + (h->token_scales ? sizeof(float) : 0);
+    double exact = (double)fh_round_up(h->exact.cols * fh_dtype_size(h->exact.dtype), 64); /* with the padding, as all rows */
+    uint32_t clusters = probes ? probes < h->k ? probes : h->k : h->probes;
+    double candidates = (double)clusters * h->cap + (double)n_hot + (double)h->n_always;
+    return h->k * centroid + candidates * token + (h->rerank < candidates ? h->rerank : candidates) * exact;
 }
 
 /* ---- every value ------------------------------------------------------------------------------------------------------ */

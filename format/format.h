@@ -193,7 +193,7 @@ void fh_fingerprint(char out[65], const fh_rows *head, const fh_rows *bias_or_nu
 
 /* ---- .fhead (docs/fhead-format.md is the specification) -------------------------------------------------------- */
 
-enum { FH_FHEAD_MAJOR = 1, FH_FHEAD_MINOR = 0, FH_SECTION_NAME = 32, FH_MAX_SECTIONS = 4096 };
+enum { FH_FHEAD_MAJOR = 1, FH_FHEAD_MINOR = 1, FH_SECTION_NAME = 32, FH_MAX_SECTIONS = 4096, FH_MAX_RERANK = 65536 };
 typedef enum fh_codec { FH_CODEC_RAW = 0, FH_CODEC_ZSTD = 1 } fh_codec;
 enum { FH_SECTION_REQUIRED = 1 }; /* flag: a reader that does not know this section must refuse the file */
 typedef struct fh_section {
@@ -242,6 +242,7 @@ typedef struct fh_head_layout {
     fh_rows tokens; const float *token_scales;       /* [K * cap, D] in slot order; scales [K * cap] for int8, else NULL */
     fh_rows exact;                                   /* the same rows in model dtype; data NULL when the file has none */
     bool tokens_exact;                               /* `tokens` are the checkpoint's rows as they are */
+    uint32_t rerank;                                 /* candidates scored again from `exact`; 0: none */
     const uint32_t *permutation;                     /* [K * cap] slot -> token id, UINT32_MAX: padding */
     const uint32_t *dead; size_t n_dead;             /* ascending */
     const float *bias;                               /* [V] or NULL */
@@ -262,6 +263,9 @@ typedef struct fh_head_layout {
 fh_status fh_fhead_check_head(fh_fhead *f, fh_head_layout *out, fh_err *err);
 /* The same judgement of arrays wherever they lie (FH_ECHECK); `name` is for messages. */
 fh_status fh_head_layout_check(const fh_head_layout *h, const char *name, fh_err *err);
+/* Bytes that one step reads at P probes (0: its own; at most K) with `n_hot` tokens on the hot list: centroids, clusters, hot and always rows,
+ * rows reranked; scales counted. */
+double fh_head_layout_step_bytes(const fh_head_layout *h, uint32_t probes, size_t n_hot);
 /* Every value: rows finite, int8 in [-127, 127], no centroid zero (FH_ECHECK).  Rows of padding slots are not looked at. */
 fh_status fh_head_layout_check_rows(const fh_head_layout *h, const char *name, const fh_job *job, fh_err *err);
 

@@ -7,6 +7,9 @@
  * final norm puts out.  Candidates of a state: the live tokens of its probed clusters, the hot list, the ids that
  * are always candidates (end of text and their like), and what the caller forces in, less what the caller forces out.
  *
+ * Reranking.  Where a head has exact rows beside the encoded ones, the R candidates of the largest encoded logits (ties: the smaller id) are scored
+ * again from these, in float32, and so a near tie is decided as the dense head decides it.  Their logits take the place of the encoded ones.
+ *
  * Threads.  A head is immutable once open and may be shared; a scratch belongs to one call at a time.
  * Errors.  0 or a negative fh_status; a message in *err (which may be NULL).  Nothing prints, exits or aborts.
  * Ties.  Equal logits: the smaller token id first.  Equal centroid scores: the smaller cluster first.  Everywhere.
@@ -57,6 +60,7 @@ typedef struct fh_head_info {
     uint32_t probes;                   /* P by default: calibrated, or K/16 */
     const char *centroids, *tokens;    /* encodings: "f32", "bf16", "f16", "int8" */
     const char *exact;                 /* dtype of the exact rows that fh_head_dense_* reads, NULL when the file has none */
+    uint32_t rerank;                   /* R: candidates scored again from the exact rows; 0: none */
     const uint32_t *hot; size_t n_hot;       /* scored on every step */
     const uint32_t *always; size_t n_always; /* ids of generation_config: always candidates */
     size_t dead;                       /* rows that can never be meant; never selected */
@@ -91,14 +95,15 @@ fh_status fh_head_route(const fh_head *head, fh_scratch *scratch, const float *s
 /* Room that fh_head_score needs for one state, in candidates. */
 size_t fh_head_max_candidates(const fh_head *head, const fh_query *query);
 /* Stage 2, for one state and the clusters given (each at most once, no more than the query's probes).  ids and logits get *count
- * candidates, ascending ids within a cluster, clusters in the order given, then the others ascending; bias added, soft-capped. */
+ * candidates, ascending ids within a cluster, clusters in the order given, then the others ascending; bias added, soft-capped, the R best
+ * reranked. */
 fh_status fh_head_score(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *clusters, size_t n_clusters,
                         const fh_query *query, uint32_t *ids, float *logits, size_t *count, fh_err *err);
-/* Logits of any ids, dead or not, in the order given, from the encoded rows. */
+/* Logits of any ids, dead or not, in the order given, from the encoded rows: nothing is reranked. */
 fh_status fh_head_score_ids(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *ids, size_t n, float *logits,
                              fh_err *err);
 
-/* Both stages: the k best candidates of each state, best first.  ids, logits [batch, k]; where a state has fewer
+/* Both stages: the k best candidates of each state, best first; R + k - 1 are reranked.  ids, logits [batch, k]; where a state has fewer
  * candidates the rest is UINT32_MAX and -INFINITY.  A state's answer never depends on its neighbours in the batch. */
 fh_status fh_head_topk(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t k,
                        uint32_t *ids, float *logits, fh_err *err);

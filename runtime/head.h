@@ -11,6 +11,7 @@ struct fh_head {
     const fh_kernels *kernels;
     fh_fhead *file;              /* NULL: from parts */
     fh_rows exact;               /* what fh_head_dense_* reads, slot order; data NULL: nothing */
+    uint32_t rerank;             /* candidates scored again from parts.exact */
     uint32_t *slot_of;           /* [V] */
     uint8_t *dead_map;           /* [V] */
     uint32_t *always, *forced;   /* live ids, ascending, each once: `always`, and `always` with `hot` */
@@ -62,6 +63,8 @@ float fh_head_logit(const fh_head_parts *p, uint32_t id, float dot);
 
 /* The p best of values [n], in no order, 0 < p <= n.  room [n].  O(n). */
 void fh_select(uint64_t *out, const float *values, size_t n, size_t p, uint64_t *room);
+/* A heap of the k > 0 best keys offered: heap[0] how many there are, 0 at first, then these, the worst first.  heap [k + 1]. */
+void fh_heap_offer(uint64_t *heap, size_t k, uint64_t key);
 /* Ascending.  room [n]. */
 void fh_sort_keys(uint64_t *keys, size_t n, uint64_t *room);
 /* Ascending, each once; returns how many. */

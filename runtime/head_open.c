@@ -24,6 +24,15 @@ static fh_status check_rows(const fh_rows *r, const float *scales, size_t rows, 
     return FH_OK;
 }
 
+static fh_head_layout layout_of(const fh_head_parts *p)
+{
+    return (fh_head_layout){
+        .vocab = p->vocab, .hidden = p->hidden, .k = p->clusters, .cap = p->cap, .probes = p->probes, .rerank = p->rerank,
+        .centroids = p->centroids, .centroid_scales = p->centroid_scales, .tokens = p->tokens, .token_scales = p->token_scales,
+        .exact = p->exact, .tokens_exact = p->tokens_exact, .permutation = p->permutation, .dead = p->dead, .n_dead = p->n_dead,
+        .bias = p->bias, .hot = p->hot, .n_hot = p->n_hot, .always = p->always, .n_always = p->n_always};
+}
+
 static fh_status check_parts(const fh_head_parts *p, const char *name, fh_err *err)
 {
     size_t slots;
@@ -33,15 +42,13 @@ static fh_status check_parts(const fh_head_parts *p, const char *name, fh_err *e
     if (!p->permutation) return fh_fail(err, FH_EUSAGE, "%s: the permutation is missing", name);
     if ((rc = check_rows(&p->centroids, p->centroid_scales, p->clusters, p->hidden, name, "centroids", err)) < 0) return rc;
     if ((rc = check_rows(&p->tokens, p->token_scales, slots, p->hidden, name, "token rows", err)) < 0) return rc;
-    if (p->exact.data && (rc = check_rows(&p->exact, NULL, slots, p->hidden, name, "exact rows", err)) < 0) return rc;
+    if (p->exact.data && (rc = check_rows(&p->exact, NULL, p->exact_by_token ? p->vocab : slots, p->hidden, name, "exact rows", err)) < 0) return rc;
+    if (p->rerank && !p->exact.data) return fh_fail(err, FH_EUSAGE, "%s: %u rows to score again, but there are no exact ones", name, p->rerank);
+    if (p->rerank > FH_MAX_RERANK) return fh_fail(err, FH_EUSAGE, "%s: %u rows to score again, %d are the most", name, p->rerank, FH_MAX_RERANK);
     if (!p->exact.data && p->tokens_exact && p->tokens.dtype == FH_I8)
         return fh_fail(err, FH_EUSAGE, "%s: int8 token rows cannot be the exact ones", name);
     if (!(p->softcap >= 0) || !isfinite(p->softcap)) return fh_fail(err, FH_EUSAGE, "%s: a soft-cap of %g", name, (double)p->softcap);
-    fh_head_layout layout = {
-        .vocab = p->vocab, .hidden = p->hidden, .k = p->clusters, .cap = p->cap, .probes = p->probes,
-        .centroids = p->centroids, .centroid_scales = p->centroid_scales, .tokens = p->tokens, .token_scales = p->token_scales,
-        .exact = p->exact, .tokens_exact = p->tokens_exact, .permutation = p->permutation, .dead = p->dead, .n_dead = p->n_dead,
-        .bias = p->bias, .hot = p->hot, .n_hot = p->n_hot, .always = p->always, .n_always = p->n_always};
+    fh_head_layout layout = layout_of(p);
     return fh_head_layout_check(&layout, name, err);
 }
 
@@ -71,7 +78,8 @@ static fh_status make(fh_head **out, const fh_head_parts *parts, bool checked, c
     if (!p->probes) p->probes = p->clusters >= 16 ? p->clusters / 16 : 1;
     if (!checked && (rc = check_parts(p, name, err)) < 0) goto out;
     if ((rc = fh_kernels_choose(&head->kernels, getenv("FH_ISA"), err)) < 0) goto out;
-    head->exact = p->exact.data ? p->exact : p->tokens_exact ? p->tokens : (fh_rows){0};
+    head->exact = p->exact.data && !p->exact_by_token ? p->exact : p->tokens_exact ? p->tokens : (fh_rows){0};
+    head->rerank = p->rerank;
 
     head->slot_of = fh_malloc((size_t)p->vocab * sizeof *head->slot_of);
     head->dead_map = fh_calloc(p->vocab, 1);
@@ -87,7 +95,7 @@ static fh_status make(fh_head **out, const fh_head_parts *parts, bool checked, c
     head->info = (fh_head_info){
         .vocab = p->vocab, .hidden = p->hidden, .clusters = p->clusters, .cap = p->cap, .probes = p->probes,
         .centroids = fh_dtype_name(p->centroids.dtype), .tokens = fh_dtype_name(p->tokens.dtype),
-        .exact = head->exact.data ? fh_dtype_name(head->exact.dtype) : NULL,
+        .exact = head->exact.data ? fh_dtype_name(head->exact.dtype) : NULL, .rerank = p->rerank,
         .hot = p->hot, .n_hot = p->n_hot, .always = p->always, .n_always = p->n_always, .dead = p->n_dead,
         .fingerprint = "", .digest = "", .isa = head->kernels->name};
     *out = head, head = NULL;
@@ -113,7 +121,7 @@ fh_status fh_head_open(fh_head **out, const char *path, fh_err *err)
     fh_head_parts p = {
         .vocab = h.vocab, .hidden = h.hidden, .clusters = h.k, .cap = h.cap, .probes = h.probes,
         .centroids = h.centroids, .centroid_scales = h.centroid_scales, .tokens = h.tokens, .token_scales = h.token_scales,
-        .exact = h.exact, .tokens_exact = h.tokens_exact, .permutation = h.permutation, .dead = h.dead, .n_dead = h.n_dead,
+        .exact = h.exact, .tokens_exact = h.tokens_exact, .rerank = h.rerank, .permutation = h.permutation, .dead = h.dead, .n_dead = h.n_dead,
         .bias = h.bias, .softcap = (float)h.softcap, .hot = h.hot, .n_hot = h.n_hot, .always = h.always, .n_always = h.n_always};
     if ((rc = make(out, &p, true, path, err)) < 0) goto out;
     (*out)->info.calibrated = h.calibrated;
@@ -157,11 +165,8 @@ fh_status fh_head_need_exact(const fh_head *head, fh_err *err)
 
 double fh_head_step_bytes(const fh_head *head, uint32_t probes, size_t n_hot)
 {
-    const fh_head_parts *p = &head->parts;
-    double centroid = (double)p->centroids.stride + (p->centroid_scales ? sizeof(float) : 0);
-    double token = (double)p->tokens.stride + (p->token_scales ? sizeof(float) : 0);
-    uint32_t clusters = fh_head_probes(head, probes);
-    return p->clusters * centroid + ((double)clusters * p->cap + (double)n_hot + (double)p->n_always) * token;
+    fh_head_layout layout = layout_of(&head->parts);
+    return fh_head_layout_step_bytes(&layout, probes, n_hot);
 }
 
 double fh_head_dense_bytes(const fh_head *head)

@@ -37,6 +37,27 @@ void fh_select(uint64_t *out, const float *values, size_t n, size_t p, uint64_t 
     memcpy(out + found, room, (p - found) * sizeof *out);
 }
 
+void fh_heap_offer(uint64_t *heap, size_t k, uint64_t key)
+{
+    uint64_t *a = heap; /* a[1] is the root */
+    size_t n = (size_t)heap[0], i;
+    if (n < k) {
+        for (i = n + 1; i > 1 && a[i / 2] < key; i /= 2) a[i] = a[i / 2];
+        a[i] = key;
+        heap[0] = n + 1;
+        return;
+    }
+    if (key >= a[1]) return;
+    for (i = 1; 2 * i <= n;) {
+        size_t child = 2 * i;
+        if (child < n && a[child + 1] > a[child]) child++;
+        if (a[child] <= key) break;
+        a[i] = a[child];
+        i = child;
+    }
+    a[i] = key;
+}
+
 static void insertion_sort(uint64_t *a, size_t n)
 {
     for (size_t i = 1; i < n; i++) {

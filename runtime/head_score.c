@@ -88,6 +88,38 @@ static void score_rows(const fh_head *head, fh_pool *pool, const fh_state *state
     fh_pool_run(fh_pool_for(pool, n * stride), (n + step - 1) / step, rows_task, &j);
 }
 
+void fh_head_exact_logits(const fh_head *head, const float *state, const uint32_t *ids, size_t n, float *logits)
+{
+    const fh_head_parts *p = &head->parts;
+    fh_state s = {.f = state};
+    const fh_state *each = &s;
+    for (size_t begin = 0; begin < n; begin += RUN) {
+        uint32_t rows[RUN];
+        size_t count = fh_min(RUN, n - begin);
+        for (size_t i = 0; i < count; i++) rows[i] = p->exact_by_token ? ids[begin + i] : head->slot_of[ids[begin + i]];
+        fh_dots(head->kernels, &p->exact, NULL, rows, 0, count, &each, 1, logits + begin, 0);
+        for (size_t i = 0; i < count; i++) logits[begin + i] = fh_head_logit(p, ids[begin + i], logits[begin + i]);
+    }
+}
+
+/* Exact logits for the best of n candidates.  heap [R + 1]. */
+static void rerank(const fh_head *head, uint64_t *heap, const float *state, const uint32_t *ids, size_t n, float *logits)
+{
+    size_t at[RUN], count = 0;
+    uint32_t id[RUN];
+    float logit[RUN];
+    heap[0] = 0;
+    for (size_t i = 0; i < n; i++) fh_heap_offer(heap, head->rerank, fh_key(logits[i], ids[i]));
+    uint64_t worst = heap[1]; /* keys are all different: as many as the heap holds are not above it */
+    for (size_t i = 0; i < n; i++) {
+        if (fh_key(logits[i], ids[i]) <= worst) at[count] = i, id[count++] = ids[i];
+        if (count < RUN && i + 1 < n) continue;
+        fh_head_exact_logits(head, state, id, count, logit);
+        for (size_t j = 0; j < count; j++) logits[at[j]] = logit[j];
+        count = 0;
+    }
+}
+
 size_t fh_head_max_candidates(const fh_head *head, const fh_query *query)
 {
     size_t probed = (size_t)fh_head_probes(head, query ? query->probes : 0) * head->parts.cap;
@@ -105,6 +137,11 @@ fh_status fh_head_score(const fh_head *head, fh_scratch *scratch, const float *s
     if (n_clusters > most)
         return fh_fail(err, FH_EUSAGE, "%zu clusters to score, but the query asks for %zu probes; set its `probes`", n_clusters, most);
     if ((rc = fh_head_states(head, &s, state, 0, 1, scratch->quantized, err)) < 0) return rc;
+    if (head->rerank) {
+        void *heap = scratch->heaps;
+        if ((rc = fh_scratch_grow(&heap, &scratch->heaps_bytes, ((size_t)head->rerank + 1) * sizeof *scratch->heaps, err)) < 0) return rc;
+        scratch->heaps = heap;
+    }
     if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
     for (; marked < n_clusters; marked++) {
         uint32_t c = clusters[marked];
@@ -130,6 +167,7 @@ fh_status fh_head_score(const fh_head *head, fh_scratch *scratch, const float *s
     for (size_t i = 0; i < n_extras; i++)
         if (!scratch->probed[head->slot_of[scratch->extras[i]] / p->cap]) ids[n++] = scratch->extras[i];
     score_rows(head, scratch->pool, &s, NULL, ids + first, n - first, logits + first);
+    if (head->rerank && n) rerank(head, scratch->heaps, s.f, ids, n, logits);
     *count = n;
 out:
     while (marked > 0) scratch->probed[clusters[--marked]] = 0;

@@ -28,27 +28,6 @@ typedef struct stage2 {
 
 /* ---- the k best ----------------------------------------------------------------------------------------------------------- */
 
-static void heap_offer(uint64_t *heap, size_t k, uint64_t key)
-{
-    uint64_t *a = heap; /* a[1] is the root */
-    size_t n = (size_t)heap[0], i;
-    if (n < k) {
-        for (i = n + 1; i > 1 && a[i / 2] < key; i /= 2) a[i] = a[i / 2];
-        a[i] = key;
-        heap[0] = n + 1;
-        return;
-    }
-    if (key >= a[1]) return;
-    for (i = 1; 2 * i <= n;) {
-        size_t child = 2 * i;
-        if (child < n && a[child + 1] > a[child]) child++;
-        if (a[child] <= key) break;
-        a[i] = a[child];
-        i = child;
-    }
-    a[i] = key;
-}
-
 /* Take the rows at slots[] (NULL: from `first` on) as candidates of one state. */
 static void consume(const stage2 *t, uint64_t *heap, const uint32_t *slots, size_t first, size_t n, const float *dots)
 {
@@ -59,7 +38,7 @@ static void consume(const stage2 *t, uint64_t *heap, const uint32_t *slots, size
         if (plain && heap[0] == t->k && dots[i] < fh_key_value(heap[1])) continue;
         uint32_t id = p->permutation[slots ? slots[i] : first + i];
         if (id == FH_NO_TOKEN || t->head->dead_map[id] || (t->excluded && t->excluded[id])) continue;
-        heap_offer(heap, t->k, fh_key(fh_head_logit(p, id, dots[i]), id));
+        fh_heap_offer(heap, t->k, fh_key(fh_head_logit(p, id, dots[i]), id));
     }
 }
 
@@ -141,20 +120,53 @@ static fh_status room_for(fh_scratch *scratch, size_t k, size_t *m, fh_err *err)
     return rc;
 }
 
-/* The best of state s over all workers; k of them go out, padded. */
-static void gather(const stage2 *t, unsigned threads, size_t s, size_t k, uint32_t *ids, float *logits)
+typedef struct results {
+    const stage2 *t;
+    size_t k, rerank;                /* results a state, candidates of it that are scored again */
+    uint32_t *ids; float *logits;    /* [m, k] */
+    uint64_t *room;                  /* [threads, t->k] */
+} results;
+
+/* The best of state s over all workers, best first, in the first worker's heap. */
+static void gather(const stage2 *t, unsigned threads, size_t s)
 {
-    uint64_t *all = t->heaps + threads * t->m * (t->k + 1), *room = all + threads * (t->k + 1);
+    uint64_t *all = t->heaps + threads * t->m * (t->k + 1), *room = all + threads * (t->k + 1), *best = t->heaps + s * (t->k + 1);
     size_t n = 0;
     for (unsigned w = 0; w < threads; w++) {
         const uint64_t *heap = t->heaps + (w * t->m + s) * (t->k + 1);
         for (size_t i = 1; i <= heap[0]; i++) all[n++] = heap[i];
     }
     fh_sort_keys(all, n, room);
-    for (size_t i = 0; i < k; i++) {
-        ids[i] = i < n ? fh_key_id(all[i]) : UINT32_MAX;
-        if (logits) logits[i] = i < n ? fh_key_value(all[i]) : -INFINITY;
+    best[0] = fh_min(n, t->k);
+    for (size_t i = 0; i < best[0]; i++) best[i + 1] = all[i];
+}
+
+/* The exact logits of the first keys, then k of all of them go out, padded. */
+static void finish_task(void *ctx, size_t s, unsigned worker)
+{
+    const results *r = ctx;
+    uint64_t *keys = r->t->heaps + s * (r->t->k + 1);
+    size_t n = (size_t)*keys++, again = fh_min(n, r->rerank), count;
+    for (size_t at = 0; at < again; at += count) {
+        uint32_t id[RUN];
+        float logit[RUN];
+        count = fh_min(RUN, again - at);
+        for (size_t i = 0; i < count; i++) id[i] = fh_key_id(keys[at + i]);
+        fh_head_exact_logits(r->t->head, r->t->states[s]->f, id, count, logit);
+        for (size_t i = 0; i < count; i++) keys[at + i] = fh_key(logit[i], id[i]);
     }
+    if (again) fh_sort_keys(keys, n, r->room + worker * r->t->k);
+    for (size_t i = 0; i < r->k; i++) {
+        r->ids[s * r->k + i] = i < n ? fh_key_id(keys[i]) : UINT32_MAX;
+        if (r->logits) r->logits[s * r->k + i] = i < n ? fh_key_value(keys[i]) : -INFINITY;
+    }
+}
+
+static void finish(const stage2 *t, fh_scratch *scratch, size_t rerank, size_t k, uint32_t *ids, float *logits)
+{
+    results r = {t, k, rerank, ids, logits, t->heaps + scratch->threads * t->m * (t->k + 1)};
+    for (size_t s = 0; s < t->m; s++) gather(t, scratch->threads, s);
+    fh_pool_run(fh_pool_for(scratch->pool, rerank ? t->m * rerank * t->head->parts.exact.stride : 0), t->m, finish_task, &r);
 }
 
 /* ---- FlashHead ----------------------------------------------------------------------------------------------------------------- */
@@ -176,11 +188,14 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
 {
     const fh_head_parts *p = &head->parts;
     fh_status rc;
-    size_t n_extras, kept = fh_min(k, fh_head_max_candidates(head, query)), d = p->hidden;
+    size_t n_extras, d = p->hidden, most = fh_head_max_candidates(head, query), rerank, kept;
     uint32_t probes = fh_head_probes(head, query ? query->probes : 0);
     bool all = probes == p->clusters;
     if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
     if (!k) return fh_fail(err, FH_EUSAGE, "the best 0 of each state: ask for 1 or more");
+    /* Behind those that are scored again, the k best of the others: were all of the first to fall, these would be the results. */
+    kept = fh_min(k, most), rerank = head->rerank ? fh_min(head->rerank + kept - 1, most) : 0;
+    if (rerank) kept = fh_min(kept + rerank, most);
     size_t block = scratch->block;
     if ((rc = room_for(scratch, kept, &block, err)) < 0) return rc;
     if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
@@ -197,7 +212,7 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
                     .probed = scratch->probed, .excluded = query && query->n_exclude ? scratch->excluded : NULL, .k = kept,
                     .heaps = scratch->heaps};
         run_stage2(&t, scratch->pool, scratch->threads);
-        for (size_t s = 0; s < m; s++) gather(&t, scratch->threads, s, k, ids + (first + s) * k, logits ? logits + (first + s) * k : NULL);
+        finish(&t, scratch, rerank, k, ids + first * k, logits ? logits + first * k : NULL);
         for (size_t i = 0; i < n_list; i++) scratch->probed[scratch->list[i]] = 0;
     }
     fh_query_end(scratch, query);
@@ -238,7 +253,7 @@ fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const flo
         stage2 t = {.head = head, .rows = &head->exact, .states = each, .m = m, .positions = (size_t)p->clusters * p->cap, .k = kept,
                     .heaps = scratch->heaps};
         run_stage2(&t, scratch->pool, scratch->threads);
-        for (size_t s = 0; s < m; s++) gather(&t, scratch->threads, s, k, ids + (first + s) * k, logits + (first + s) * k);
+        finish(&t, scratch, 0, k, ids + first * k, logits + first * k);
     }
     return FH_OK;
 }

@@ -15,6 +15,8 @@ typedef struct fh_head_parts {
     fh_rows tokens; const float *token_scales;       /* [K * cap, D] in slot order; scales [K * cap] for int8, else NULL */
     fh_rows exact;                                   /* the same rows in the checkpoint's dtype; data NULL: `tokens` are exact if `tokens_exact` */
     bool tokens_exact;
+    uint32_t rerank;                                 /* R of flashhead.h; 0: none, needs `exact` */
+    bool exact_by_token;                             /* `exact` is [V, D] by token id, as a checkpoint has it: for reranking alone, fh_head_dense_* do without */
     const uint32_t *permutation;                     /* [K * cap] slot -> token id, FH_NO_TOKEN: padding */
     const uint32_t *dead; size_t n_dead;             /* ascending */
     const float *bias;                               /* [V] or NULL */
@@ -23,17 +25,20 @@ typedef struct fh_head_parts {
     const uint32_t *always; size_t n_always;
 } fh_head_parts;
 #define FH_NO_TOKEN UINT32_MAX
+enum { FH_RERANK = 16 }; /* R where nobody says otherwise (docs/decisions/0006) */
 fh_status fh_head_from_parts(fh_head **out, const fh_head_parts *parts, const char *name, fh_err *err);
 const fh_head_parts *fh_head_get_parts(const fh_head *head);
 const uint32_t *fh_head_slots(const fh_head *head);          /* [V] token id -> slot; slot / cap is its cluster */
 const uint8_t *fh_head_dead_map(const fh_head *head);        /* [V] 1: dead */
 const fh_fhead *fh_head_file(const fh_head *head);           /* the container it came from, or NULL */
-/* Bytes that one step reads at P probes with its hot list: centroids, P clusters, hot and always rows; scales counted. */
+/* Bytes that one step reads at P probes with its hot list: centroids, P clusters, hot and always rows, rows reranked; scales counted. */
 double fh_head_step_bytes(const fh_head *head, uint32_t probes, size_t n_hot);
 double fh_head_dense_bytes(const fh_head *head);             /* V rows of the exact dtype */
-/* Logits of every slot [batch, K * cap] from the *encoded* rows, as fh_head_score computes them bit for bit; padding and dead
+/* Logits of every slot [batch, K * cap] from the *encoded* rows, as fh_head_score_ids computes them bit for bit; padding and dead
  * slots are -INFINITY.  For measuring, blocked so that rows are read once a batch. */
 fh_status fh_head_slot_logits(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *logits, fh_err *err);
+/* Logits of some ids, as reranking computes them bit for bit; the head reranks.  state [D], finite; ids, logits [n]. */
+void fh_head_exact_logits(const fh_head *head, const float *state, const uint32_t *ids, size_t n, float *logits);
 /* Centroid scores [batch, K], as fh_head_route computes them bit for bit. */
 fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err);
 

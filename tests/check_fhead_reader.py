@@ -25,6 +25,6 @@ with tempfile.TemporaryDirectory() as w:
     r = subprocess.run(reader + [f], capture_output=True, text=True)
     theirs = json.loads(r.stdout.splitlines()[0]) if r.stdout else {}
     check('the reader accepts what fhtool packs', r.returncode == 0 and 'error' not in theirs)
-    check('and reads the same K, cap and digest', all(ours[k] == theirs.get(k) for k in ('k', 'cap', 'digest')))
+    check('and reads the same K, cap, rerank and digest', all(ours[k] == theirs.get(k) for k in ('k', 'cap', 'rerank', 'digest')))
 print('1..%d' % n)
 sys.exit(bool(bad))

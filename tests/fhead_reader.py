@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An independent reader of .fhead 1.0, written from docs/fhead-format.md alone (standard library only).
+"""An independent reader of .fhead 1.1, written from docs/fhead-format.md alone (standard library only).
 
     python3 tests/fhead_reader.py [--verify] FILE...      prints a JSON object a line; {"file", "error"} and exit 1 when one is not sound
 Numbers in comments are those of the document's section 6."""
@@ -100,6 +100,8 @@ def read_head(b, header, sections):                                             
     if 'exact' in h:
         rows['head.exact'] = encoding(h['exact'], slots, D)
         must(h['exact']['encoding'] == m['dtype'] != h['tokens']['encoding'], 'exact rows')
+    again = h.get('rerank', 0)
+    must(whole(again, 0, 65536) and (not again or 'exact' in h), 'rerank')
     want = {n: r['rows'] * r['stride'] for n, r in rows.items()} | {'head.permutation': 4 * slots}
     if rows['head.centroids']['type'] == 'int8': want['head.centroid_scales'] = 4 * K
     if rows['head.tokens']['type'] == 'int8': want['head.token_scales'] = 4 * slots
@@ -158,7 +160,7 @@ def read(b, whole_file):
     if whole_file: verify(b, sections, rows, perm, scales)
     m, h = header['model'], header['head']
     return dict(format='%d.%d' % struct.unpack_from('<HH', b, 8), vocab=m['vocab'], hidden=m['hidden'], k=h['k'], cap=h['cap'],
-                probes=h['probes'], hot=len(h['hot']), centroids=h['centroids']['encoding'], tokens=h['tokens']['encoding'],
+                probes=h['probes'], hot=len(h['hot']), centroids=h['centroids']['encoding'], tokens=h['tokens']['encoding'], rerank=h.get('rerank', 0),
                 bundled=header['bundle']['body'], calibrated=header['calibration'] is not None, fingerprint=m['fingerprint'], digest=digest,
                 permutation_checksum=sum(i * t for i, t in enumerate(perm, 1) if t != EMPTY) % (1 << 32),
                 sections=[dict(name=n, offset=s['offset'], bytes=s['bytes'], codec=['raw', 'zstd'][s['codec']], digest=s['sha256'].hex())

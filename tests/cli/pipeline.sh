@@ -10,7 +10,7 @@ json() { # json FIELD... -- COMMAND...: run it, check the report's fields, keep 
 tiny tiny
 write_text text.txt 400
 promise='--target-containment 0.9 --text text.txt --tokens 6000'
-artifact='format:str vocab:int hidden:int k:int cap:int probes:int hot:int centroids:str tokens:str bundled:bool calibrated:bool fingerprint:hex digest:hex
+artifact='format:str vocab:int hidden:int k:int cap:int probes:int hot:int rerank:int step_bytes:num centroids:str tokens:str bundled:bool calibrated:bool fingerprint:hex digest:hex
           sections[].name:str sections[].offset:int sections[].bytes:int sections[].codec:str sections[].digest:hex'
 
 json vocab:int hidden:int dtype:str tied:bool dead_rows:int fingerprint:hex -- convert tiny -C steps
@@ -69,6 +69,16 @@ fh build tiny -q -C plain -o plain.fhead $promise --rows bf16 --centroids f32 > 
 fh query plain.fhead --hidden states.safetensors --probes 18 --json | sed 's/.*"ids"/"ids"/; s/,"logits".*//' > all.txt
 fh query plain.fhead --hidden states.safetensors --dense --json | sed 's/.*"ids"/"ids"/; s/,"logits".*//' > dense.txt
 same all.txt dense.txt
+
+# And where they were rounded to 8 bits too, because the best are scored again; how many is in the file, and may be changed.
+fh query once.fhead --hidden states.safetensors --probes 18 --json | sed 's/.*"ids"/"ids"/; s/,"logits".*//' > all.txt
+same all.txt dense.txt
+grep -Eq '"rerank": ?16' once/calibration.json || die 'calibrate says with how many rows it measured'
+fh inspect once.fhead --json | grep -q '"rerank":16' || die 'pack takes what was calibrated'
+fh pack -C once -o none.fhead --rerank 0 --json 2> notes.txt | grep -q '"rerank":0'
+grep -q 'are of 16 rows scored again, the artifact.s are 0' notes.txt || die "no word on another --rerank: $(cat notes.txt)"
+fails 2 '--rerank 4: needs the exact rows' fh pack -C once -o none.fhead --head-only --rerank 4
+fh pack -q -C once -o again.fhead --head-only --exact --json | grep -q '"rerank":16'
 
 # Text and ids, there and back.
 printf '%s\n' '"the king"' '"a\u0000b\n"' '""' > lines.jsonl

@@ -304,6 +304,64 @@ static void a_curve_is_the_mean_of_the_definitions(void **state)
     free(x);
 }
 
+/* Rows in steps so coarse that the encoded best is often another: the curve says what the runtime answers, rows scored again or not. */
+static void a_curve_is_of_the_answers_that_the_runtime_gives(void **state)
+{
+    enum { POINTS = 4 };
+    static const uint32_t again[] = {0, 1, 2, 7, 1000};
+    (void)state;
+    for (size_t r = 0; r < sizeof again / sizeof *again; r++) {
+        world *x = make_world(4);
+        fh_head *head = NULL;
+        fh_scratch *scratch = NULL;
+        fh_point p[POINTS] = {{.probes = 1}, {.probes = 2}, {.probes = 5}, {.probes = K}};
+        int8_t *coarse = calloc(K * CAP, 64);
+        float scales[K * CAP];
+        uint32_t got[N], ids[K * CAP + 4], clusters[K];
+        float logits[K * CAP + 4];
+        for (size_t s = 0; s < K * CAP; s++) {
+            scales[s] = 0.25f;
+            for (size_t i = 0; i < D; i++) coarse[s * 64 + i] = (int8_t)rint((double)x->rows[s][i] * 4);
+        }
+        fh_head_parts parts = x->parts;
+        parts.tokens = (fh_rows){coarse, FH_I8, K * CAP, D, 64}, parts.token_scales = scales, parts.tokens_exact = false;
+        parts.exact = x->dense.rows, parts.exact_by_token = true, parts.rerank = again[r];
+        assert_int_equal(fh_head_from_parts(&head, &parts, "test", &err), FH_OK);
+        assert_int_equal(fh_scratch_new(&scratch, head, 1, &err), FH_OK);
+        assert_int_equal(fh_curve(head, &x->dense, &x->h[0][0], NULL, N, false, p, POINTS, NULL, &err), FH_OK);
+        for (size_t i = 0; i < POINTS; i++) {
+            fh_query q = {.probes = p[i].probes};
+            double agree = 0, kl = 0;
+            assert_int_equal(fh_head_greedy(head, scratch, &x->h[0][0], N, &q, got, &err), FH_OK);
+            for (size_t n = 0; n < N; n++) {
+                double z[V], all = 0, sum = 0, part = 0;
+                uint32_t top = 1;
+                size_t count;
+                for (uint32_t t = 0; t < V; t++) {
+                    z[t] = dot(x->h[n], x->w[t]);
+                    if (x->dead_map[t]) continue;
+                    all += exp(z[t]);
+                    if (z[t] > z[top]) top = t;
+                }
+                agree += got[n] == top;
+                assert_int_equal(fh_head_route(head, scratch, x->h[n], 1, q.probes, clusters, NULL, &err), FH_OK);
+                assert_int_equal(fh_head_score(head, scratch, x->h[n], clusters, q.probes, &q, ids, logits, &count, &err), FH_OK);
+                for (size_t j = 0; j < count; j++) sum += exp((double)logits[j]);
+                for (size_t j = 0; j < count; j++) part += exp((double)logits[j]) / sum * ((double)logits[j] - z[ids[j]]);
+                kl += part - log(sum) + log(all);
+            }
+            if (!(fabs(p[i].agreement - agree / N) <= 1e-9)) fail_msg("R %u P %u: agreement %.9g, answered %.9g", again[r], q.probes, p[i].agreement, agree / N);
+            if (!(fabs(p[i].kl - kl / N) <= 1e-5)) fail_msg("R %u P %u: kl %.9g, answered %.9g", again[r], q.probes, p[i].kl, kl / N);
+        }
+        if (!again[r]) assert_true(p[POINTS - 1].agreement < 0.95);
+        if (again[r] == 1000) assert_true(p[POINTS - 1].agreement == 1);
+        fh_scratch_free(scratch);
+        fh_head_close(head);
+        free(coarse);
+        free(x);
+    }
+}
+
 static fh_status same_head(void *ctx, const float *centroids, fh_head **out, fh_err *e)
 {
     world *x = ctx;
@@ -458,6 +516,7 @@ int main(void)
         cmocka_unit_test(the_digest_is_of_the_whole_file_and_known_before_reading),
         cmocka_unit_test(whole_documents_fall_to_parts_in_their_shares),
         cmocka_unit_test(a_curve_is_the_mean_of_the_definitions),
+        cmocka_unit_test(a_curve_is_of_the_answers_that_the_runtime_gives),
         cmocka_unit_test(calibration_takes_the_fewest_probes_whose_bound_holds_all_the_way_down),
         cmocka_unit_test(a_target_beyond_the_text_is_not_reached_and_says_what_it_needs),
         cmocka_unit_test(states_written_are_states_read),

@@ -229,6 +229,9 @@ static void each_fact_of_the_header_is_judged(void **state)
     header_refused("\"encoding\":\"int8\"", "\"encoding\":\"bf16\"", 1, FH_EFORMAT, "head.centroid_scales");
     header_refused("\"encoding\":\"int8\"", "\"encoding\":\"i8\"", 1, FH_EUNSUPPORTED, "'i8'");
     header_refused("\"stride\":64", "\"stride\":18446744073709551616", 1, FH_EFORMAT, "stride");
+    header_refused("\"hot\":", "\"rerank\":3,\"hot\":", 1, FH_EFORMAT, "/head/rerank is 3");
+    header_refused("\"hot\":", "\"rerank\":-1,\"hot\":", 1, FH_EFORMAT, "/head/rerank");
+    header_refused("\"hot\":", "\"rerank\":null,\"hot\":", 1, FH_EFORMAT, "/head/rerank");
     header_refused("\"calibration\":{\"probes\":2}", "\"calibration\":[]", 1, FH_EFORMAT, "calibration");
     header_refused("\"body\":false", "\"body\":true", 1, FH_EFORMAT, "body.config");
     header_refused("\"tokenizer\":true", "\"tokenizer\":false", 1, FH_EFORMAT, "body.tokenizer");

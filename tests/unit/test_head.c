@@ -23,6 +23,7 @@ typedef struct shape {
     fh_dtype centroids, tokens, exact; /* exact: FH_I8 for none */
     bool bias, hot, dead, ties;
     float softcap;
+    uint32_t rerank;
 } shape;
 
 typedef struct world {
@@ -92,7 +93,7 @@ static void world_open(world *w, shape is)
         .tokens = {w->tokens, is.tokens, slots, is.d, ts}, .token_scales = is.tokens == FH_I8 ? w->token_scales : NULL,
         .permutation = w->permutation, .dead = w->dead, .n_dead = n_dead, .bias = w->bias, .softcap = is.softcap,
         .hot = w->hot, .n_hot = n_hot, .always = w->always, .n_always = n_always};
-    if (is.exact != FH_I8) w->parts.exact = (fh_rows){w->exact, is.exact, slots, is.d, es};
+    if (is.exact != FH_I8) w->parts.exact = (fh_rows){w->exact, is.exact, slots, is.d, es}, w->parts.rerank = is.rerank;
     if (fh_head_from_parts(&w->head, &w->parts, "test", &err) < 0) fail_msg("%s", err.text);
 }
 
@@ -174,8 +175,8 @@ static uint32_t define_probes(const world *w, const fh_query *q)
     return p < w->is.k ? p : w->is.k;
 }
 
-/* All candidates of a state, best first. */
-static size_t define_candidates(const world *w, const fh_query *q, const float *x, result *out)
+/* All candidates of a state, best first, once the `again` best by their encoded rows have the logits of the exact ones. */
+static size_t define_candidates(const world *w, const fh_query *q, const float *x, size_t again, result *out)
 {
     result *clusters = malloc(w->is.k * sizeof *clusters);
     size_t n = 0;
@@ -184,6 +185,8 @@ static size_t define_candidates(const world *w, const fh_query *q, const float *
         if (is_candidate(w, q, clusters, define_probes(w, q), s))
             out[n++] = (result){define_logit(w, &w->parts.tokens, w->token_scales, s, x), w->permutation[s]};
     qsort(out, n, sizeof *out, better_first);
+    for (size_t i = 0; i < fh_min(n, again); i++) out[i].logit = define_logit(w, &w->parts.exact, NULL, fh_head_slots(w->head)[out[i].id], x);
+    if (again) qsort(out, n, sizeof *out, better_first);
     free(clusters);
     return n;
 }
@@ -230,8 +233,9 @@ static void check_topk(const world *w, fh_scratch *s, const float *x, size_t bat
     assert_int_equal(fh_head_topk(w->head, s, x, batch, q, k, ids, logits, NULL), FH_OK);
     assert_int_equal(fh_head_greedy(w->head, s, x, batch, q, best, NULL), FH_OK);
     for (size_t b = 0; b < batch; b++) {
-        size_t n = define_candidates(w, q, x + b * w->is.d, want);
+        size_t r = w->is.rerank, n = define_candidates(w, q, x + b * w->is.d, r ? r + k - 1 : 0, want);
         same_best(want, n, ids + b * k, logits + b * k, k);
+        n = define_candidates(w, q, x + b * w->is.d, r, want);
         assert_int_equal(best[b], n ? want[0].id : UINT32_MAX);
     }
     free(ids), free(best), free(logits), free(want);
@@ -258,10 +262,11 @@ static void check_score(const world *w, fh_scratch *s, const float *x, const fh_
     assert_int_equal(fh_head_score_ids(w->head, s, x, ids, n, again, NULL), FH_OK);
     result *got = malloc((n + 1) * sizeof *got);
     for (size_t i = 0; i < n; i++) {
-        assert_true(again[i] == logits[i]);
+        assert_true(w->is.rerank || again[i] == logits[i]);
+        assert_true(again[i] == define_logit(w, &w->parts.tokens, w->token_scales, fh_head_slots(w->head)[ids[i]], x));
         got[i] = (result){logits[i], ids[i]};
     }
-    wanted = define_candidates(w, q, x, want);
+    wanted = define_candidates(w, q, x, w->is.rerank, want);
     assert_int_equal(n, wanted);
     qsort(got, n, sizeof *got, better_first);
     for (size_t i = 0; i < n; i++) assert_true(got[i].id == want[i].id && got[i].logit == want[i].logit);
@@ -335,6 +340,11 @@ static const shape shapes[] = {
     {700, 64, 20, FH_BF16, FH_I8, FH_F32, .bias = true, .ties = true, .hot = true},
     {5000, 8, 40, FH_I8, FH_BF16, FH_BF16, .hot = true, .dead = true},
     {2, 3, 2, FH_F32, FH_F32, FH_F32, .hot = false},
+    {500, 40, 25, FH_I8, FH_I8, FH_BF16, .hot = true, .dead = true, .rerank = 16},
+    {300, 9, 20, FH_F32, FH_I8, FH_F32, .bias = true, .ties = true, .rerank = 3},
+    {200, 33, 12, FH_I8, FH_BF16, FH_F32, .hot = true, .softcap = 2, .rerank = 1},
+    {90, 20, 9, FH_I8, FH_I8, FH_F16, .dead = true, .rerank = 65536},
+    {4000, 12, 30, FH_BF16, FH_I8, FH_F32, .hot = true, .rerank = 100},
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -380,7 +390,7 @@ static void any_number_of_threads_and_any_neighbours_give_the_same_bits(void **s
 {
     enum { BATCH = 64, K = 12 };
     world w;
-    world_open(&w, (shape){60000, 48, 3000, FH_I8, FH_BF16, FH_I8, .hot = true, .dead = true, .ties = true});
+    world_open(&w, (shape){60000, 48, 3000, FH_I8, FH_I8, FH_BF16, .hot = true, .dead = true, .ties = true, .rerank = 16});
     float *x = make_states(&w, BATCH);
     uint32_t want[BATCH * K], got[BATCH * K];
     float want_logits[BATCH * K], got_logits[BATCH * K];
@@ -480,6 +490,9 @@ static void parts_that_do_not_fit_are_refused(void **state)
     REFUSED(p.exact.dtype = FH_I8);
     REFUSED(p.exact.cols = 5);
     REFUSED(p.permutation = NULL);
+    REFUSED(p.rerank = 65537);
+    REFUSED((p.rerank = 1, p.exact.data = NULL));
+    REFUSED((p.exact_by_token = true, p.exact.rows = 99));
     REFUSED(p.softcap = NAN);
     REFUSED(p.softcap = -1);
     uint32_t past = 100;
@@ -624,6 +637,80 @@ static void bytes_of_a_step_count_rows_and_scales(void **state)
     world_close(&w);
 }
 
+static void the_bytes_of_reranking_are_those_of_the_rows_scored_again(void **state)
+{
+    world w;
+    world_open(&w, (shape){257, 70, 16, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 16});
+    assert_int_equal(fh_head_get_info(w.head)->rerank, 16);
+    assert_true(fh_head_step_bytes(w.head, 2, 5) == 16 * 132 + (2 * 17 + 5 + 3) * 132 + 16 * 192);
+    fh_head_close(w.head);
+    w.parts.rerank = 1000; /* more than there are candidates */
+    assert_int_equal(fh_head_from_parts(&w.head, &w.parts, "test", NULL), FH_OK);
+    assert_true(fh_head_step_bytes(w.head, 2, 5) == 16 * 132 + (2 * 17 + 5 + 3) * (132 + 192));
+    world_close(&w);
+}
+
+/* Rows that 8 bits cannot tell apart: without reranking the answer is the first of them, with it the dense head's. */
+static void near_ties_fall_as_in_the_dense_head(void **state)
+{
+    enum { V = 600, D = 96, BATCH = 40 };
+    uint32_t got[BATCH], dense[BATCH], wrong = 0;
+    float logits[BATCH];
+    for (uint32_t r = 0; r <= 16; r += 16) {
+        world w;
+        fh_scratch *s;
+        world_open(&w, (shape){V, D, 30, FH_F32, FH_I8, FH_F32, .rerank = r});
+        for (uint32_t id = 0; id < V; id++) /* in fours, a thousandth apart */
+            for (uint32_t j = 0; j < D; j++)
+                w.rows[id * D + j] = w.rows[id / 4 * 4 * D + j] + (id % 4 ? 1e-3f * small(false) : 0);
+        fh_rows rows = {w.rows, FH_F32, V, D, D * 4};
+        size_t slots = w.parts.tokens.rows;
+        assert_int_equal(fh_encode_rows(FH_I8, &rows, w.permutation, slots, NULL, NULL, w.tokens, w.token_scales, NULL, NULL), FH_OK);
+        assert_int_equal(fh_encode_rows(FH_F32, &rows, w.permutation, slots, NULL, NULL, w.exact, NULL, NULL, NULL), FH_OK);
+        float *x = make_states(&w, BATCH);
+        assert_int_equal(fh_scratch_new(&s, w.head, 2, NULL), FH_OK);
+        assert_int_equal(fh_head_greedy(w.head, s, x, BATCH, &(fh_query){.probes = 30}, got, NULL), FH_OK);
+        assert_int_equal(fh_head_dense_topk(w.head, s, x, BATCH, 1, dense, logits, NULL), FH_OK);
+        for (int i = 0; i < BATCH; i++) wrong += got[i] != dense[i];
+        if (!r) assert_true(wrong > BATCH / 4);
+        else assert_int_equal(wrong, 0);
+        wrong = 0;
+        free(x);
+        fh_scratch_free(s);
+        world_close(&w);
+    }
+}
+
+/* A work directory has the checkpoint's rows by token id. */
+static void exact_rows_by_token_rerank_alike(void **state)
+{
+    enum { BATCH = 9, K = 5 };
+    world w;
+    fh_head *h;
+    fh_scratch *s, *t;
+    uint32_t want[BATCH * K], got[BATCH * K];
+    float want_logits[BATCH * K], got_logits[BATCH * K];
+    world_open(&w, (shape){500, 40, 25, FH_I8, FH_I8, FH_F32, .hot = true, .dead = true, .rerank = 16});
+    fh_head_parts p = w.parts;
+    p.exact = (fh_rows){w.rows, FH_F32, 500, 40, 160}, p.exact_by_token = true;
+    assert_int_equal(fh_head_from_parts(&h, &p, "test", NULL), FH_OK);
+    assert_int_equal(fh_scratch_new(&s, w.head, 1, NULL), FH_OK);
+    assert_int_equal(fh_scratch_new(&t, h, 1, NULL), FH_OK);
+    float *x = make_states(&w, BATCH), logit;
+    assert_int_equal(fh_head_topk(w.head, s, x, BATCH, NULL, K, want, want_logits, NULL), FH_OK);
+    assert_int_equal(fh_head_topk(h, t, x, BATCH, NULL, K, got, got_logits, NULL), FH_OK);
+    assert_memory_equal(want, got, sizeof got);
+    assert_memory_equal(want_logits, got_logits, sizeof got_logits);
+    fh_head_exact_logits(h, x, got, 1, &logit);
+    assert_true(logit == got_logits[0]);
+    assert_int_equal(fh_head_dense_topk(h, t, x, 1, 1, got, got_logits, NULL), FH_ENOTFOUND);
+    assert_null(fh_head_exact_row(h, 0));
+    free(x);
+    fh_scratch_free(s), fh_scratch_free(t);
+    fh_head_close(h);
+    world_close(&w);
+}
+
 static void a_golden_file_opens_and_answers(void **state)
 {
     fh_head *h = NULL;
@@ -693,7 +780,7 @@ static fh_status open_and_ask(const fh_head_parts *parts, const float *x)
 static void running_out_of_memory_anywhere_is_a_clean_error(void **state)
 {
     world w;
-    world_open(&w, (shape){100, 24, 10, FH_I8, FH_BF16, FH_F32, .hot = true, .dead = true});
+    world_open(&w, (shape){100, 24, 10, FH_I8, FH_BF16, FH_F32, .hot = true, .dead = true, .rerank = 4});
     float *x = make_states(&w, 8);
     long n = 1;
     for (bool fired = true; fired; n++) {
@@ -724,6 +811,9 @@ int main(void)
         cmocka_unit_test(an_id_in_both_lists_is_kept_once_with_its_better_logit),
         cmocka_unit_test(log_sum_exps_merge_exactly_at_infinity),
         cmocka_unit_test(bytes_of_a_step_count_rows_and_scales),
+        cmocka_unit_test(the_bytes_of_reranking_are_those_of_the_rows_scored_again),
+        cmocka_unit_test(near_ties_fall_as_in_the_dense_head),
+        cmocka_unit_test(exact_rows_by_token_rerank_alike),
         cmocka_unit_test(a_golden_file_opens_and_answers),
         cmocka_unit_test(opening_what_is_no_head_says_so),
 #ifdef FH_FAULTS

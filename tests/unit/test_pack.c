@@ -125,7 +125,7 @@ static model *make_model(void)
                                .centroids = {m->c8, FH_I8, K, D, fh_enc_stride(FH_I8, D)}, .centroid_scales = m->c_scales,
                                .tokens = {m->t8, FH_I8, SLOTS, D, fh_enc_stride(FH_I8, D)}, .token_scales = m->t_scales,
                                .permutation = m->permutation, .dead = m->dead, .n_dead = 2, .bias = m->bias, .hot = m->hot, .n_hot = 3,
-                               .always = m->always, .n_always = 1};
+                               .always = m->always, .n_always = 1, .rerank = 5};
     m->params = (fh_pack_params){.input = {.name = "work",
                                            .model_type = "llama",
                                            .dtype = FH_BF16,
@@ -161,6 +161,7 @@ static void head_only(model *m)
     m->params.input.tokenizer.text = NULL;
     m->params.input.n_leave_out = 0;
     m->params.input.exact.data = NULL;
+    m->parts.rerank = 0;
 }
 
 static fh_status pack(model *m, const char *name, const fh_job *job, fh_pack_report *report, fh_err *err)
@@ -225,6 +226,7 @@ static void what_is_packed_reads_back(void **state)
     assert_memory_equal(h.dead, m->dead, sizeof m->dead);
     assert_int_equal(h.exact.dtype, FH_BF16);
     assert_int_equal(h.exact.stride, 128);
+    assert_int_equal(h.rerank, 5);
     for (size_t s = 0; s < SLOTS; s++)
         if (m->permutation[s] != FH_NO_TOKEN) assert_memory_equal(fh_row(&h.exact, s), m->exact + m->permutation[s] * D, 2 * D);
     fh_fhead_close(f);
@@ -317,6 +319,7 @@ static void rows_of_the_checkpoints_dtype_are_stored_once(void **state)
         if (m->permutation[s] != FH_NO_TOKEN) memcpy(slots + s * D, m->exact + m->permutation[s] * D, 2 * D);
     m->parts.tokens = (fh_rows){slots, FH_BF16, SLOTS, D, 2 * D};
     m->parts.token_scales = NULL;
+    m->parts.rerank = 0;
     f = packed(m, "e.fhead");
     if (fh_fhead_verify(f, NULL, &err) < 0 || fh_fhead_check_head(f, &h, &err) < 0) fail_msg("%s", err.text);
     assert_true(h.tokens_exact);
@@ -364,7 +367,12 @@ static void what_cannot_be_a_head_is_not_packed(void **state)
     m->params.input.fingerprint = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
     m->params.input.leave_out = absent;
     refused(m, FH_EUSAGE, "lm_head.weight");
+    m->parts.rerank = FH_MAX_RERANK + 1;
+    refused(m, FH_EUSAGE, "scored again");
+    m->parts.rerank = 1;
     m->params.input.exact.data = NULL;
+    refused(m, FH_EUSAGE, "scored again");
+    m->parts.rerank = 0;
     refused(m, FH_EUSAGE, "exact rows are not packed");
     m->params.input.n_leave_out = 0;
     m->params.input.config.text = NULL;
@@ -397,16 +405,19 @@ static void inspection_says_what_is_there(void **state)
     fh_json *j = NULL;
     const fh_json *sections, *last = NULL;
     uint64_t n = 0;
+    double bytes;
     bool b = false;
     fh_err err = {0};
     if (fh_artifact_info(f, &j, &err) < 0) fail_msg("%s", err.text);
-    assert_string_equal(fh_json_string(fh_json_get(j, "format")), "1.0");
+    assert_string_equal(fh_json_string(fh_json_get(j, "format")), "1.1");
     assert_string_equal(fh_json_string(fh_json_get(j, "digest")), fh_fhead_digest(f));
     assert_string_equal(fh_json_string(fh_json_get(j, "centroids")), "int8");
     assert_string_equal(fh_json_string(fh_json_get(j, "model_type")), "llama");
     assert_string_equal(fh_json_string(fh_json_get(j, "dtype")), "bf16");
     assert_true(fh_json_u64(fh_json_get(j, "hot"), &n) && n == 3);
     assert_true(fh_json_u64(fh_json_get(j, "vocab"), &n) && n == V);
+    assert_true(fh_json_u64(fh_json_get(j, "rerank"), &n) && n == 5);
+    assert_true(fh_json_double(fh_json_get(j, "step_bytes"), &bytes) && bytes == K * 68 + (3 * CAP + 3 + 1) * 68 + 5 * 128);
     assert_true(fh_json_bool(fh_json_get(j, "bundled"), &b) && b);
     sections = fh_json_get(j, "sections");
     assert_int_equal(fh_json_count(sections), fh_fhead_sections(f));
