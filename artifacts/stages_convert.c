@@ -86,6 +86,21 @@ out:
 
 /* ---- the stage ---------------------------------------------------------------------------------------------- */
 
+/* The digest of a file that was read, where there is one. */
+static fh_status record_file(fh_json *record, const char *path, const char *key, fh_err *err)
+{
+    char hex[65];
+    uint8_t digest[32];
+    fh_map map = {0};
+    if (!fh_file_exists(path)) return FH_OK;
+    fh_status rc = fh_map_open(&map, path, err);
+    if (rc < 0) return rc;
+    fh_sha256_of(digest, map.data, map.size);
+    fh_sha256_hex(hex, digest);
+    fh_map_close(&map);
+    return fh_record_input_digest(record, key, hex) ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+}
+
 /* Digests of what was read, so that a build notices when the checkpoint changes. */
 static fh_status record_source(fh_json *record, const char *dir, const fh_checkpoint *c, fh_err *err)
 {
@@ -93,17 +108,12 @@ static fh_status record_source(fh_json *record, const char *dir, const fh_checkp
     fh_status rc = FH_OK;
     char hex[65], key[64];
     uint8_t digest[32];
+    if (fh_is_gguf(dir)) return record_file(record, dir, "@gguf", err); /* all in one */
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        fh_map map = {0};
         char *path = fh_path_join(dir, files[i]);
         if (!path) return fh_fail(err, FH_ENOMEM, "out of memory");
-        if (fh_file_exists(path) && (rc = fh_map_open(&map, path, err)) == FH_OK) {
-            fh_sha256_of(digest, map.data, map.size);
-            fh_sha256_hex(hex, digest);
-            snprintf(key, sizeof key, "@%s", files[i]);
-            fh_record_input_digest(record, key, hex);
-            fh_map_close(&map);
-        }
+        snprintf(key, sizeof key, "@%s", files[i]);
+        rc = record_file(record, path, key, err);
         fh_free(path);
         if (rc < 0) return rc;
     }
@@ -168,18 +178,16 @@ out:
 
 static fh_status tokenizer_size_of(uint32_t *size, fh_tokenizer **out, const fh_checkpoint *c, const fh_job *job, fh_err *err)
 {
-    char *text = NULL;
-    size_t len = 0;
+    fh_tokenizer_text t;
     *size = 0, *out = NULL;
-    if (!c->tokenizer) return FH_OK;
-    fh_status rc = fh_file_read(&text, &len, c->tokenizer, (size_t)1 << 30, err);
-    if (rc == FH_OK) rc = fh_tokenizer_open(out, text, len, NULL, c->tokenizer, job, err);
-    fh_free(text);
+    fh_status rc = fh_tokenizer_text_read(&t, c->dir, err);
+    if (rc == FH_OK && t.text) rc = fh_tokenizer_open(out, t.text, t.len, NULL, t.name, job, err);
+    fh_tokenizer_text_free(&t);
     if (rc == FH_EUNSUPPORTED) {
         fh_job_say(job, FH_WARN, "%s; the head is converted all the same, dead rows past the tokenizer are not known", err->text);
         return FH_OK;
     }
-    if (rc == FH_OK) *size = fh_tokenizer_size(*out);
+    if (rc == FH_OK && *out) *size = fh_tokenizer_size(*out);
     return rc;
 }
 

@@ -37,16 +37,7 @@ static fh_status add_provenance(fh_json *to, fh_stage_env *e, const char *stage,
     return FH_OK;
 }
 
-typedef struct bundle { fh_model m; char *tokenizer, *tokenizer_config; const char *leave_out[2]; } bundle;
-
-static fh_status read_optional(char **text, size_t *len, const char *dir, const char *name, fh_err *err)
-{
-    char *path = fh_path_join(dir, name);
-    *text = NULL, *len = 0;
-    fh_status rc = !path ? fh_fail(err, FH_ENOMEM, "out of memory") : fh_file_exists(path) ? fh_file_read(text, len, path, (size_t)1 << 30, err) : FH_OK;
-    fh_free(path);
-    return rc;
-}
+typedef struct bundle { fh_model m; fh_tokenizer_text tokenizer; const char *leave_out[2]; } bundle;
 
 static fh_status fill_bundle(bundle *b, fh_pack_input *in, fh_stage_env *e, const fh_facts *f, fh_err *err)
 {
@@ -60,9 +51,12 @@ static fh_status fill_bundle(bundle *b, fh_pack_input *in, fh_stage_env *e, cons
     }
     if (rc < 0) goto out;
     const fh_checkpoint *c = &b->m.checkpoint;
-    if ((rc = read_optional(&b->tokenizer, &in->tokenizer.len, dir, "tokenizer.json", err)) < 0) goto out;
-    if ((rc = read_optional(&b->tokenizer_config, &in->tokenizer_config.len, dir, "tokenizer_config.json", err)) < 0) goto out;
-    in->tokenizer.text = b->tokenizer, in->tokenizer_config.text = b->tokenizer_config;
+    rc = fh_tokenizer_text_read(&b->tokenizer, dir, err);
+    if (rc == FH_EUNSUPPORTED) fh_job_say(e->job, FH_WARN, "%s; packed without a tokenizer", err->text);
+    else if (rc < 0) goto out;
+    rc = FH_OK;
+    in->tokenizer = (fh_pack_text){b->tokenizer.text, b->tokenizer.len};
+    in->tokenizer_config = (fh_pack_text){b->tokenizer.config, b->tokenizer.config_len};
     in->config = (fh_pack_text){c->config.text, c->config.text_len};
     if (c->config.generation_text) in->generation = (fh_pack_text){c->config.generation_text, strlen(c->config.generation_text)};
     in->body = c->tensors;
@@ -148,8 +142,7 @@ out:
     fh_json_free(provenance);
     fh_json_free(calibration);
     fh_free(hot);
-    fh_free(b.tokenizer);
-    fh_free(b.tokenizer_config);
+    fh_tokenizer_text_free(&b.tokenizer);
     fh_model_close(&b.m);
     fh_encoded_free(&q);
     fh_facts_free(&f);

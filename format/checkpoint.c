@@ -1,13 +1,17 @@
-/* format/checkpoint.c: a checkpoint directory, and which of its tensors is the head. */
+/* format/checkpoint.c: a checkpoint, a directory or a GGUF file, and which of its tensors is the head. */
 #include "format/family.h"
+#include "format/gguf.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 enum {
     MAX_CONFIG = 16 << 20,
+    MAX_TOKENIZER = 256 << 20,  /* larger than any model's (Gemma's tokenizer.json has 33 MB) */
     MAX_NAME = 128,             /* of a tensor we make up from the table */
     COMPARED_AT_ONCE = 64 << 20 /* bytes between two looks at whether to stop */
 };
@@ -70,13 +74,24 @@ out:
     return rc;
 }
 
-static fh_status find_tokenizer(fh_checkpoint *c, fh_err *err)
+/* A GGUF makes both: config.json's text, and the tensors. */
+static fh_status open_gguf(fh_checkpoint *c, const fh_job *job, fh_err *err)
 {
-    char *path = fh_path_join(c->dir, "tokenizer.json");
-    if (!path) return fh_fail(err, FH_ENOMEM, "%s: out of memory", c->dir);
-    if (fh_file_exists(path)) c->tokenizer = path;
-    else fh_free(path);
-    return FH_OK;
+    fh_status rc;
+    fh_gguf *g = NULL;
+    char *text = NULL, *name = fh_sprintf("%s: metadata", c->dir);
+    size_t len = 0;
+    if (!name) return fh_fail(err, FH_ENOMEM, "%s: out of memory", c->dir);
+    if ((rc = fh_gguf_open(&g, c->dir, err)) < 0) goto out;
+    if ((rc = fh_gguf_config(g, &text, &len, err)) < 0) goto out;
+    if ((rc = fh_config_parse(&c->config, text, len, NULL, name, job, err)) < 0) goto out;
+    rc = fh_gguf_tensors(&c->tensors, g, err);
+    g = NULL;
+out:
+    fh_gguf_close(g);
+    fh_free(text);
+    fh_free(name);
+    return rc;
 }
 
 /* ---- which tensors -------------------------------------------------------------------------------------------- */
@@ -161,6 +176,7 @@ static fh_status choose(fh_checkpoint *c, const fh_family *f, const fh_job *job,
         c->tied = true;
         return FH_OK;
     }
+    if ((rc = fh_tensors_load(c->tensors, own, job, err)) < 0 || (rc = fh_tensors_load(c->tensors, embedding, job, err)) < 0) return rc;
     if ((rc = compare(&same, own, embedding, job, err)) < 0) return rc;
     if (!same)
         return fh_fail(err, FH_ECHECK, "%s: 'tie_word_embeddings' is true%s, but '%s' and '%s' differ: set it to false, or remove one",
@@ -219,12 +235,16 @@ fh_status fh_checkpoint_open(fh_checkpoint *out, const char *dir, const fh_job *
         rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", dir);
         goto out;
     }
-    if ((rc = read_config(&c, job, err)) < 0) goto out;
-    if ((rc = fh_tensors_open_dir(&c.tensors, dir, job, err)) < 0) goto out;
+    if (fh_is_gguf(dir)) {
+        if ((rc = open_gguf(&c, job, err)) < 0) goto out;
+    } else {
+        if ((rc = read_config(&c, job, err)) < 0) goto out;
+        if ((rc = fh_tensors_open_dir(&c.tensors, dir, job, err)) < 0) goto out;
+    }
     const fh_family *f = fh_family_find(c.config.model_type);
     if ((rc = choose(&c, f, job, err)) < 0) goto out;
     if ((rc = check_head(&c, f, err)) < 0) goto out;
-    if ((rc = find_tokenizer(&c, err)) < 0) goto out;
+    if ((rc = fh_tensors_load(c.tensors, c.head, job, err)) < 0) goto out;
     *out = c;
     memset(&c, 0, sizeof c);
 out:
@@ -237,7 +257,62 @@ void fh_checkpoint_close(fh_checkpoint *c)
     if (!c) return;
     fh_config_free(&c->config);
     fh_tensors_close(c->tensors);
-    fh_free(c->tokenizer);
     fh_free(c->dir);
     memset(c, 0, sizeof *c);
+}
+
+bool fh_is_gguf(const char *path)
+{
+    struct stat st;
+    char first[4];
+    size_t n = strlen(path);
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return false;
+    if (n >= 5 && strcmp(path + n - 5, ".gguf") == 0) return true;
+    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return false;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return false;
+    bool is = read(fd, first, sizeof first) == (ssize_t)sizeof first && memcmp(first, "GGUF", sizeof first) == 0;
+    close(fd);
+    return is;
+}
+
+/* ---- the tokenizer's files ------------------------------------------------------------------------------------- */
+
+static fh_status tokenizer_of_gguf(fh_tokenizer_text *t, const char *path, fh_err *err)
+{
+    fh_gguf *g = NULL;
+    fh_status rc = fh_gguf_open(&g, path, err);
+    if (rc >= 0) rc = fh_gguf_tokenizer(g, &t->text, &t->len, &t->config, err);
+    if (t->config) t->config_len = strlen(t->config);
+    fh_gguf_close(g);
+    return rc;
+}
+
+static fh_status tokenizer_of_directory(fh_tokenizer_text *t, const char *dir, fh_err *err)
+{
+    char *beside = fh_path_join(dir, "tokenizer_config.json");
+    fh_status rc = beside ? FH_OK : fh_fail(err, FH_ENOMEM, "%s: out of memory", dir);
+    if (rc >= 0 && fh_file_exists(t->name)) rc = fh_file_read(&t->text, &t->len, t->name, MAX_TOKENIZER, err);
+    if (rc >= 0 && t->text && fh_file_exists(beside)) rc = fh_file_read(&t->config, &t->config_len, beside, MAX_CONFIG, err);
+    fh_free(beside);
+    return rc;
+}
+
+fh_status fh_tokenizer_text_read(fh_tokenizer_text *out, const char *path, fh_err *err)
+{
+    bool gguf = fh_is_gguf(path);
+    *out = (fh_tokenizer_text){.name = gguf ? fh_strdup(path) : fh_path_join(path, "tokenizer.json")};
+    fh_status rc = !out->name ? fh_fail(err, FH_ENOMEM, "%s: out of memory", path)
+                   : gguf     ? tokenizer_of_gguf(out, path, err)
+                              : tokenizer_of_directory(out, path, err);
+    if (rc < 0) fh_tokenizer_text_free(out);
+    return rc;
+}
+
+void fh_tokenizer_text_free(fh_tokenizer_text *t)
+{
+    fh_free(t->name);
+    fh_free(t->text);
+    fh_free(t->config);
+    memset(t, 0, sizeof *t);
 }

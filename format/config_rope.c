@@ -39,7 +39,7 @@ static void read_type(fh_reader *r, fh_config *c, const fh_json *in, fh_rope *ro
 {
     static const struct { const char *name; fh_rope_type type; } types[] = {
         {"default", FH_ROPE_DEFAULT}, {"linear", FH_ROPE_LINEAR}, {"llama3", FH_ROPE_LLAMA3},
-        {"yarn", FH_ROPE_YARN},       {"dynamic", FH_ROPE_DYNAMIC},
+        {"yarn", FH_ROPE_YARN},       {"dynamic", FH_ROPE_DYNAMIC}, {"longrope", FH_ROPE_DIVIDED},
     };
     const fh_json *type = fh_json_get(in, "rope_type");
     if (!type) type = fh_json_get(in, "type");
@@ -58,6 +58,27 @@ static void read_type(fh_reader *r, fh_config *c, const fh_json *in, fh_rope *ro
     fh_config_no_body(c, "RoPE type '%s' is not known", name);
 }
 
+/* Each frequency is divided by a number of its own, whatever the length: a longrope whose lists for short and long texts are the same.
+ * The configuration made from a GGUF with rope_freqs is of this kind. */
+static void read_divisors(fh_reader *r, fh_config *c, const fh_json *in, fh_rope *rope)
+{
+    double s, l;
+    const fh_json *shorter = fh_json_first(fh_json_get(in, "short_factor")), *longer = fh_json_first(fh_json_get(in, "long_factor"));
+    size_t n = fh_json_count(fh_json_get(in, "short_factor"));
+    rope->divisors = fh_json_get(in, "short_factor");
+    rope->attention_factor = fh_reader_double(r, in, "attention_factor", 0);
+    for (; shorter && longer; shorter = fh_json_next(shorter), longer = fh_json_next(longer)) {
+        if (!fh_json_double(shorter, &s) || !fh_json_double(longer, &l) || !(s > 0)) {
+            fh_reader_fail(r, FH_EFORMAT, "'short_factor' and 'long_factor' of the RoPE parameters must be numbers above 0");
+            return;
+        }
+        if (s != l) break;
+    }
+    if (shorter || longer) fh_config_no_body(c, "RoPE type 'longrope' is known only with equal factors for short and long texts");
+    else if (!(rope->attention_factor > 0)) fh_config_no_body(c, "RoPE type 'longrope' is known only with an 'attention_factor'");
+    else if (n != (size_t)(c->head_dim * rope->partial) / 2) fh_config_no_body(c, "%zu RoPE factors do not fit heads of %u elements", n, c->head_dim);
+}
+
 /* The parameters that one object holds; `in` may be NULL: plain RoPE. */
 static void read_object(fh_reader *r, fh_config *c, const fh_json *in, double theta, double partial, fh_rope *rope)
 {
@@ -68,6 +89,10 @@ static void read_object(fh_reader *r, fh_config *c, const fh_json *in, double th
     rope->theta = positive(r, in, "rope_theta", theta);
     rope->partial = fh_reader_double(r, in, "partial_rotary_factor", partial);
     if (rope->type == FH_ROPE_DEFAULT) return;
+    if (rope->type == FH_ROPE_DIVIDED) {
+        read_divisors(r, c, in, rope);
+        return;
+    }
     rope->factor = positive(r, in, "factor", 0);
     double original = positive(r, in, "original_max_position_embeddings", c->max_position);
     if (original >= 1 && original < 0x1p31) rope->original_max_position = (uint32_t)original;

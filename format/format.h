@@ -95,7 +95,7 @@ typedef struct fh_tensor {
     const char *dtype_name;        /* as the file spells it */
     unsigned rank;
     uint64_t shape[FH_MAX_RANK];
-    const void *data;              /* in the map: little-endian, C order, maybe unaligned */
+    const void *data;              /* in the map: little-endian, C order, maybe unaligned; NULL: of a GGUF, not loaded yet */
     uint64_t bytes;
     const char *file;              /* for messages */
 } fh_tensor;
@@ -106,6 +106,9 @@ fh_status fh_tensors_open(fh_tensors **out, const char *path, fh_err *err);
 fh_status fh_tensors_open_memory(fh_tensors **out, const void *data, size_t size, const char *name, fh_err *err);
 /* A checkpoint directory: model.safetensors, else model.safetensors.index.json and its shards.  Warnings go to job. */
 fh_status fh_tensors_open_dir(fh_tensors **out, const char *dir, const fh_job *job, fh_err *err);
+/* Tensors that a GGUF holds in another form (Q8_0, rows in another order) are made in memory when they are asked for: all, or `one`.  The
+ * tensors of safetensors are there at once. */
+fh_status fh_tensors_load(fh_tensors *t, const fh_tensor *one, const fh_job *job, fh_err *err);
 void fh_tensors_close(fh_tensors *t);  /* accepts NULL */
 size_t fh_tensors_count(const fh_tensors *t);
 const fh_tensor *fh_tensors_at(const fh_tensors *t, size_t i);         /* by name, ascending */
@@ -135,13 +138,14 @@ fh_status fh_st_save(const char *path, unsigned flags, const fh_st_spec *specs, 
 /* ---- checkpoints -------------------------------------------------------------------------------------------- */
 
 typedef enum fh_act { FH_ACT_SILU, FH_ACT_GELU, FH_ACT_GELU_TANH, FH_ACT_RELU, FH_ACT_QUICK_GELU } fh_act;
-typedef enum fh_rope_type { FH_ROPE_NONE, FH_ROPE_DEFAULT, FH_ROPE_LINEAR, FH_ROPE_LLAMA3, FH_ROPE_YARN, FH_ROPE_DYNAMIC } fh_rope_type;
+typedef enum fh_rope_type { FH_ROPE_NONE, FH_ROPE_DEFAULT, FH_ROPE_LINEAR, FH_ROPE_LLAMA3, FH_ROPE_YARN, FH_ROPE_DYNAMIC, FH_ROPE_DIVIDED } fh_rope_type;
 typedef struct fh_rope {
     fh_rope_type type;
     double theta, factor, partial;               /* partial: share of head_dim that is rotated */
     double low_freq_factor, high_freq_factor;    /* llama3 */
     double beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim; bool truncate; /* yarn; attention_factor 0: from the factor */
     uint32_t original_max_position;
+    const fh_json *divisors;                     /* divided ("longrope" whose two lists are one): numbers, one a frequency; of the config's json */
 } fh_rope;
 
 enum { FH_MAX_IDS = 64 };
@@ -174,20 +178,29 @@ typedef struct fh_config {
 fh_status fh_config_parse(fh_config *out, const char *text, size_t len, const char *generation, const char *name, const fh_job *job, fh_err *err);
 void fh_config_free(fh_config *c); /* accepts a zeroed one */
 
-/* A checkpoint directory opened: config, tensors, and which of them is the head. */
+/* A checkpoint opened, a directory or a GGUF file: config, tensors, and which of them is the head. */
 typedef struct fh_checkpoint {
-    char *dir;
+    char *dir;                      /* or the file */
     fh_config config;
     fh_tensors *tensors;
     const fh_tensor *head, *bias;   /* [V, D] and [V] or NULL */
     const fh_tensor *embedding;     /* the input embedding [V, D]; == head when tied.  NULL in a head-only file */
     bool tied;
-    char *tokenizer;                /* path of tokenizer.json, or NULL when there is none */
 } fh_checkpoint;
-/* Tied or untied is decided and verified as facts say (tie flag against tensors, bytes compared); vocab_size and hidden_size
+/* Is this path a checkpoint in one file: a GGUF by its first bytes, or by its name? */
+bool fh_is_gguf(const char *path);
+/* Of a GGUF only the head's data is there (fh_tensors_load).  Tied or untied is decided and verified as facts say (tie flag against tensors, bytes compared); vocab_size and hidden_size
  * against the head's shape (FH_ECHECK naming both); quantization_config refused. */
 fh_status fh_checkpoint_open(fh_checkpoint *out, const char *dir, const fh_job *job, fh_err *err);
 void fh_checkpoint_close(fh_checkpoint *c);
+/* tokenizer.json and tokenizer_config.json of a checkpoint, or what a GGUF's metadata make of them; nothing else of it is opened. */
+typedef struct fh_tokenizer_text {
+    char *name;                     /* for messages: the path of tokenizer.json, or of the GGUF */
+    char *text; size_t len;         /* NULL: there is none */
+    char *config; size_t config_len; /* NULL: there is none */
+} fh_tokenizer_text;
+fh_status fh_tokenizer_text_read(fh_tokenizer_text *out, const char *path, fh_err *err);
+void fh_tokenizer_text_free(fh_tokenizer_text *t); /* accepts a zeroed one */
 /* SHA-256 over the head tensor and the config facts that matter (vocab, hidden, dtype, soft-cap, bias), 64 hex digits. */
 void fh_fingerprint(char out[65], const fh_rows *head, const fh_rows *bias_or_null, double final_softcap);
 

@@ -6,7 +6,7 @@
  *
  * Nothing is allocated in proportion to a number of the file before that number is checked against the file's size.
  */
-#include "format/safetensors.h"
+#include "format/gguf.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -34,7 +34,9 @@ static const struct { const char *magic; size_t bytes; const char *text; } kinds
     KIND("\x80\x03", "a Python pickle, which is never read because it can run code: convert it to safetensors"),
     KIND("\x80\x04", "a Python pickle, which is never read because it can run code: convert it to safetensors"),
     KIND("\x80\x05", "a Python pickle, which is never read because it can run code: convert it to safetensors"),
-    KIND("GGUF", "a GGUF file: take the model's safetensors files"),
+    KIND("GGUF", "a GGUF file: give it in place of the directory"),
+    KIND("tjgg", "a file from before GGUF (ggml): convert the model again"),
+    KIND("lmgg", "a file from before GGUF (ggml): convert the model again"),
     KIND("\x1F\x8B", "gzip: unpack it first"),
     KIND("\x28\xB5\x2F\xFD", "zstd: unpack it first"),
     KIND("\x89HDF", "HDF5 (Keras): convert it to safetensors"),
@@ -44,8 +46,7 @@ static const struct { const char *magic; size_t bytes; const char *text; } kinds
 #undef KIND
 };
 
-/* What it looks like and what to do about it; "" when nothing is recognised. */
-static const char *looks_like(const uint8_t *data, size_t size)
+const char *fh_looks_like(const uint8_t *data, size_t size)
 {
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (size >= kinds[i].bytes && memcmp(data, kinds[i].magic, kinds[i].bytes) == 0) return kinds[i].text;
@@ -78,7 +79,7 @@ static fh_status header_length(size_t *out, const uint8_t *data, size_t size, co
         *out = (size_t)n;
         return FH_OK;
     }
-    return fh_fail(err, FH_EFORMAT, "%s: not a safetensors file: %s%s", name, what, looks_like(data, size));
+    return fh_fail(err, FH_EFORMAT, "%s: not a safetensors file: %s%s", name, what, fh_looks_like(data, size));
 }
 
 /* ---- one tensor of the header ------------------------------------------------------------------------------ */
@@ -288,9 +289,20 @@ void fh_tensors_close(fh_tensors *t)
     for (size_t i = 0; i < t->n_maps; i++) fh_map_close(&t->maps[i]);
     fh_free(t->maps);
     fh_free(t->list);
+    fh_free(t->plans);
     fh_arena_free(t->arena);
+    fh_gguf_close(t->gguf);
     fh_free(t->path);
     fh_free(t);
+}
+
+fh_status fh_tensors_load(fh_tensors *t, const fh_tensor *one, const fh_job *job, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    if (!t->gguf) return FH_OK;
+    if (one) return fh_gguf_load(t, (size_t)(one - t->list), job, err);
+    for (size_t i = 0; i < t->n && rc >= 0; i++) rc = fh_gguf_load(t, i, job, err);
+    return rc;
 }
 
 fh_status fh_tensors_open_memory(fh_tensors **out, const void *data, size_t size, const char *name, fh_err *err)

@@ -261,7 +261,7 @@ static fh_status nothing_there(const char *dir, fh_err *err)
         return fh_fail(err, FH_ENOTFOUND, "%s: no " SINGLE " and no " INDEX ", only other .safetensors files: is the index missing?", dir);
     if (pickle)
         return fh_fail(err, FH_EUNSUPPORTED, "%s: only PyTorch pickles, never read because they can run code: convert to safetensors", dir);
-    if (gguf) return fh_fail(err, FH_EUNSUPPORTED, "%s: only GGUF files are there: take the model's safetensors files", dir);
+    if (gguf) return fh_fail(err, FH_EUNSUPPORTED, "%s: only GGUF files are there: give the file itself in place of the directory", dir);
     return fh_fail(err, FH_ENOTFOUND, "%s: no " SINGLE " and no " INDEX " there: is this a checkpoint directory?", dir);
 }
 

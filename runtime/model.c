@@ -1,44 +1,31 @@
-/* runtime/model.c: a model put together from a checkpoint directory, a bundle, or an artifact and its base model. */
+/* runtime/model.c: a model put together from a checkpoint, a bundle, or an artifact and its base model. */
 #include "runtime/runtime.h"
 
 #include <string.h>
 #include <sys/stat.h>
-
-/* Larger than the files of any model there is (Gemma's tokenizer.json has 33 MB). */
-enum { TOKENIZER_LIMIT = 256 << 20, CONFIG_LIMIT = 16 << 20 };
 
 static fh_status no_memory(const fh_model *m, fh_err *err)
 {
     return fh_fail(err, FH_ENOMEM, "%s: out of memory", m->name ? m->name : "model");
 }
 
-static bool is_directory(const char *path)
+/* Else it is an artifact. */
+static bool is_checkpoint(const char *path)
 {
     struct stat s;
-    return !stat(path, &s) && S_ISDIR(s.st_mode);
+    return (!stat(path, &s) && S_ISDIR(s.st_mode)) || fh_is_gguf(path);
 }
 
 /* ---- tokenizers -------------------------------------------------------------------------------------------------- */
 
-/* tokenizer.json and what stands beside it.  A directory without one is no error here. */
-static fh_status tokenizer_of_directory(fh_model *m, const char *dir, const fh_job *job, fh_err *err)
+/* A checkpoint without one is no error here. */
+static fh_status tokenizer_of_checkpoint(fh_model *m, const char *path, const fh_job *job, fh_err *err)
 {
-    fh_status rc = FH_OK;
-    char *path = fh_path_join(dir, "tokenizer.json"), *beside = fh_path_join(dir, "tokenizer_config.json"), *text = NULL, *config = NULL;
-    size_t len = 0, config_len;
-    if (!path || !beside) {
-        rc = no_memory(m, err);
-        goto out;
-    }
-    if (!fh_file_exists(path)) goto out;
-    if ((rc = fh_file_read(&text, &len, path, TOKENIZER_LIMIT, err)) < 0) goto out;
-    if (fh_file_exists(beside) && (rc = fh_file_read(&config, &config_len, beside, CONFIG_LIMIT, err)) < 0) goto out;
-    rc = fh_tokenizer_open(&m->tokenizer, text, len, config, path, job, err);
-out:
-    fh_free(config);
-    fh_free(text);
-    fh_free(beside);
-    fh_free(path);
+    fh_tokenizer_text t;
+    fh_status rc = fh_tokenizer_text_read(&t, path, err);
+    if (rc < 0) return rc;
+    if (t.text) rc = fh_tokenizer_open(&m->tokenizer, t.text, t.len, t.config, t.name, job, err);
+    fh_tokenizer_text_free(&t);
     return rc;
 }
 
@@ -74,10 +61,11 @@ static fh_status tokenizer_of_bundle(fh_model *m, fh_fhead *file, const fh_job *
 static fh_status want_tokenizer(const fh_model *m, unsigned need, const char *where, fh_err *err)
 {
     if (m->tokenizer || !(need & FH_MODEL_TOKENIZER)) return FH_OK;
-    return fh_fail(err, FH_ENOTFOUND, "%s: there is no tokenizer.json in it: give token ids, or add the file", where);
+    return fh_fail(err, FH_ENOTFOUND, "%s: there is no tokenizer%s in it: give token ids, or %s", where,
+                   fh_is_gguf(where) ? "" : ".json", fh_is_gguf(where) ? "take a file that has one" : "add the file");
 }
 
-/* ---- a checkpoint directory -------------------------------------------------------------------------------------------- */
+/* ---- a checkpoint -------------------------------------------------------------------------------------------- */
 
 static fh_rows bias_rows(const fh_tensor *t) { return (fh_rows){t->data, t->dtype, 1, (size_t)t->shape[0], (size_t)t->bytes}; }
 
@@ -102,18 +90,20 @@ static fh_status dense_of_checkpoint(fh_model *m, const fh_job *job, fh_err *err
     return rc;
 }
 
-static fh_status body_of_checkpoint(fh_model *m, fh_err *err)
+static fh_status body_of_checkpoint(fh_model *m, const fh_job *job, fh_err *err)
 {
+    fh_status rc = fh_tensors_load(m->checkpoint.tensors, NULL, job, err);
+    if (rc < 0) return rc;
     fh_body_source source = {.config = m->config, .tensors = m->checkpoint.tensors};
     return fh_body_open(&m->body, &source, m->checkpoint.dir, err);
 }
 
 /* The head is dense here; whether rows are dead depends on the tokenizer, so that it is opened for a head too. */
-static fh_status open_directory(fh_model *m, const char *dir, unsigned need, const fh_job *job, fh_err *err)
+static fh_status open_checkpoint(fh_model *m, const char *dir, unsigned need, const fh_job *job, fh_err *err)
 {
     fh_status rc = FH_OK;
     if (need & (FH_MODEL_TOKENIZER | FH_MODEL_HEAD)) {
-        rc = tokenizer_of_directory(m, dir, job, err);
+        rc = tokenizer_of_checkpoint(m, dir, job, err);
         if (rc == FH_EUNSUPPORTED && !(need & FH_MODEL_TOKENIZER)) {
             fh_job_say(job, FH_WARN, "%s: its tokenizer is not one we have: rows past the vocabulary cannot be told from others", dir);
             rc = FH_OK;
@@ -124,7 +114,7 @@ static fh_status open_directory(fh_model *m, const char *dir, unsigned need, con
     if ((rc = fh_checkpoint_open(&m->checkpoint, dir, job, err)) < 0) return rc;
     m->config = &m->checkpoint.config;
     if ((need & FH_MODEL_HEAD) && (rc = dense_of_checkpoint(m, job, err)) < 0) return rc;
-    return need & FH_MODEL_BODY ? body_of_checkpoint(m, err) : FH_OK;
+    return need & FH_MODEL_BODY ? body_of_checkpoint(m, job, err) : FH_OK;
 }
 
 /* ---- an artifact ------------------------------------------------------------------------------------------------------- */
@@ -209,9 +199,9 @@ static fh_status open_with_base(fh_model *m, const char *base, unsigned need, co
     if ((rc = check_base(m, base, err)) < 0) return rc;
     if ((rc = dense_of_checkpoint(m, job, err)) < 0) return rc;
     if ((need & FH_MODEL_TOKENIZER) &&
-        ((rc = tokenizer_of_directory(m, base, job, err)) < 0 || (rc = want_tokenizer(m, need, base, err)) < 0))
+        ((rc = tokenizer_of_checkpoint(m, base, job, err)) < 0 || (rc = want_tokenizer(m, need, base, err)) < 0))
         return rc;
-    return need & FH_MODEL_BODY ? body_of_checkpoint(m, err) : FH_OK;
+    return need & FH_MODEL_BODY ? body_of_checkpoint(m, job, err) : FH_OK;
 }
 
 static fh_status open_artifact(fh_model *m, const char *path, const char *base, unsigned need, const fh_job *job, fh_err *err)
@@ -234,9 +224,9 @@ fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsig
     *out = (fh_model){.name = fh_strdup(path)};
     if (!out->name) return fh_fail(err, FH_ENOMEM, "%s: out of memory", path);
     fh_status rc = FH_OK;
-    if (!is_directory(path)) rc = open_artifact(out, path, base, need, job, err);
-    else if (base) rc = fh_fail(err, FH_EUSAGE, "%s: is a checkpoint directory: a base model goes with a .fhead only", path);
-    else rc = open_directory(out, path, need, job, err);
+    if (!is_checkpoint(path)) rc = open_artifact(out, path, base, need, job, err);
+    else if (base) rc = fh_fail(err, FH_EUSAGE, "%s: is a checkpoint: a base model goes with a .fhead only", path);
+    else rc = open_checkpoint(out, path, need, job, err);
     if (rc < 0) fh_model_close(out);
     return rc;
 }

@@ -74,8 +74,10 @@ void fh_rope_frequencies(const fh_rope *rope, uint32_t head_dim, uint32_t max_po
         high = fmin(high, dims - 1.0);
         if (low == high) high += 0.001;
     }
+    const fh_json *divisor = rope->type == FH_ROPE_DIVIDED ? fh_json_first(rope->divisors) : NULL;
     for (uint32_t i = 0; i < dims / 2; i++) {
-        double base = pow(theta, -2.0 * i / dims), f = base;
+        double base = pow(theta, -2.0 * i / dims), f = base, by;
+        if (divisor && fh_json_double(divisor, &by)) f = base / by, divisor = fh_json_next(divisor);
         if (rope->type == FH_ROPE_LINEAR) f = base / rope->factor;
         if (rope->type == FH_ROPE_LLAMA3) f = llama3_frequency(rope, base);
         if (rope->type == FH_ROPE_YARN) {
@@ -90,7 +92,7 @@ static double yarn_mscale(double factor, double m) { return factor <= 1 ? 1 : 0.
 
 float fh_rope_attention_factor(const fh_rope *rope)
 {
-    if (rope->type != FH_ROPE_YARN) return 1;
+    if (rope->type != FH_ROPE_YARN && rope->type != FH_ROPE_DIVIDED) return 1;
     if (rope->attention_factor > 0) return (float)rope->attention_factor;
     if (rope->mscale != 0 && rope->mscale_all_dim != 0)
         return (float)(yarn_mscale(rope->factor, rope->mscale) / yarn_mscale(rope->factor, rope->mscale_all_dim));

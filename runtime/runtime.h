@@ -104,10 +104,10 @@ void fh_kv_truncate(fh_kv *kv, uint32_t length); /* forget what came after; its 
  * sequences.  FH_EUSAGE: a token >= V, or a position past the model's limit. */
 fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens, float *hidden, fh_err *err);
 
-/* ---- a model: a checkpoint directory or a .fhead that bundles one --------------------------------------------- */
+/* ---- a model: a checkpoint (a directory, a GGUF) or a .fhead that bundles one ----------------------------------- */
 
 typedef struct fh_model {
-    fh_checkpoint checkpoint;      /* of a directory; zeroed for a bundle */
+    fh_checkpoint checkpoint;      /* zeroed for a bundle */
     fh_config bundle_config;       /* of a bundle */
     fh_tensors *bundle_tensors;
     const fh_config *config;       /* whichever it is */
@@ -119,7 +119,7 @@ typedef struct fh_model {
     char *name;
 } fh_model;
 enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4 }; /* what is needed: missing is an error */
-/* path: a checkpoint directory, a .fhead that bundles a model, or a head-only .fhead together with `base` (a directory whose
+/* path: a checkpoint (a directory or a .gguf), a .fhead that bundles a model, or a head-only .fhead together with `base` (a checkpoint whose
  * fingerprint must be the artifact's, FH_ECHECK otherwise; NULL if none).  With a base, body, tokenizer and dense rows are the base's.  Only
  * what is needed is opened; for a head the tokenizer too, where there is one, to tell its dead rows.  *out must not be moved. */
 fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsigned need, const fh_job *job, fh_err *err);

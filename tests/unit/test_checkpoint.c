@@ -84,7 +84,6 @@ static void tied_and_untied_are_told_apart(void **state)
         assert_null(c.bias);
         assert_int_equal(c.config.vocab, 3);
         assert_int_equal(c.config.hidden, 2);
-        assert_null(c.tokenizer);
         if (!*cases[i].said) assert_string_equal(f->said, "");
         else for (char words[100], *save = NULL, *w = strtok_r(strcpy(words, cases[i].said), "|", &save); w; w = strtok_r(NULL, "|", &save))
             if (!strstr(f->said, w)) fail_msg("case %zu: '%s' without '%s'", i, f->said, w);
@@ -196,7 +195,12 @@ static void bias_and_tokenizer_are_found(void **state)
     files_text(f, "generation_config.json", "{\"eos_token_id\":2}");
     assert_int_equal(open_here(f, &c, &err), FH_OK);
     assert_string_equal(c.bias->name, "lm_head.bias");
-    assert_string_equal(c.tokenizer, files_path(f, "tokenizer.json"));
+    fh_tokenizer_text t;
+    assert_int_equal(fh_tokenizer_text_read(&t, f->dir, &err), FH_OK);
+    assert_string_equal(t.name, files_path(f, "tokenizer.json"));
+    assert_string_equal(t.text, "{}");
+    assert_null(t.config);
+    fh_tokenizer_text_free(&t);
     assert_true(c.config.n_eos == 1 && c.config.eos[0] == 2);
     assert_string_equal(c.dir, f->dir);
     fh_checkpoint_close(&c);
