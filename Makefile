@@ -61,7 +61,7 @@ FORCE:
 
 # What .ci/probe found stays in $(CONFIG), which make reads back; while something needed is missing there is no such file.
 CONFIG := build/config-$(notdir $(firstword $(CC))).mk
-WITHOUT_CONFIG := list help deps deps-dry-run clean demo
+WITHOUT_CONFIG := list help deps deps-dry-run cross-deps clean demo
 ifneq ($(filter-out $(WITHOUT_CONFIG),$(or $(MAKECMDGOALS),all)),)
 include $(CONFIG)
 endif
@@ -71,7 +71,7 @@ $(CONFIG): .ci/probe
 
 # ---- variants ----------------------------------------------------------------------------------------------
 
-# A tree each: release (build), faults (every allocation and write can be made to fail), asan, tsan, fuzz.
+# A tree each: release (build), faults (every allocation and write can be made to fail), asan, tsan, fuzz, cross (AArch64).
 # $(call variant,NAME,TREE,CC,CXX,FLAGS) makes rules for TREE/obj, TREE/libparts.a (all but main), TREE/fhtool, TREE/tests, TREE/fuzz.
 objects = $(patsubst %,$(1)/obj/%.o,$(basename $(2)))
 # Rewrites the target only where its TEXT changes, so that what depends on it is made again only then.
@@ -111,6 +111,18 @@ $(eval $(call variant,faults,build/faults,$(CC),$(CXX),$(CFLAGS) -DFH_FAULTS))
 $(eval $(call variant,asan,build/asan,$(CC),$(CXX),$(SAN) -fsanitize=address$(COMMA)undefined))
 $(eval $(call variant,tsan,build/tsan,$(CC),$(CXX),$(SAN) -fsanitize=thread))
 $(eval $(call variant,fuzz,build/fuzz,$(FUZZ_CC),$(FUZZ_CC)++,$(SAN) -fsanitize=fuzzer-no-link$(COMMA)address$(COMMA)undefined))
+
+# AArch64: compiled against packages unpacked under $(CROSS_ROOT) and run by qemu, where `make cross-deps` has put them there.
+CROSS := aarch64-linux-gnu
+CROSS_ROOT := build/cross-root
+CROSS_RUN := qemu-aarch64 -L $(CURDIR)/$(CROSS_ROOT)
+$(eval $(call variant,cross,build/cross,$(CROSS)-gcc --sysroot=$(CROSS_ROOT),$(CROSS)-g++ --sysroot=$(CROSS_ROOT),$(CFLAGS)))
+# Where an instruction set could show: everything of the head, and what decides stored bytes.
+CROSS_UNIT ?= $(filter test_base_files test_base_hash test_base_pool test_dtype test_fhead test_quant test_cluster_dot test_kernels test_body test_head% \
+                test_sample test_rope,$(UNIT))
+CROSS_LACKS := $(strip $(if $(shell command -v $(CROSS)-g++),,$(CROSS)-g++) $(if $(shell command -v qemu-aarch64),,qemu-aarch64) \
+                 $(if $(wildcard $(CROSS_ROOT)/complete),,AArch64_libraries))
+CROSS_TESTS := $(if $(CROSS_LACKS),,build/cross/fhtool $(CROSS_UNIT:%=build/cross/tests/%))
 
 # ---- products ----------------------------------------------------------------------------------------------
 
@@ -154,18 +166,22 @@ install: all ## into $(DESTDIR)$(PREFIX): fhtool, the library, its header and pk
 # ---- tests -------------------------------------------------------------------------------------------------
 
 programs = $(if $(CMOCKA),$(UNIT:%=$(1)/tests/%)) $(FUZZ:%=$(1)/fuzz/%)
-RUN = CC='$(CC)' CXX='$(CXX)' NUMPY='$(NUMPY)' CMOCKA='$(CMOCKA)' JOBS='$(JOBS)' FH_SHARED='$(FH_SHARED)' TOP='$(CURDIR)'
+CROSS_ITEMS = cross $(filter build/cross/tests/%,$(CROSS_TESTS))
+RUN = CROSS_LACKS='$(CROSS_LACKS)' CROSS_RUN='$(CROSS_RUN)' CC='$(CC)' CXX='$(CXX)' NUMPY='$(NUMPY)' CMOCKA='$(CMOCKA)' JOBS='$(JOBS)' FH_SHARED='$(FH_SHARED)' TOP='$(CURDIR)'
 SAN_ENV = ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:allocator_may_return_null=1 \
           UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=second_deadlock_stack=1:allocator_may_return_null=1
 # What has threads of our own and no library between them that the sanitizer cannot see into.
 TSAN_UNIT ?= $(filter test_base% test_head% test_pool%,$(UNIT))
 
-check: all build/faults/fhtool $(call programs,build/faults) ## unit tests, fuzz corpora, header, command line, Python checks; ends in "N passed, N failed, N skipped"
-	@$(RUN) FHTOOL='$(CURDIR)/build/fhtool' tests/run_check.sh $(call programs,build/faults) header cli python
+check: all build/faults/fhtool $(call programs,build/faults) $(CROSS_TESTS) ## unit tests, fuzz corpora, header, command line, Python checks; ends in "N passed, N failed, N skipped"
+	@$(RUN) FHTOOL='$(CURDIR)/build/fhtool' tests/run_check.sh $(call programs,build/faults) header cli python \
+	  $(CROSS_ITEMS)
 asan: build/asan/fhtool $(call programs,build/asan) ## unit tests, fuzz corpora and command-line tests under ASan, UBSan and LSan
 	@$(RUN) $(SAN_ENV) FH_SANITIZER=address FHTOOL='$(CURDIR)/build/asan/fhtool' tests/run_check.sh $(call programs,build/asan) cli
 tsan: $(TSAN_UNIT:%=build/tsan/tests/%) ## thread pool and head tests under TSan
 	@$(RUN) $(SAN_ENV) FH_SANITIZER=thread tests/run_check.sh $(TSAN_UNIT:%=build/tsan/tests/%)
+cross: all $(CROSS_TESTS) ## build for AArch64 and run the tests of the head and of what decides stored bytes under qemu; `make check` does too
+	@$(RUN) FHTOOL='$(CURDIR)/build/fhtool' tests/run_check.sh $(CROSS_ITEMS)
 # One program alone: make build/faults/tests/test_base_text && build/faults/tests/test_base_text
 
 build/fuzz/bin/%: build/fuzz/obj/tests/fuzz/%.o build/fuzz/libparts.a
@@ -190,6 +206,7 @@ demo: ## install what is missing, build, and take a small real model from checkp
 
 PACKAGES := gcc g++ make pkg-config libfaiss-dev libopenblas-dev libzstd-dev libcjson-dev libpcre2-dev libutf8proc-dev \
             libcmocka-dev python3 python3-numpy
+CROSS_PACKAGES := g++-$(CROSS) qemu-user
 
 deps: ## install the Debian packages that are missing (as root or, said beforehand, through sudo); DRYRUN=1 only prints
 	@missing=; for p in $(PACKAGES); do \
@@ -204,6 +221,9 @@ deps: ## install the Debian packages that are missing (as root or, said beforeha
 	fi; \
 	export DEBIAN_FRONTEND=noninteractive; rm -f build/config-*.mk; \
 	$${root}apt-get update -q && $${root}env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing
+cross-deps: ## what `make cross` needs: a cross compiler and qemu, as `make deps` does it; AArch64 libraries go to build/ and are not installed
+	@$(MAKE) --no-print-directory deps PACKAGES='$(CROSS_PACKAGES)'
+	@.ci/arm64-root $(CROSS_ROOT)
 deps-dry-run: ## what `make deps` would do
 	@$(MAKE) --no-print-directory deps DRYRUN=1
 
@@ -211,4 +231,4 @@ clean: ## remove build/
 	rm -rf build
 list help: ## this list
 	@awk -F':.* ## ' '/^[a-z -]+:.* ## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-.PHONY: all check asan tsan fuzz bench demo install deps deps-dry-run list help clean
+.PHONY: all check asan tsan cross fuzz bench demo install deps cross-deps deps-dry-run list help clean

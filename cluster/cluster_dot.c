@@ -115,6 +115,48 @@ AVX512 static void many_avx512(float *out, const float *z, const float *x, size_
 }
 
 static const fh_dots avx512 = {"avx512", one_avx512, many_avx512};
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+
+static inline float tree_neon(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d)
+{
+    float32x4_t four = vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d));
+    float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+static inline float32x4_t step_neon(float32x4_t sum, float32x4_t a, const float *b) { return vaddq_f32(sum, vmulq_f32(a, vld1q_f32(b))); }
+
+static float one_neon(const float *a, const float *b, size_t n)
+{
+    float32x4_t s0 = vdupq_n_f32(0), s1 = s0, s2 = s0, s3 = s0;
+    for (size_t i = 0; i < n; i += FH_LANES) {
+        s0 = step_neon(s0, vld1q_f32(a + i), b + i), s1 = step_neon(s1, vld1q_f32(a + i + 4), b + i + 4);
+        s2 = step_neon(s2, vld1q_f32(a + i + 8), b + i + 8), s3 = step_neon(s3, vld1q_f32(a + i + 12), b + i + 12);
+    }
+    return tree_neon(s0, s1, s2, s3);
+}
+
+/* Two rows at once are eight sums in flight. */
+static void many_neon(float *out, const float *z, const float *x, size_t ld, const uint32_t *rows, size_t count, size_t n)
+{
+    size_t r = 0;
+    for (; r + 2 <= count; r += 2) {
+        const float *a = x + rows[r] * ld, *b = x + rows[r + 1] * ld;
+        float32x4_t a0 = vdupq_n_f32(0), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+        for (size_t i = 0; i < n; i += FH_LANES) {
+            float32x4_t z0 = vld1q_f32(z + i), z1 = vld1q_f32(z + i + 4), z2 = vld1q_f32(z + i + 8), z3 = vld1q_f32(z + i + 12);
+            a0 = step_neon(a0, z0, a + i), a1 = step_neon(a1, z1, a + i + 4);
+            a2 = step_neon(a2, z2, a + i + 8), a3 = step_neon(a3, z3, a + i + 12);
+            b0 = step_neon(b0, z0, b + i), b1 = step_neon(b1, z1, b + i + 4);
+            b2 = step_neon(b2, z2, b + i + 8), b3 = step_neon(b3, z3, b + i + 12);
+        }
+        out[r] = tree_neon(a0, a1, a2, a3), out[r + 1] = tree_neon(b0, b1, b2, b3);
+    }
+    if (r < count) out[r] = one_neon(z, x + rows[r] * ld, n);
+}
+
+static const fh_dots neon = {"neon", one_neon, many_neon};
 #endif
 
 const fh_dots *fh_dots_pick(void)
@@ -125,6 +167,9 @@ const fh_dots *fh_dots_pick(void)
     if (asked && strcmp(asked, "ref") != 0 && !up_to_256) up_to_512 = up_to_256 = true; /* a name of another part's kernels */
     if (up_to_512 && __builtin_cpu_supports("avx512f")) return &avx512;
     if (up_to_256 && __builtin_cpu_supports("avx2")) return &avx2;
+#elif defined(__aarch64__)
+    const char *asked = getenv("FH_ISA");
+    if (!asked || strcmp(asked, "ref") != 0) return &neon;
 #endif
     return &ref;
 }

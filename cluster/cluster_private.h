@@ -23,7 +23,7 @@ typedef struct fh_dots {
     /* out[i] = z . row rows[i] of x, for i < count; rows lie ld floats apart */
     void (*many)(float *out, const float *z, const float *x, size_t ld, const uint32_t *rows, size_t count, size_t n);
 } fh_dots;
-/* The best that the machine has, or what FH_ISA (ref, avx2, avx512) asks for where the machine has it. */
+/* The best that the machine has, or what FH_ISA (ref, avx2, avx512, neon) asks for where the machine has it. */
 const fh_dots *fh_dots_pick(void);
 
 /* ---- products of rows of eight bits (cluster_int8.c) ---------------------------------------------------------- */

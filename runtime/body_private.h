@@ -22,7 +22,7 @@ typedef struct fh_body_math {
     void (*sigmoid)(float *x, size_t n, float a, bool tanh_of_cubic);
     double (*exp_sum_double)(const float *x, size_t n, double shift);
 } fh_body_math;
-const fh_body_math *fh_body_math_choose(const char *isa); /* "ref", "avx2", "avx512" */
+const fh_body_math *fh_body_math_choose(const char *isa); /* "ref", "avx2", "avx512"; "neon" is what the plain table is compiled to */
 void fh_body_widen(const fh_body_math *m, float *dst, fh_dtype from, const void *src, size_t n);
 void fh_body_activate(const fh_body_math *m, fh_act act, float *x, size_t n);
 

@@ -67,11 +67,11 @@ typedef struct fh_head_info {
     bool calibrated;
     const char *fingerprint;           /* of the base model's head, 64 hex digits */
     const char *digest;                /* of the artifact, 64 hex digits */
-    const char *isa;                   /* the kernels in use: "ref", "avx2", "avx512" */
+    const char *isa;                   /* the kernels in use: "ref", "avx2", "avx512", "neon" */
 } fh_head_info;
 
-/* Open an artifact.  FH_ISA=ref|avx2|avx512 in the environment forces the kernels: FH_EUSAGE for another name, FH_EUNSUPPORTED where this
- * CPU cannot run them.  All of them give the same bits. */
+/* Open an artifact.  FH_ISA=ref|avx2|avx512|neon in the environment forces the kernels: FH_EUSAGE for another name, FH_EUNSUPPORTED where
+ * this CPU cannot run them.  All of them give the same bits. */
 fh_status fh_head_open(fh_head **out, const char *path, fh_err *err);
 void fh_head_close(fh_head *head); /* accepts NULL */
 const fh_head_info *fh_head_get_info(const fh_head *head);

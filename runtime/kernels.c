@@ -9,6 +9,9 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 /* ---- choosing ------------------------------------------------------------------------------------------------ */
@@ -31,6 +34,10 @@ static bool can_run(const fh_kernels *k)
     if (k == &fh_kernels_avx2) return avx2;
     if (k == &fh_kernels_avx512) return avx512;
     if (k == &fh_kernels_avx512_vnni) return avx512 && __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__)
+    unsigned long cpu = getauxval(AT_HWCAP);
+    if (k == &fh_kernels_neon) return cpu & HWCAP_ASIMD;
+    if (k == &fh_kernels_neon_dotprod) return (cpu & HWCAP_ASIMD) && (cpu & HWCAP_ASIMDDP);
 #endif
     return k == &fh_kernels_ref;
 }
@@ -41,6 +48,9 @@ static const fh_kernels *const tables[] = {
     &fh_kernels_avx2,
     &fh_kernels_avx512,
     &fh_kernels_avx512_vnni,
+#elif defined(__aarch64__)
+    &fh_kernels_neon,
+    &fh_kernels_neon_dotprod,
 #endif
 };
 enum { TABLES = sizeof tables / sizeof *tables };
@@ -65,8 +75,8 @@ fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err
         *out = best();
         return FH_OK;
     }
-    if (strcmp(isa, "ref") != 0 && strcmp(isa, "avx2") != 0 && strcmp(isa, "avx512") != 0)
-        return fh_fail(err, FH_EUSAGE, "FH_ISA=%s: no such kernels; use ref, avx2 or avx512, or leave it unset", isa);
+    if (strcmp(isa, "ref") != 0 && strcmp(isa, "avx2") != 0 && strcmp(isa, "avx512") != 0 && strcmp(isa, "neon") != 0)
+        return fh_fail(err, FH_EUSAGE, "FH_ISA=%s: no such kernels; use ref, avx2, avx512 or neon, or leave it unset", isa);
     const fh_kernels *found = NULL, *k;
     for (size_t i = 0; (k = fh_kernels_at(i)) != NULL; i++)
         if (strcmp(k->name, isa) == 0) found = k;

@@ -39,14 +39,16 @@ typedef void fh_dot(const void *const *rows, const float *scales, size_t n, size
                     float *out, size_t ldo);
 
 typedef struct fh_kernels {
-    const char *name;        /* "ref", "avx2", "avx512": what FH_ISA says */
-    const char *variant;     /* told apart within a name: "vnni" or "" */
+    const char *name;        /* "ref", "avx2", "avx512", "neon": what FH_ISA says */
+    const char *variant;     /* told apart within a name: "vnni", "dotprod" or "" */
     fh_dot *dot[FH_I8 + 1];  /* by encoding */
 } fh_kernels;
 
 extern const fh_kernels fh_kernels_ref;
 #if defined(__x86_64__)
 extern const fh_kernels fh_kernels_avx2, fh_kernels_avx512, fh_kernels_avx512_vnni;
+#elif defined(__aarch64__)
+extern const fh_kernels fh_kernels_neon, fh_kernels_neon_dotprod;
 #endif
 
 /* The i-th table that this CPU can run, slowest first; NULL past the last. */

@@ -1,7 +1,7 @@
 #!/bin/sh
 # tests/run_check.sh ITEM...: run tests side by side (JOBS at a time), show what failed, and end with the line
 # "N passed, N failed, N skipped".  An item is a test program (unit tests, fuzz replays), or one of the words
-# header (tests/header), cli (tests/cli) and python (tests/check_*.py).  Everything speaks TAP.  Called by the Makefile.
+# header (tests/header), cli (tests/cli), cross (tests/cross.sh) and python (tests/check_*.py); build/cross/tests/NAME runs by CROSS_RUN.  Everything speaks TAP.  Called by the Makefile.
 set -u
 cd "${TOP:?}" || exit 1
 
@@ -12,6 +12,8 @@ if [ "${1:-}" = --one ]; then
     case $item in
         cli:*) set -- tests/run_cli.sh "${item#cli:}" ;;
         header) set -- tests/header/run.sh ;;
+        cross) set -- tests/cross.sh ;;
+        build/cross/*) set -- env FH_SHARED=/none ${CROSS_RUN:-} "$item" ;; # words; real models take minutes under qemu
         *.py) set -- python3 "$item" ;;
         */fuzz/fuzz_*) set -- "$item" "tests/fuzz/corpus/${item##*/fuzz_}" ;;
         *) set -- "$item" ;;

@@ -21,6 +21,7 @@ again -- --threads 7
 again FH_ISA=ref -- --threads 2
 grep -q avx2 /proc/cpuinfo && again FH_ISA=avx2 --
 grep -q avx512f /proc/cpuinfo && again FH_ISA=avx512 --
+grep -q asimd /proc/cpuinfo && again FH_ISA=neon --
 again OMP_NUM_THREADS=abc OPENBLAS_NUM_THREADS=3 --
 again LC_ALL=de_DE.UTF-8 LANG=de_DE.UTF-8 TZ=Asia/Kathmandu --
 again -u HOME -u TMPDIR -u PATH --

@@ -350,9 +350,9 @@ enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 static void answers_are_what_the_method_defines(void **state)
 {
-    static const char *const isas[] = {"", "ref", "avx2", "avx512"};
+    static const char *const isas[] = {"", "ref", "avx2", "avx512", "neon"};
     for (size_t i = 0; i < SHAPES; i++)
-        for (size_t isa = 0; isa < 4; isa++) {
+        for (size_t isa = 0; isa < sizeof isas / sizeof *isas; isa++) {
             world w;
             const fh_kernels *kernels;
             if (fh_kernels_choose(&kernels, isas[isa], NULL) < 0) continue; /* not on this CPU */
