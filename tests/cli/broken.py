@@ -361,7 +361,7 @@ for name, (_, _, _, offset, stored, _, _) in SECTIONS.items():  # of the payload
             data = bytearray(ARTIFACT)
             data[pad] = 1
             fhead(f"padding after {name}", bytes(data), commands=(["verify"],))
-fhead("a newer major", sealed(patched(8, "<H", 2)), "(version |.*)2\\.0")
+fhead("a newer major", sealed(patched(8, "<H", 2)), "(version |.*)2\\.[0-9]")
 for what, at, fmt, value in (("no sections", 12, "<I", 0), ("2^32-1 sections", 12, "<I", 0xFFFFFFFF), ("JSON past the end", 16, "<Q", 1 << 40), ("JSON of 2^64-1", 16, "<Q", (1 << 64) - 1),
                              ("table past the end", 24, "<Q", 1 << 40), ("table inside JSON", 24, "<Q", 192), ("another file size", 32, "<Q", len(ARTIFACT) + 1)):
     fhead(what, sealed(patched(at, fmt, value)) if "sections" not in what else patched(at, fmt, value))
