@@ -16,17 +16,17 @@ show() { printf '\n```\n$ %s\n' "$1"; sh -c "$1" 2>/dev/null; printf '```\n'; }
 states=shared/models/prose-7m/reference
 
 echo '## The artifact'
-show 'fhtool build prose-7m -C self -o self.fhead --text self --target-containment 0.99 | grep -E "^(k|cap|probes|hot|routing|bytes|total_seconds) "'
-show 'fhtool calibrate -C self --target-containment 0.99 | grep -E "^(probes|hot|positions|misses|bound|heldout|step_bytes|dense_bytes) "'
+show 'fhtool build prose-7m -C self -o self.fhead --text self --tokens 200000 --target-containment 0.99 | grep -E "^(k|cap|probes|hot|routing|bytes|total_seconds) "'
+show 'fhtool calibrate -C self --text self --tokens 200000 --target-containment 0.99 | grep -E "^(probes|hot|positions|misses|bound|heldout|step_bytes|dense_bytes) "'
 echo
 echo '## On text that no stage saw'
-for t in test voyage; do show "fhtool query self.fhead --hidden $states/$t.safetensors --curve 8,16,35,64,128"; done
-show "fhtool query self.fhead --hidden $states/test.safetensors --curve 35 --no-hot"
+for t in test voyage; do show "fhtool query self.fhead --hidden $states/$t.safetensors --curve 8,16,30,64,128"; done
+show "fhtool query self.fhead --hidden $states/test.safetensors --curve 30 --no-hot"
 echo
 echo '## Other heads at the same K, on the same states'
-show "fhtool convert prose-7m -C published -q > log && fhtool cluster -C published --k 1024 --start faiss --metric cosine --rounds 0 -q > log && fhtool route -C published --routing mean -q > log && fhtool pack -C published -o published.fhead -q > log && fhtool query published.fhead --hidden $states/test.safetensors --curve 16,35,64,128"
-show "fhtool convert prose-7m -C cosine -q > log && fhtool cluster -C cosine --k 1024 --metric cosine -q > log && fhtool route -C cosine --routing mean -q > log && fhtool pack -C cosine -o cosine.fhead -q > log && fhtool query cosine.fhead --hidden $states/test.safetensors --curve 16,35,64,128"
-show "fhtool convert prose-7m -C rows -q > log && fhtool cluster -C rows --k 1024 -q > log && fhtool pack -C rows -o rows.fhead -q > log && fhtool query rows.fhead --hidden $states/test.safetensors --curve 16,35,64,128"
+show "fhtool convert prose-7m -C published -q > log && fhtool cluster -C published --k 1024 --start faiss --metric cosine --rounds 0 -q > log && fhtool route -C published --routing mean -q > log && fhtool pack -C published -o published.fhead -q > log && fhtool query published.fhead --hidden $states/test.safetensors --curve 16,30,64,128"
+show "fhtool convert prose-7m -C cosine -q > log && fhtool cluster -C cosine --k 1024 --metric cosine -q > log && fhtool route -C cosine --routing mean -q > log && fhtool pack -C cosine -o cosine.fhead -q > log && fhtool query cosine.fhead --hidden $states/test.safetensors --curve 16,30,64,128"
+show "fhtool convert prose-7m -C rows -q > log && fhtool cluster -C rows --k 1024 -q > log && fhtool pack -C rows -o rows.fhead -q > log && fhtool query rows.fhead --hidden $states/test.safetensors --curve 16,30,64,128"
 echo
 echo '## Perplexity'
 show 'fhtool perplexity self.fhead --text shared/data/wikitext-2/wiki.test.raw --window 512 --stride 256 --head dense'
