@@ -29,10 +29,10 @@ static fh_status misfit(const packer *p, const char *what, fh_err *err)
     return fh_fail(err, FH_EUSAGE, "%s: %s", p->in->name, what);
 }
 
-static bool fits(const fh_rows *m, size_t rows, size_t cols, const float *scales)
+static bool fits(const fh_rows *m, size_t rows, size_t cols, const void *scales)
 {
-    return m->data && m->rows == rows && m->cols == cols && m->stride >= cols * fh_dtype_size(m->dtype) && m->dtype <= FH_I8 &&
-           (m->dtype == FH_I8) == (scales != NULL);
+    return m->data && m->rows == rows && m->cols == cols && fh_dtype_is_encoding(m->dtype) && m->stride >= fh_row_bytes(m->dtype, cols) &&
+           fh_dtype_is_integer(m->dtype) == (scales != NULL);
 }
 
 static fh_status judge(packer *p, fh_err *err)
@@ -43,9 +43,9 @@ static fh_status judge(packer *p, fh_err *err)
     fh_status rc;
     if (!head->hidden || !fh_mul(head->clusters, head->cap, &p->slots)) return misfit(p, "a head needs clusters of rows", err);
     if (!fits(&head->centroids, head->clusters, head->hidden, head->centroid_scales))
-        return misfit(p, "centroids are not [K, D] of an encoding, with scales where they are int8", err);
+        return misfit(p, "centroids are not [K, D] of an encoding, with scales where they are integers", err);
     if (!fits(&head->tokens, p->slots, head->hidden, head->token_scales))
-        return misfit(p, "token rows are not [K * cap, D] of an encoding, with scales where they are int8", err);
+        return misfit(p, "token rows are not [K * cap, D] of an encoding, with scales where they are integers", err);
     if (!fh_dtype_is_float(in->dtype)) return misfit(p, "the checkpoint's dtype is not f32, bf16 or f16", err);
     if (in->exact.data && (!fits(&in->exact, head->vocab, head->hidden, NULL) || in->exact.dtype != in->dtype))
         return misfit(p, "exact rows are not [V, D] of the checkpoint's dtype", err);
@@ -105,13 +105,13 @@ static fh_status choose_tensors(packer *p, fh_err *err)
 
 /* ---- the JSON header --------------------------------------------------------------------------------------------- */
 
-static size_t stride_of(const packer *p, fh_dtype encoding) { return fh_round_up(p->head->hidden * fh_dtype_size(encoding), 64); }
+static size_t stride_of(const packer *p, fh_dtype encoding) { return fh_round_up(fh_row_bytes(encoding, p->head->hidden), 64); }
 
 static void add_encoding(const packer *p, fh_json *head, const char *key, fh_dtype encoding)
 {
     fh_json *e = fh_json_add_object(head, key);
     fh_json_add_string(e, "encoding", fh_dtype_name(encoding));
-    fh_json_add_u64(e, "group", p->head->hidden);
+    fh_json_add_u64(e, "group", encoding == FH_I4 ? FH_GROUP : p->head->hidden);
     fh_json_add_u64(e, "stride", stride_of(p, encoding));
     fh_json_add_string(e, "layout", "rows");
     fh_json_add_string(e, "transform", "none");
@@ -189,7 +189,7 @@ static fh_status add(packer *p, const char *name, const void *data, size_t bytes
 static fh_status add_rows(packer *p, const char *name, const fh_rows *src, size_t n, const uint32_t *order, const uint32_t *empty,
                           fh_err *err)
 {
-    size_t used = src->cols * fh_dtype_size(src->dtype), stride = stride_of(p, src->dtype), batch = fh_max(PIECE / stride, 1), size;
+    size_t used = fh_row_bytes(src->dtype, src->cols), stride = stride_of(p, src->dtype), batch = fh_max(PIECE / stride, 1), size;
     uint8_t *buffer = NULL;
     fh_status rc = fh_fhead_begin(p->w, name, FH_CODEC_RAW, FH_SECTION_REQUIRED, err);
     if (rc < 0) return rc;
@@ -210,11 +210,18 @@ static fh_status add_rows(packer *p, const char *name, const fh_rows *src, size_
 /* Scales as they are, 1 for empty slots. */
 static fh_status add_token_scales(packer *p, fh_err *err)
 {
-    float *scales = fh_malloc(p->slots * sizeof *scales);
+    fh_dtype dtype = p->head->tokens.dtype;
+    size_t each = fh_scale_bytes(dtype, p->head->hidden);
+    uint8_t *scales = fh_malloc(p->slots * each);
+    uint16_t one16 = fh_f32_to_bf16(1);
+    float one = 1;
     fh_status rc;
     if (!scales) return fh_fail(err, FH_ENOMEM, "%s: section head.token_scales: out of memory", p->params->path);
-    for (size_t s = 0; s < p->slots; s++) scales[s] = p->head->permutation[s] == FH_NO_TOKEN ? 1.0f : p->head->token_scales[s];
-    rc = add(p, "head.token_scales", scales, p->slots * sizeof *scales, err);
+    memcpy(scales, p->head->token_scales, p->slots * each);
+    for (size_t s = 0; s < p->slots; s++)
+        for (size_t i = 0; p->head->permutation[s] == FH_NO_TOKEN && i < each; i += dtype == FH_I4 ? sizeof one16 : sizeof one)
+            memcpy(scales + s * each + i, dtype == FH_I4 ? (const void *)&one16 : (const void *)&one, dtype == FH_I4 ? sizeof one16 : sizeof one);
+    rc = add(p, "head.token_scales", scales, p->slots * each, err);
     fh_free(scales);
     return rc;
 }
@@ -226,7 +233,7 @@ static fh_status add_head(packer *p, fh_err *err)
     if ((rc = add(p, "head.permutation", h->permutation, p->slots * sizeof(uint32_t), err)) < 0 ||
         (rc = add(p, "head.dead", h->dead, h->n_dead * sizeof(uint32_t), err)) < 0 ||
         (h->bias && (rc = add(p, "head.bias", h->bias, h->vocab * sizeof(float), err)) < 0) ||
-        (h->centroid_scales && (rc = add(p, "head.centroid_scales", h->centroid_scales, h->clusters * sizeof(float), err)) < 0) ||
+        (h->centroid_scales && (rc = add(p, "head.centroid_scales", h->centroid_scales, h->clusters * fh_scale_bytes(h->centroids.dtype, h->hidden), err)) < 0) ||
         (h->token_scales && (rc = add_token_scales(p, err)) < 0) ||
         (rc = add_rows(p, "head.centroids", &h->centroids, h->clusters, NULL, NULL, err)) < 0 ||
         (rc = add_rows(p, "head.tokens", &h->tokens, p->slots, NULL, h->permutation, err)) < 0)

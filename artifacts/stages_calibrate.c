@@ -154,7 +154,7 @@ out:
 
 /* ---- calibrate ------------------------------------------------------------------------------------------------ */
 
-typedef struct maker { const fh_encoded *q; const fh_facts *f; uint32_t rerank; fh_stage_env *e; void *data[8]; float *scales[8]; size_t n; } maker;
+typedef struct maker { const fh_encoded *q; const fh_facts *f; uint32_t rerank; fh_stage_env *e; void *data[8], *scales[8]; size_t n; } maker;
 
 /* A head that routes by other centroids in the same encoding; the arrays live as long as the maker. */
 static fh_status make_head(void *ctx, const float *centroids, fh_head **out, fh_err *err)
@@ -167,12 +167,12 @@ static fh_status make_head(void *ctx, const float *centroids, fh_head **out, fh_
     fh_quant_error q;
     if (m->n == sizeof m->data / sizeof *m->data) return fh_fail(err, FH_EFAIL, "too many routings are tried at once");
     void *data = m->data[m->n] = fh_aligned(p.clusters * stride);
-    float *scales = m->scales[m->n++] = fh_malloc(p.clusters * sizeof *scales);
+    void *scales = m->scales[m->n++] = fh_malloc(p.clusters * fh_scale_bytes(enc, p.hidden) + 1);
     if (!data || !scales) return fh_fail(err, FH_ENOMEM, "out of memory");
-    fh_status rc = fh_encode_rows(enc, &from, NULL, p.clusters, NULL, m->e->job, data, enc == FH_I8 ? scales : NULL, &q, err);
+    fh_status rc = fh_encode_centroids(enc, &from, m->e->job, data, scales, &q, err);
     if (rc < 0) return rc;
     if (m->rerank) p.exact = m->f->head, p.exact_by_token = true, p.rerank = m->rerank;
-    p.centroids = (fh_rows){data, enc, p.clusters, p.hidden, stride}, p.centroid_scales = enc == FH_I8 ? scales : NULL;
+    p.centroids = (fh_rows){data, enc, p.clusters, p.hidden, stride}, p.centroid_scales = fh_dtype_is_integer(enc) ? scales : NULL;
     return fh_head_from_parts(out, &p, "calibrate", err);
 }
 

@@ -307,8 +307,7 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     const fh_tensor *used;
     fh_tokenizer *names = NULL;
     uint32_t *perm = NULL;
-    void *c_data = NULL, *t_data = NULL;
-    float *c_scales = NULL, *t_scales = NULL;
+    void *c_data = NULL, *t_data = NULL, *c_scales = NULL, *t_scales = NULL;
     fh_quant_error c_err, t_err;
     char *path = fh_work_path(e->work, FH_FILE_ROUTING);
     fh_status rc = path ? fh_need(e, FH_FILE_ROUTING, err) : fh_fail(err, FH_ENOMEM, "out of memory");
@@ -316,15 +315,15 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     if ((rc = fh_tensors_open(&routing, path, err)) < 0 || (rc = fh_work_record(e->work, FH_FILE_ROUTING, &routing_record, err)) < 0) goto out;
     uint64_t shape[2] = {p.c.k, p.c.d};
     if ((rc = fh_tensors_need(&used, routing, "centroids", 1u << FH_F32, 2, shape, err)) < 0) goto out;
-    size_t slots = (size_t)p.c.k * p.c.cap, c_stride = fh_enc_stride(centroids, p.c.d), t_stride = fh_enc_stride(tokens, p.c.d), c_bytes, t_bytes;
+    size_t c_each = fh_scale_bytes(centroids, p.c.d), t_each = fh_scale_bytes(tokens, p.c.d), slots = (size_t)p.c.k * p.c.cap, c_stride = fh_enc_stride(centroids, p.c.d), t_stride = fh_enc_stride(tokens, p.c.d), c_bytes, t_bytes;
     if (!fh_mul(p.c.k, c_stride, &c_bytes) || !fh_mul(slots, t_stride, &t_bytes)) { rc = fh_fail(err, FH_ENOMEM, "the encoded rows pass the address space"); goto out; }
     perm = permutation_of(&p.c);
     c_data = fh_aligned(c_bytes), t_data = fh_aligned(t_bytes);
-    c_scales = fh_malloc(p.c.k * sizeof *c_scales), t_scales = fh_malloc(slots * sizeof *t_scales);
+    c_scales = fh_malloc(p.c.k * c_each + 1), t_scales = fh_malloc(slots * t_each + 1);
     if (!perm || !c_data || !t_data || !c_scales || !t_scales) { rc = fh_fail(err, FH_ENOMEM, "out of memory for %zu bytes of encoded rows", c_bytes + t_bytes); goto out; }
     fh_rows from = fh_tensor_rows(used);
-    if ((rc = fh_encode_rows(centroids, &from, NULL, p.c.k, NULL, e->job, c_data, centroids == FH_I8 ? c_scales : NULL, &c_err, err)) < 0) goto out;
-    if ((rc = fh_encode_rows(tokens, &f.head, perm, slots, f.dead, e->job, t_data, tokens == FH_I8 ? t_scales : NULL, &t_err, err)) < 0) goto out;
+    if ((rc = fh_encode_centroids(centroids, &from, e->job, c_data, c_scales, &c_err, err)) < 0) goto out;
+    if ((rc = fh_encode_rows(tokens, &f.head, perm, slots, f.dead, e->job, t_data, t_scales, &t_err, err)) < 0) goto out;
 
     const char *name = fh_json_string(fh_json_get(fh_json_get(routing_record, "params"), "routing"));
     fh_json *params = fh_json_object();
@@ -334,13 +333,11 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     if (!(record = fh_record_new("quantize", params))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_CLUSTERS, err)) < 0 ||
         (rc = fh_record_input(record, e->work, FH_FILE_ROUTING, err)) < 0) goto out;
-    fh_st_spec specs[5] = {
-        {"centroids", centroids, 2, {p.c.k, c_stride / fh_dtype_size(centroids)}}, {"tokens", tokens, 2, {slots, t_stride / fh_dtype_size(tokens)}}, {"permutation", FH_U32, 1, {slots}},
-    };
+    fh_st_spec specs[5] = {fh_encoded_spec("centroids", centroids, p.c.k, c_stride), fh_encoded_spec("tokens", tokens, slots, t_stride), {"permutation", FH_U32, 1, {slots}}};
     const void *data[5] = {c_data, t_data, perm};
     size_t n = 3;
-    if (centroids == FH_I8) specs[n] = (fh_st_spec){"centroid_scales", FH_F32, 1, {p.c.k}}, data[n++] = c_scales;
-    if (tokens == FH_I8) specs[n] = (fh_st_spec){"token_scales", FH_F32, 1, {slots}}, data[n++] = t_scales;
+    if (c_each) specs[n] = fh_scales_spec("centroid_scales", centroids, p.c.k, p.c.d), data[n++] = c_scales;
+    if (t_each) specs[n] = fh_scales_spec("token_scales", tokens, slots, p.c.d), data[n++] = t_scales;
     if ((rc = namer(&names, e, err)) < 0) goto out;
     if ((rc = fh_result_tensors(e, FH_FILE_QUANTIZED, specs, data, n, record, err)) < 0) goto out;
     fh_stage_log(e, "quantize", began);
@@ -348,7 +345,7 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_json *r = fh_json_object();
     fh_json_add_string(r, "centroids", fh_dtype_name(centroids));
     fh_json_add_string(r, "tokens", fh_dtype_name(tokens));
-    fh_json_add_u64(r, "bytes", c_bytes + t_bytes + (centroids == FH_I8 ? p.c.k * sizeof *c_scales : 0) + (tokens == FH_I8 ? slots * sizeof *t_scales : 0));
+    fh_json_add_u64(r, "bytes", c_bytes + t_bytes + p.c.k * c_each + slots * t_each);
     add_error(r, &t_err, "error", names);
     add_error(r, &c_err, "centroid_error", NULL);
     fh_json_add_double(r, "seconds", fh_now() - began);

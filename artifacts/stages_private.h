@@ -35,6 +35,10 @@ typedef struct fh_parted { fh_tensors *file; fh_clustering c; double objective; 
 fh_status fh_parted_load(fh_parted *out, fh_stage_env *e, const fh_facts *f, fh_err *err);
 void fh_parted_free(fh_parted *p);
 
+/* Encoded rows lie in quantized.safetensors as a matrix of their own dtype, as wide as their stride; int4 as bytes.  Their scales: float32 [rows] of
+ * int8, bf16 [rows, groups] of int4. */
+fh_st_spec fh_encoded_spec(const char *name, fh_dtype encoding, size_t rows, size_t stride);
+fh_st_spec fh_scales_spec(const char *name, fh_dtype encoding, size_t rows, size_t cols);
 /* The head as quantize left it. */
 typedef struct fh_encoded { fh_tensors *file; fh_head_parts parts; char routing[16]; fh_json *record; } fh_encoded;
 fh_status fh_encoded_load(fh_encoded *out, fh_stage_env *e, const fh_facts *f, fh_err *err);

@@ -205,21 +205,33 @@ out:
 
 void fh_parted_free(fh_parted *p) { fh_tensors_close(p->file); *p = (fh_parted){0}; }
 
-/* Encoded rows are stored as a matrix of their own dtype, as wide as their stride. */
-static fh_status encoded_rows(fh_rows *out, const float **scales, const fh_tensors *file, const char *name, const char *scale_name, uint64_t rows, size_t cols, fh_err *err)
+fh_st_spec fh_encoded_spec(const char *name, fh_dtype encoding, size_t rows, size_t stride)
 {
-    static const unsigned encodings = 1u << FH_F32 | 1u << FH_BF16 | 1u << FH_F16 | 1u << FH_I8;
+    fh_dtype as = encoding == FH_I4 ? FH_U8 : encoding;
+    return (fh_st_spec){name, as, 2, {rows, stride / fh_dtype_size(as)}};
+}
+
+fh_st_spec fh_scales_spec(const char *name, fh_dtype encoding, size_t rows, size_t cols)
+{
+    if (encoding == FH_I8) return (fh_st_spec){name, FH_F32, 1, {rows}};
+    return (fh_st_spec){name, FH_BF16, 2, {rows, fh_scale_bytes(encoding, cols) / sizeof(uint16_t)}};
+}
+
+static fh_status encoded_rows(fh_rows *out, const void **scales, const fh_tensors *file, const char *name, const char *scale_name, uint64_t rows, size_t cols, fh_err *err)
+{
+    static const unsigned encodings = 1u << FH_F32 | 1u << FH_BF16 | 1u << FH_F16 | 1u << FH_I8 | 1u << FH_U8;
     uint64_t shape[2] = {rows, UINT64_MAX};
     const fh_tensor *t;
     fh_status rc = fh_tensors_need(&t, file, name, encodings, 2, shape, err);
     if (rc < 0) return rc;
-    size_t stride = fh_enc_stride(t->dtype, cols);
+    fh_dtype encoding = t->dtype == FH_U8 ? FH_I4 : t->dtype;
+    size_t stride = fh_enc_stride(encoding, cols);
     if (t->shape[1] * fh_dtype_size(t->dtype) != stride) return fh_fail(err, FH_EFORMAT, FH_FILE_QUANTIZED ": '%s' has rows of %llu values for %zu columns: run 'fhtool quantize' again", name, (unsigned long long)t->shape[1], cols);
-    *out = (fh_rows){t->data, t->dtype, (size_t)t->shape[0], cols, stride};
+    *out = (fh_rows){t->data, encoding, (size_t)t->shape[0], cols, stride};
     *scales = NULL;
-    if (t->dtype != FH_I8) return FH_OK;
-    shape[0] = t->shape[0];
-    if ((rc = fh_tensors_need(&t, file, scale_name, 1u << FH_F32, 1, shape, err)) < 0) return rc;
+    if (!fh_dtype_is_integer(encoding)) return FH_OK;
+    fh_st_spec spec = fh_scales_spec(scale_name, encoding, (size_t)t->shape[0], cols);
+    if ((rc = fh_tensors_need(&t, file, scale_name, 1u << spec.dtype, spec.rank, spec.shape, err)) < 0) return rc;
     *scales = t->data;
     return FH_OK;
 }

@@ -18,8 +18,8 @@ static const fh_opt options[] = {
     {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw,learned"},
     {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold learned centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
-    {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,bf16,f16,f32"},
-    {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8)", 0, 0, "int8,bf16,f16,f32"},
+    {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
+    {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
     FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)),
     {"head-only", FH_OPT_FLAG, offsetof(args, head_only), NULL, "leave out body and tokenizer", 0, 0, NULL},
     {"exact", FH_OPT_FLAG, offsetof(args, exact), NULL, "with --head-only: keep the rows in the checkpoint's dtype too", 0, 0, NULL},
@@ -27,7 +27,7 @@ static const fh_opt options[] = {
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
 static const char *const routings[] = {"mean", "weighted", "raw", "learned"};
-static const fh_dtype encodings[] = {FH_I8, FH_BF16, FH_F16, FH_F32};
+static const fh_dtype encodings[] = {FH_I8, FH_I4, FH_BF16, FH_F16, FH_F32};
 
 static fh_status run(void *p, const fh_job *job, fh_err *err)
 {

@@ -10,6 +10,7 @@ static const struct { const char *name, *st_name; unsigned bits; } types[FH_DTYP
     [FH_BF16] = {"bf16", "BF16", 16},
     [FH_F16] = {"f16", "F16", 16},
     [FH_I8] = {"int8", "I8", 8},
+    [FH_I4] = {"int4", "I4", 4},
     [FH_F64] = {"f64", "F64", 64},
     [FH_I64] = {"int64", "I64", 64},
     [FH_I32] = {"int32", "I32", 32},
@@ -47,7 +48,7 @@ unsigned fh_dtype_bits(fh_dtype t)
 
 bool fh_dtype_parse(fh_dtype *out, const char *name)
 {
-    static const fh_dtype encodings[] = {FH_F32, FH_BF16, FH_F16, FH_I8};
+    static const fh_dtype encodings[] = {FH_F32, FH_BF16, FH_F16, FH_I8, FH_I4};
     for (size_t i = 0; i < sizeof encodings / sizeof *encodings; i++) {
         if (strcmp(name, types[encodings[i]].name) == 0) {
             *out = encodings[i];
@@ -55,6 +56,17 @@ bool fh_dtype_parse(fh_dtype *out, const char *name)
         }
     }
     return false;
+}
+
+size_t fh_row_bytes(fh_dtype encoding, size_t cols)
+{
+    return encoding == FH_I4 ? fh_round_up(cols, 128) / 2 : cols * fh_dtype_size(encoding);
+}
+
+size_t fh_scale_bytes(fh_dtype encoding, size_t cols)
+{
+    if (encoding == FH_I8) return sizeof(float);
+    return encoding == FH_I4 ? (cols + FH_GROUP - 1) / FH_GROUP * sizeof(uint16_t) : 0;
 }
 
 static inline float float_of(uint32_t bits)
@@ -129,4 +141,9 @@ void fh_to_f32(float *dst, fh_dtype from, const void *src, size_t n)
             dst[i] = f16_to_f32(half);
         }
     }
+}
+
+float fh_scale_at(fh_dtype encoding, const void *scales, size_t i)
+{
+    return encoding == FH_I4 ? bf16_to_f32(((const uint16_t *)scales)[i]) : ((const float *)scales)[i];
 }

@@ -82,17 +82,18 @@ static fh_status read_encoding(fh_fhead *f, const fh_head_layout *h, const fh_js
     if (!fh_json_u64(fh_json_get(e, "group"), &group)) return header_fault(f, at, "group", "a whole number", err);
     if (!fh_json_u64(fh_json_get(e, "stride"), &stride)) return header_fault(f, at, "stride", "a whole number", err);
     if (!fh_dtype_parse(&out->dtype, encoding))
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: JSON header: %s/encoding '%s' is not one this fhtool knows (f32, bf16, f16, int8)",
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: JSON header: %s/encoding '%s' is not one this fhtool knows (f32, bf16, f16, int8, int4)",
                        f->name, at, encoding);
     if (strcmp(layout, "rows") != 0)
         return fh_fail(err, FH_EUNSUPPORTED, "%s: JSON header: %s/layout '%s' is not one this fhtool knows (rows)", f->name, at, layout);
     if (strcmp(transform, "none") != 0)
         return fh_fail(err, FH_EUNSUPPORTED, "%s: JSON header: %s/transform '%s' is not one this fhtool knows (none)", f->name, at,
                        transform);
-    if (group != h->hidden)
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: JSON header: %s/group %llu: this fhtool knows one group a row (%u)", f->name, at,
-                       (unsigned long long)group, h->hidden);
-    want = ((uint64_t)h->hidden * fh_dtype_size(out->dtype) + 63) / 64 * 64;
+    want = out->dtype == FH_I4 ? FH_GROUP : h->hidden;
+    if (group != want)
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: JSON header: %s/group %llu: this fhtool knows groups of %llu in rows of %s", f->name, at,
+                       (unsigned long long)group, (unsigned long long)want, encoding);
+    want = fh_round_up(fh_row_bytes(out->dtype, h->hidden), 64);
     if (stride != want)
         return fh_fail(err, FH_EFORMAT, "%s: JSON header: %s/stride is %llu, %u values of %s take %llu", f->name, at,
                        (unsigned long long)stride, h->hidden, encoding, (unsigned long long)want);
@@ -208,9 +209,9 @@ static fh_status read_sections(fh_fhead *f, fh_head_layout *h, fh_err *err)
     const void *data;
     size_t slots = h->tokens.rows;
     fh_status rc;
-    bool centroids8 = h->centroids.dtype == FH_I8, tokens8 = h->tokens.dtype == FH_I8;
-    if ((rc = agree(f, "head.centroid_scales", centroids8, "/head/centroids/encoding", err)) < 0 ||
-        (rc = agree(f, "head.token_scales", tokens8, "/head/tokens/encoding", err)) < 0 ||
+    size_t centroid_scales = fh_scale_bytes(h->centroids.dtype, h->hidden), token_scales = fh_scale_bytes(h->tokens.dtype, h->hidden);
+    if ((rc = agree(f, "head.centroid_scales", centroid_scales != 0, "/head/centroids/encoding", err)) < 0 ||
+        (rc = agree(f, "head.token_scales", token_scales != 0, "/head/tokens/encoding", err)) < 0 ||
         (rc = agree(f, "head.exact", h->exact.cols != 0, "/head/exact", err)) < 0 ||
         (rc = agree(f, "body.config", h->has_body, "/bundle/body", err)) < 0 ||
         (rc = agree(f, "body.tensors", h->has_body, "/bundle/body", err)) < 0 ||
@@ -225,14 +226,8 @@ static fh_status read_sections(fh_fhead *f, fh_head_layout *h, fh_err *err)
         (rc = take(f, "head.permutation", slots, sizeof(uint32_t), &data, err)) < 0)
         return rc;
     h->permutation = data;
-    if (centroids8) {
-        if ((rc = take(f, "head.centroid_scales", h->k, sizeof(float), &data, err)) < 0) return rc;
-        h->centroid_scales = data;
-    }
-    if (tokens8) {
-        if ((rc = take(f, "head.token_scales", slots, sizeof(float), &data, err)) < 0) return rc;
-        h->token_scales = data;
-    }
+    if (centroid_scales && (rc = take(f, "head.centroid_scales", h->k, centroid_scales, &h->centroid_scales, err)) < 0) return rc;
+    if (token_scales && (rc = take(f, "head.token_scales", slots, token_scales, &h->token_scales, err)) < 0) return rc;
     if (fh_fhead_find(f, "head.bias")) {
         if ((rc = take(f, "head.bias", h->vocab, sizeof(float), &data, err)) < 0) return rc;
         h->bias = data;
@@ -269,12 +264,15 @@ static bool seen_before(uint8_t *bits, uint32_t id)
     return was;
 }
 
-static fh_status check_scales(const float *scales, size_t n, const char *name, const char *section, fh_err *err)
+static fh_status check_scales(const fh_rows *rows, const void *scales, size_t n, const char *name, const char *section, fh_err *err)
 {
-    for (size_t i = 0; scales && i < n; i++)
-        if (!(scales[i] > 0) || !isfinite(scales[i]))
-            return fh_fail(err, FH_ECHECK, "%s: section %s: the scale of row %zu is %g, not a number above 0", name, section, i,
-                           (double)scales[i]);
+    size_t each = rows->dtype == FH_I4 ? fh_scale_bytes(FH_I4, rows->cols) / sizeof(uint16_t) : 1;
+    for (size_t i = 0; scales && i < n * each; i++) {
+        float scale = fh_scale_at(rows->dtype, scales, i);
+        if (!(scale > 0) || !isfinite(scale))
+            return fh_fail(err, FH_ECHECK, "%s: section %s: the scale of row %zu is %g, not a number above 0", name, section, i / each,
+                           (double)scale);
+    }
     return FH_OK;
 }
 
@@ -326,8 +324,8 @@ fh_status fh_head_layout_check(const fh_head_layout *h, const char *name, fh_err
         return fh_fail(err, FH_ECHECK, "%s: %u clusters of %u tokens do not hold a vocabulary of %u (1 to V clusters, K * cap at least V)",
                        name, h->k, h->cap, h->vocab);
     if (!h->probes || h->probes > h->k) return fh_fail(err, FH_ECHECK, "%s: /head/probes is %u, not 1 to %u", name, h->probes, h->k);
-    if ((rc = check_scales(h->centroid_scales, h->k, name, "head.centroid_scales", err)) < 0 ||
-        (rc = check_scales(h->token_scales, slots, name, "head.token_scales", err)) < 0)
+    if ((rc = check_scales(&h->centroids, h->centroid_scales, h->k, name, "head.centroid_scales", err)) < 0 ||
+        (rc = check_scales(&h->tokens, h->token_scales, slots, name, "head.token_scales", err)) < 0)
         return rc;
     for (size_t i = 0; i < h->n_dead; i++)
         if (h->dead[i] >= h->vocab || (i && h->dead[i] <= h->dead[i - 1]))
@@ -347,9 +345,9 @@ out:
 
 double fh_head_layout_step_bytes(const fh_head_layout *h, uint32_t probes, size_t n_hot)
 {
-    double centroid = (double)h->centroids.stride + (h->centroid_scales ? sizeof(float) : 0);
-    double token = (double)h->tokens.stride + (h->token_scales ? sizeof(float) : 0);
-    double exact = (double)fh_round_up(h->exact.cols * fh_dtype_size(h->exact.dtype), 64); /* with the padding, as all rows */
+    double centroid = (double)(h->centroids.stride + fh_scale_bytes(h->centroids.dtype, h->centroids.cols));
+    double token = (double)(h->tokens.stride + fh_scale_bytes(h->tokens.dtype, h->tokens.cols));
+    double exact = (double)fh_round_up(fh_row_bytes(h->exact.dtype, h->exact.cols), 64); /* with the padding, as all rows */
     uint32_t clusters = probes ? probes < h->k ? probes : h->k : h->probes;
     double candidates = (double)clusters * h->cap + (double)n_hot + (double)h->n_always;
     return h->k * centroid + candidates * token + (h->rerank < candidates ? h->rerank : candidates) * exact;
@@ -382,22 +380,31 @@ static size_t bad_value(fh_dtype dtype, const void *row, size_t cols, uint64_t *
     return cols;
 }
 
+/* The same for int4: -8 in either half of a byte. */
+static size_t bad_nibble(const uint8_t *row, size_t cols)
+{
+    for (size_t i = 0; i < cols; i++)
+        if ((row[i / 128 * 64 + i % 64] >> (i % 128 < 64 ? 0 : 4) & 15) == 8) return i;
+    return cols;
+}
+
 static fh_status check_rows(const fh_head_layout *h, const fh_rows *rows, bool centroids, const char *name, const char *section,
                             const fh_job *job, fh_err *err)
 {
-    const char *wrong = rows->dtype == FH_I8 ? "-128, outside of -127 to 127" : "not a finite number";
+    const char *wrong = rows->dtype == FH_I8 ? "-128, outside of -127 to 127" : rows->dtype == FH_I4 ? "-8, outside of -7 to 7" : "not a finite number";
+    bool i4 = rows->dtype == FH_I4;
     for (size_t r = 0; rows->data && r < rows->rows; r++) {
         uint64_t any = 0;
         size_t at;
         if (r % 4096 == 0 && fh_job_stopped(job)) return fh_fail(err, FH_EINTERRUPTED, "%s: interrupted", name);
         if (!centroids && h->permutation[r] == UINT32_MAX) continue;
-        at = bad_value(rows->dtype, fh_row(rows, r), rows->cols, &any);
+        at = i4 ? bad_nibble(fh_row(rows, r), rows->cols) : bad_value(rows->dtype, fh_row(rows, r), rows->cols, &any);
         if (at < rows->cols && centroids)
             return fh_fail(err, FH_ECHECK, "%s: section %s: the centroid of cluster %zu: value %zu is %s", name, section, r, at, wrong);
         if (at < rows->cols)
             return fh_fail(err, FH_ECHECK, "%s: section %s: row %zu (token %u): value %zu is %s", name, section, r, h->permutation[r], at,
                            wrong);
-        if (centroids && !any) return fh_fail(err, FH_ECHECK, "%s: section %s: the centroid of cluster %zu is zero", name, section, r);
+        if (centroids && !any && !i4) return fh_fail(err, FH_ECHECK, "%s: section %s: the centroid of cluster %zu is zero", name, section, r);
     }
     return FH_OK;
 }

@@ -24,15 +24,24 @@ static fh_status verify_digest(fh_fhead *f, const fh_section *s, const fh_job *j
     return FH_OK;
 }
 
+/* What is past the last value in an int4 row's last line. */
+static bool nibbles_zero(const uint8_t *row, size_t cols)
+{
+    for (size_t i = cols; i % 128; i++)
+        if (row[i / 128 * 64 + i % 64] >> (i % 128 < 64 ? 0 : 4) & 15) return false;
+    return true;
+}
+
 /* Zeros behind each row's values; whole rows of zeros in empty slots (permutation NULL: there are none). */
 static fh_status verify_padding(const fh_fhead *f, const fh_rows *rows, const uint32_t *permutation, const char *section, const fh_job *job,
                                 fh_err *err)
 {
-    size_t used = rows->cols * fh_dtype_size(rows->dtype);
+    bool i4 = rows->dtype == FH_I4;
+    size_t used = fh_row_bytes(rows->dtype, rows->cols);
     for (size_t r = 0; rows->data && r < rows->rows; r++) {
         size_t from = permutation && permutation[r] == UINT32_MAX ? 0 : used;
         if (r % 65536 == 0 && fh_job_stopped(job)) return fh_fail(err, FH_EINTERRUPTED, "%s: interrupted", f->name);
-        if (!fh_all_zero((const uint8_t *)fh_row(rows, r) + from, rows->stride - from))
+        if (!fh_all_zero((const uint8_t *)fh_row(rows, r) + from, rows->stride - from) || (i4 && from && !nibbles_zero(fh_row(rows, r), rows->cols)))
             return fh_fail(err, FH_EFORMAT, "%s: section %s: row %zu: %s is not zero", f->name, section, r,
                            from ? "its padding" : "this empty slot");
     }
@@ -60,10 +69,11 @@ fh_status fh_fhead_verify(fh_fhead *f, const fh_job *job, fh_err *err)
         (rc = verify_padding(f, &h.exact, h.permutation, "head.exact", job, err)) < 0 ||
         (rc = fh_head_layout_check_rows(&h, f->name, job, err)) < 0)
         return rc;
-    for (size_t r = 0; h.token_scales && r < h.tokens.rows; r++)
-        if (h.permutation[r] == UINT32_MAX && h.token_scales[r] != 1.0f)
-            return fh_fail(err, FH_ECHECK, "%s: section head.token_scales: the scale of empty slot %zu is %g, not 1", f->name, r,
-                           (double)h.token_scales[r]);
+    size_t each = h.tokens.dtype == FH_I4 ? (h.tokens.cols + FH_GROUP - 1) / FH_GROUP : 1;
+    for (size_t i = 0; h.token_scales && i < h.tokens.rows * each; i++)
+        if (h.permutation[i / each] == UINT32_MAX && fh_scale_at(h.tokens.dtype, h.token_scales, i) != 1.0f)
+            return fh_fail(err, FH_ECHECK, "%s: section head.token_scales: the scale of empty slot %zu is %g, not 1", f->name, i / each,
+                           (double)fh_scale_at(h.tokens.dtype, h.token_scales, i));
     fh_job_progress(job, "verify", (double)f->size, (double)f->size, "bytes");
     return FH_OK;
 }

@@ -10,7 +10,7 @@
 /* ---- dtypes ---------------------------------------------------------------------------------------------- */
 
 typedef enum fh_dtype {
-    FH_F32, FH_BF16, FH_F16, FH_I8,            /* the encodings: a head's rows and centroids are one of these */
+    FH_F32, FH_BF16, FH_F16, FH_I8, FH_I4,     /* the encodings: a head's rows and centroids are one of these */
     FH_F64, FH_I64, FH_I32, FH_I16, FH_U64, FH_U32, FH_U16, FH_U8, FH_BOOL, FH_C64,
     FH_F8_E5M2, FH_F8_E4M3, FH_F8_E8M0, FH_F8_E4M3FNUZ, FH_F8_E5M2FNUZ, FH_F6_E2M3, FH_F6_E3M2, FH_F4,
     FH_DTYPES
@@ -19,7 +19,13 @@ const char *fh_dtype_name(fh_dtype t);               /* "bf16": as flags and rep
 const char *fh_dtype_st_name(fh_dtype t);            /* "BF16": as safetensors spells it */
 unsigned fh_dtype_bits(fh_dtype t);
 static inline size_t fh_dtype_size(fh_dtype t) { return fh_dtype_bits(t) / 8; } /* bytes; for whole-byte types */
-bool fh_dtype_parse(fh_dtype *out, const char *name); /* "f32", "bf16", "f16", "int8": the encodings, as flags spell them */
+bool fh_dtype_parse(fh_dtype *out, const char *name); /* "f32", "bf16", "f16", "int8", "int4": the encodings, as flags spell them */
+enum { FH_GROUP = 32 };                              /* values of an int4 row that share a scale */
+size_t fh_row_bytes(fh_dtype encoding, size_t cols);  /* that the values of a stored row take; int4: whole lines of 64 */
+size_t fh_scale_bytes(fh_dtype encoding, size_t cols); /* of a row's scales: 4 for int8, 2 a group for int4, else 0 */
+float fh_scale_at(fh_dtype encoding, const void *scales, size_t i); /* the i-th of an array of scales */
+static inline bool fh_dtype_is_integer(fh_dtype t) { return t == FH_I8 || t == FH_I4; } /* an encoding with scales */
+static inline bool fh_dtype_is_encoding(fh_dtype t) { return t <= FH_I4; }
 static inline bool fh_dtype_is_float(fh_dtype t) { return t == FH_F32 || t == FH_BF16 || t == FH_F16; }
 
 /* One value.  Exact upwards; round to nearest even downwards (overflow to infinity as IEEE 754 says). */
@@ -251,8 +257,8 @@ void fh_fhead_abandon(fh_fhead_writer *w); /* accepts NULL */
 typedef struct fh_head_layout {
     uint32_t vocab, hidden, k, cap, probes;          /* V, D, K, cap, P */
     const char *routing;                             /* how the centroids were made: "mean", "weighted", ... */
-    fh_rows centroids; const float *centroid_scales; /* [K, D]; scales [K] for int8, else NULL */
-    fh_rows tokens; const float *token_scales;       /* [K * cap, D] in slot order; scales [K * cap] for int8, else NULL */
+    fh_rows centroids; const void *centroid_scales;  /* [K, D]; scales: float32 [K] for int8, bf16 [K, groups] for int4, else NULL */
+    fh_rows tokens; const void *token_scales;        /* [K * cap, D] in slot order; scales [K * cap] alike */
     fh_rows exact;                                   /* the same rows in model dtype; data NULL when the file has none */
     bool tokens_exact;                               /* `tokens` are the checkpoint's rows as they are */
     uint32_t rerank;                                 /* candidates scored again from `exact`; 0: none */
@@ -279,7 +285,7 @@ fh_status fh_head_layout_check(const fh_head_layout *h, const char *name, fh_err
 /* Bytes that one step reads at P probes (0: its own; at most K) with `n_hot` tokens on the hot list: centroids, clusters, hot and always rows,
  * rows reranked; scales counted. */
 double fh_head_layout_step_bytes(const fh_head_layout *h, uint32_t probes, size_t n_hot);
-/* Every value: rows finite, int8 in [-127, 127], no centroid zero (FH_ECHECK).  Rows of padding slots are not looked at. */
+/* Every value: rows finite, int8 in [-127, 127], int4 in [-7, 7], no centroid zero but int4 ones (FH_ECHECK).  Rows of padding slots are not looked at. */
 fh_status fh_head_layout_check_rows(const fh_head_layout *h, const char *name, const fh_job *job, fh_err *err);
 
 /* ---- the work directory ------------------------------------------------------------------------------------- */

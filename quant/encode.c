@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-size_t fh_enc_stride(fh_dtype encoding, size_t cols) { return fh_round_up(cols * fh_dtype_size(encoding), 64); }
+size_t fh_enc_stride(fh_dtype encoding, size_t cols) { return fh_round_up(fh_row_bytes(encoding, cols), 64); }
 
 /* ---- one row ------------------------------------------------------------------------------------------------------------ */
 
@@ -25,11 +25,48 @@ static void encode_i8(const float *src, size_t cols, int8_t *dst, float *scale)
     *scale = s;
 }
 
-void fh_enc_row(fh_dtype encoding, const float *src, size_t cols, void *dst, float *scale)
+static int round_to(float x, float scale)
 {
-    size_t used = cols * fh_dtype_size(encoding);
+    const double to_nearest_even = 0x1.8p52;
+    double q = (double)x / (double)scale + to_nearest_even - to_nearest_even;
+    return q < -7 ? -7 : q > 7 ? 7 : (int)q;
+}
+
+/* The scale of one group: a share of max / 7, as bf16. */
+static uint16_t group_scale(const float *x, size_t n)
+{
+    static const float shares[] = {1, 0.92f, 0.84f, 0.76f};
+    float max = 0;
+    double least = INFINITY;
+    uint16_t best = fh_f32_to_bf16(1);
+    for (size_t i = 0; i < n; i++) max = fmaxf(max, fabsf(x[i]));
+    for (size_t k = 0; max > 0 && k < sizeof shares / sizeof *shares; k++) {
+        uint16_t h = fh_f32_to_bf16(fmaxf(max / 7 * shares[k], 0x1p-126f)); /* 0 would be no scale, and subnormals are coarse */
+        float scale = fh_bf16_to_f32(h);
+        double off = 0;
+        for (size_t i = 0; i < n; i++) {
+            double e = (double)x[i] - (double)round_to(x[i], scale) * (double)scale;
+            off += e * e;
+        }
+        if (off < least) least = off, best = h;
+    }
+    return best;
+}
+
+static void encode_i4(const float *src, size_t cols, uint8_t *dst, uint16_t *scales)
+{
+    memset(dst, 0, fh_row_bytes(FH_I4, cols));
+    for (size_t g = 0; g < cols; g += FH_GROUP) {
+        size_t n = fh_min(FH_GROUP, cols - g);
+        float scale = fh_bf16_to_f32(scales[g / FH_GROUP] = group_scale(src + g, n));
+        for (size_t i = g; i < g + n; i++) dst[i / 128 * 64 + i % 64] |= (uint8_t)((round_to(src[i], scale) & 15) << (i % 128 < 64 ? 0 : 4));
+    }
+}
+
+void fh_enc_row(fh_dtype encoding, const float *src, size_t cols, void *dst, void *scales)
+{
+    size_t used = fh_row_bytes(encoding, cols);
     uint8_t *bytes = dst;
-    float s = 1;
     for (size_t i = 0; encoding == FH_BF16 && i < cols; i++) {
         uint16_t h = fh_f32_to_bf16(src[i]);
         memcpy(bytes + 2 * i, &h, 2);
@@ -39,19 +76,21 @@ void fh_enc_row(fh_dtype encoding, const float *src, size_t cols, void *dst, flo
         memcpy(bytes + 2 * i, &h, 2);
     }
     if (encoding == FH_F32) memcpy(dst, src, used);
-    if (encoding == FH_I8) encode_i8(src, cols, dst, &s);
+    if (encoding == FH_I8) encode_i8(src, cols, dst, scales);
+    if (encoding == FH_I4) encode_i4(src, cols, dst, scales);
     memset(bytes + used, 0, fh_enc_stride(encoding, cols) - used);
-    if (scale) *scale = s;
 }
 
-void fh_dec_row(fh_dtype encoding, const void *src, float scale, size_t cols, float *dst)
+void fh_dec_row(fh_dtype encoding, const void *src, const void *scales, size_t cols, float *dst)
 {
-    if (encoding != FH_I8) {
-        fh_to_f32(dst, encoding, src, cols);
-        return;
-    }
     const int8_t *q = src;
-    for (size_t i = 0; i < cols; i++) dst[i] = (float)q[i] * scale;
+    const uint8_t *bytes = src;
+    if (!fh_dtype_is_integer(encoding)) fh_to_f32(dst, encoding, src, cols);
+    for (size_t i = 0; encoding == FH_I8 && i < cols; i++) dst[i] = (float)q[i] * *(const float *)scales;
+    for (size_t i = 0; encoding == FH_I4 && i < cols; i++) {
+        int v = bytes[i / 128 * 64 + i % 64] >> (i % 128 < 64 ? 0 : 4) & 15;
+        dst[i] = (float)((v ^ 8) - 8) * fh_scale_at(FH_I4, scales, i / FH_GROUP);
+    }
 }
 
 /* ---- many rows ------------------------------------------------------------------------------------------------------------ */
@@ -65,8 +104,8 @@ typedef struct encode_job {
     size_t n, stride;
     const uint8_t *skip;
     const fh_job *job;
-    uint8_t *out;
-    float *scales;
+    uint8_t *out, *scales;
+    size_t scale_bytes; /* of a row */
     double *errors;   /* [n] NAN: does not count; NULL: not asked for */
     atomic_size_t bad; /* the first row that cannot be encoded; SIZE_MAX: none */
     float *row, *back; /* [threads, cols] */
@@ -121,17 +160,16 @@ static void encode_task(void *ctx, size_t task, unsigned worker)
     for (size_t i = task * STEP, end = fh_min(i + STEP, j->n); i < end; i++) {
         size_t from = j->order ? j->order[i] : i;
         bool empty = j->order && j->order[i] == UINT32_MAX;
-        float scale = 1;
+        uint8_t *scales = j->scales ? j->scales + i * j->scale_bytes : NULL;
         if (empty) memset(row, 0, cols * sizeof *row);
         else fh_to_f32(row, j->src->dtype, fh_row(j->src, from), cols);
         if (first_infinite(row, cols) < cols) {
             note_bad(j, i);
             continue;
         }
-        fh_enc_row(j->encoding, row, cols, j->out + i * j->stride, &scale);
-        fh_dec_row(j->encoding, j->out + i * j->stride, scale, cols, back);
+        fh_enc_row(j->encoding, row, cols, j->out + i * j->stride, scales);
+        fh_dec_row(j->encoding, j->out + i * j->stride, scales, cols, back);
         if (first_infinite(back, cols) < cols) note_bad(j, i);
-        if (j->scales) j->scales[i] = scale;
         if (j->errors) j->errors[i] = empty || (j->skip && j->skip[from]) ? NAN : row_error(row, back, cols);
     }
 }
@@ -167,8 +205,8 @@ static void summarize(const encode_job *j, fh_quant_error *error)
 
 static fh_status check(fh_dtype encoding, const fh_rows *src, const uint32_t *order, size_t n, fh_err *err)
 {
-    if (!fh_dtype_is_float(encoding) && encoding != FH_I8)
-        return fh_fail(err, FH_EUSAGE, "rows are encoded as f32, bf16, f16 or int8, not as %s", fh_dtype_name(encoding));
+    if (!fh_dtype_is_encoding(encoding))
+        return fh_fail(err, FH_EUSAGE, "rows are encoded as f32, bf16, f16, int8 or int4, not as %s", fh_dtype_name(encoding));
     if (!fh_dtype_is_float(src->dtype)) return fh_fail(err, FH_EUSAGE, "rows to encode are %s, not f32, bf16 or f16",
                                                        fh_dtype_name(src->dtype));
     if (!order && n > src->rows) return fh_fail(err, FH_EUSAGE, "%zu rows to encode of %zu", n, src->rows);
@@ -179,12 +217,13 @@ static fh_status check(fh_dtype encoding, const fh_rows *src, const uint32_t *or
 }
 
 fh_status fh_encode_rows(fh_dtype encoding, const fh_rows *src, const uint32_t *order, size_t n, const uint8_t *skip, const fh_job *job,
-                         void *out, float *scales, fh_quant_error *error, fh_err *err)
+                         void *out, void *scales, fh_quant_error *error, fh_err *err)
 {
     fh_status rc;
     size_t values, bytes;
     fh_pool *pool = fh_job_pool(job);
-    encode_job j = {encoding, src, order, n, fh_enc_stride(encoding, src->cols), skip, job, out, scales, NULL, SIZE_MAX, NULL, NULL};
+    encode_job j = {encoding, src, order, n, fh_enc_stride(encoding, src->cols), skip, job, out,
+                    fh_dtype_is_integer(encoding) ? scales : NULL, fh_scale_bytes(encoding, src->cols), NULL, SIZE_MAX, NULL, NULL};
     if ((rc = check(encoding, src, order, n, err)) < 0) return rc;
     if (!fh_mul(src->cols, 2 * sizeof(float), &values) || !fh_mul(values, fh_pool_threads(pool), &bytes)) return fh_fail(err, FH_EUSAGE,
         "rows too long to encode");
@@ -208,5 +247,26 @@ fh_status fh_encode_rows(fh_dtype encoding, const fh_rows *src, const uint32_t *
 out:
     fh_free(j.row);
     fh_free(j.errors);
+    return rc;
+}
+
+/* ---- centroids ------------------------------------------------------------------------------------------------------------ */
+
+fh_status fh_encode_centroids(fh_dtype encoding, const fh_rows *src, const fh_job *job, void *out, void *scales, fh_quant_error *error, fh_err *err)
+{
+    size_t bytes, cols = src->cols;
+    if (encoding != FH_I4) return fh_encode_rows(encoding, src, NULL, src->rows, NULL, job, out, scales, error, err);
+    if (!fh_mul(src->rows, cols, &bytes) || !fh_mul(bytes, sizeof(float), &bytes)) return fh_fail(err, FH_EUSAGE, "rows too long to encode");
+    float *less = fh_malloc(bytes + 1);
+    double *mean = fh_calloc(cols + 1, sizeof *mean);
+    fh_status rc = less && mean ? FH_OK : fh_fail(err, FH_ENOMEM, "encoding %zu centroids: out of memory", src->rows);
+    for (size_t r = 0; rc == FH_OK && r < src->rows; r++)
+        for (size_t i = 0; i < cols; i++) mean[i] += (double)((const float *)fh_row(src, r))[i];
+    for (size_t r = 0; rc == FH_OK && r < src->rows; r++)
+        for (size_t i = 0; i < cols; i++) less[r * cols + i] = (float)((double)((const float *)fh_row(src, r))[i] - mean[i] / (double)src->rows);
+    fh_rows rows = {less, FH_F32, src->rows, cols, cols * sizeof *less};
+    if (rc == FH_OK) rc = fh_encode_rows(encoding, &rows, NULL, src->rows, NULL, job, out, scales, error, err);
+    fh_free(less);
+    fh_free(mean);
     return rc;
 }

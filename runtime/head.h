@@ -32,7 +32,7 @@ struct fh_scratch {
     uint32_t *probed;            /* [K] bit s: state s probes this cluster; zero between calls */
     uint32_t *list;              /* [K] */
     uint8_t *excluded;           /* [V]; zero between calls */
-    void *quantized;             /* [block] rooms of fh_state_quantize; NULL where no rows are int8 */
+    void *quantized;             /* [block] rooms of fh_state_quantize; NULL where no rows are integers */
     uint64_t *heaps; size_t heaps_bytes;   /* grown by need: see head_topk.c */
     uint32_t *extras; size_t extras_bytes; /* grown by need: see fh_query_begin */
 };
@@ -79,7 +79,7 @@ static inline fh_pool *fh_pool_for(fh_pool *pool, size_t bytes) { return bytes <
 /* Make m states ready, the first of which is number `first` of the caller's.  room: m of fh_state_bytes, where int8 rows are read (or
  * NULL).  FH_EUSAGE names a number that is not finite. */
 fh_status fh_head_states(const fh_head *head, fh_state *out, const float *states, size_t first, size_t m, void *room, fh_err *err);
-bool fh_head_has_int8(const fh_head *head);
+bool fh_head_has_integers(const fh_head *head);
 /* All centroid scores of m states: out [m, K]. */
 void fh_head_centroid_scores(const fh_head *head, fh_pool *pool, const fh_state *const *states, size_t m, float *out);
 uint32_t fh_head_probes(const fh_head *head, uint32_t asked);

@@ -8,7 +8,7 @@ enum { RUN = 64 }; /* rows scored together */
 typedef struct slots_job {
     const fh_head *head;
     const fh_rows *rows;
-    const float *scales;
+    const void *scales;
     const fh_state *const *states;
     size_t m, step, ldo;
     bool by_token;    /* out [m, V] by token id; else [m, K * cap] by slot */
@@ -62,7 +62,7 @@ static fh_status each_block(const block_job *j, const float *states, size_t batc
     fh_status rc = FH_OK;
     void *room = NULL;
     size_t d = j->head->parts.hidden;
-    if (fh_head_has_int8(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) return fh_fail(err, FH_ENOMEM,
+    if (fh_head_has_integers(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) return fh_fail(err, FH_ENOMEM,
         "states: out of memory");
     for (size_t first = 0; first < batch; first += FH_BLOCK) {
         fh_state state[FH_BLOCK];

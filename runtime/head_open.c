@@ -7,20 +7,20 @@
 
 /* ---- opening -------------------------------------------------------------------------------------------------------- */
 
-static fh_status check_rows(const fh_rows *r, const float *scales, size_t rows, size_t cols, const char *name, const char *what,
+static fh_status check_rows(const fh_rows *r, const void *scales, size_t rows, size_t cols, const char *name, const char *what,
                             fh_err *err)
 {
     if (!r->data) return fh_fail(err, FH_EUSAGE, "%s: %s are missing", name, what);
-    if (!fh_dtype_is_float(r->dtype) && r->dtype != FH_I8)
-        return fh_fail(err, FH_EUSAGE, "%s: %s are %s; a head's rows are f32, bf16, f16 or int8", name, what, fh_dtype_name(r->dtype));
+    if (!fh_dtype_is_encoding(r->dtype))
+        return fh_fail(err, FH_EUSAGE, "%s: %s are %s; a head's rows are f32, bf16, f16, int8 or int4", name, what, fh_dtype_name(r->dtype));
     if (r->rows != rows || r->cols != cols)
         return fh_fail(err, FH_EUSAGE, "%s: %s are [%zu, %zu], not [%zu, %zu]", name, what, r->rows, r->cols, rows, cols);
-    if (r->stride < cols * fh_dtype_size(r->dtype))
+    if (r->stride < fh_row_bytes(r->dtype, cols))
         return fh_fail(err, FH_EUSAGE, "%s: %s lie %zu bytes apart, but are %zu long", name, what, r->stride,
-                       cols * fh_dtype_size(r->dtype));
-    if ((r->dtype == FH_I8) != (scales != NULL))
+                       fh_row_bytes(r->dtype, cols));
+    if (fh_dtype_is_integer(r->dtype) != (scales != NULL))
         return fh_fail(err, FH_EUSAGE, "%s: %s are %s: %s", name, what, fh_dtype_name(r->dtype), scales ?
-                       "scales belong to int8 only" : "scales are missing");
+                       "scales belong to int8 and int4 only" : "scales are missing");
     return FH_OK;
 }
 
@@ -43,10 +43,11 @@ static fh_status check_parts(const fh_head_parts *p, const char *name, fh_err *e
     if ((rc = check_rows(&p->centroids, p->centroid_scales, p->clusters, p->hidden, name, "centroids", err)) < 0) return rc;
     if ((rc = check_rows(&p->tokens, p->token_scales, slots, p->hidden, name, "token rows", err)) < 0) return rc;
     if (p->exact.data && (rc = check_rows(&p->exact, NULL, p->exact_by_token ? p->vocab : slots, p->hidden, name, "exact rows", err)) < 0) return rc;
+    if (p->exact.data && !fh_dtype_is_float(p->exact.dtype)) return fh_fail(err, FH_EUSAGE, "%s: exact rows are %s", name, fh_dtype_name(p->exact.dtype));
     if (p->rerank && !p->exact.data) return fh_fail(err, FH_EUSAGE, "%s: %u rows to score again, but there are no exact ones", name, p->rerank);
     if (p->rerank > FH_MAX_RERANK) return fh_fail(err, FH_EUSAGE, "%s: %u rows to score again, %d are the most", name, p->rerank, FH_MAX_RERANK);
-    if (!p->exact.data && p->tokens_exact && p->tokens.dtype == FH_I8)
-        return fh_fail(err, FH_EUSAGE, "%s: int8 token rows cannot be the exact ones", name);
+    if (!p->exact.data && p->tokens_exact && fh_dtype_is_integer(p->tokens.dtype))
+        return fh_fail(err, FH_EUSAGE, "%s: int8 or int4 token rows cannot be the exact ones", name);
     if (!(p->softcap >= 0) || !isfinite(p->softcap)) return fh_fail(err, FH_EUSAGE, "%s: a soft-cap of %g", name, (double)p->softcap);
     fh_head_layout layout = layout_of(p);
     return fh_head_layout_check(&layout, name, err);
@@ -173,7 +174,7 @@ double fh_head_dense_bytes(const fh_head *head)
 {
     const fh_head_parts *p = &head->parts;
     fh_dtype dtype = head->exact.data ? head->exact.dtype : p->tokens.dtype;
-    return (double)p->vocab * p->hidden * (double)fh_dtype_size(dtype);
+    return (double)p->vocab * p->hidden * fh_dtype_bits(dtype) / 8;
 }
 
 /* ---- scratch ------------------------------------------------------------------------------------------------------------ */
@@ -195,9 +196,9 @@ fh_status fh_scratch_new(fh_scratch **out, const fh_head *head, unsigned threads
     s->probed = fh_calloc(k, sizeof *s->probed);
     s->list = fh_malloc(k * sizeof *s->list);
     s->excluded = fh_calloc(head->parts.vocab, 1);
-    bool int8 = fh_head_has_int8(head);
-    if (int8) s->quantized = fh_aligned(s->block * fh_state_bytes(head->parts.hidden));
-    if (!s->scores || !s->chosen || !s->room || !s->probed || !s->list || !s->excluded || (int8 && !s->quantized)) {
+    bool integers = fh_head_has_integers(head);
+    if (integers) s->quantized = fh_aligned(s->block * fh_state_bytes(head->parts.hidden));
+    if (!s->scores || !s->chosen || !s->room || !s->probed || !s->list || !s->excluded || (integers && !s->quantized)) {
         rc = fh_fail(err, FH_ENOMEM, "scratch: out of memory");
         goto out;
     }

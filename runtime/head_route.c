@@ -4,7 +4,10 @@
 #include <float.h>
 #include <math.h>
 
-bool fh_head_has_int8(const fh_head *head) { return head->parts.centroids.dtype == FH_I8 || head->parts.tokens.dtype == FH_I8; }
+bool fh_head_has_integers(const fh_head *head) 
+{
+    return fh_dtype_is_integer(head->parts.centroids.dtype) || fh_dtype_is_integer(head->parts.tokens.dtype);
+}
 
 fh_status fh_head_states(const fh_head *head, fh_state *out, const float *states, size_t first, size_t m, void *room, fh_err *err)
 {
@@ -15,7 +18,7 @@ fh_status fh_head_states(const fh_head *head, fh_state *out, const float *states
             if (!(fabsf(x[i]) <= FLT_MAX))
                 return fh_fail(err, FH_EUSAGE, "state %zu: element %zu is %g; states have to be finite numbers", first + s, i,
                                (double)x[i]);
-        if (room && fh_head_has_int8(head)) fh_state_quantize(&out[s], x, d, (uint8_t *)room + s * fh_state_bytes(d));
+        if (room && fh_head_has_integers(head)) fh_state_quantize(&out[s], x, d, (uint8_t *)room + s * fh_state_bytes(d));
         else out[s] = (fh_state){.f = x};
     }
     return FH_OK;

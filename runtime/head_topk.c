@@ -13,7 +13,7 @@ enum { RUN = 64 }; /* rows scored together */
 typedef struct stage2 {
     const fh_head *head;
     const fh_rows *rows;             /* in slot order */
-    const float *scales;
+    const void *scales;
     const fh_state *const *states;   /* [m] */
     size_t m;
     const uint32_t *list;            /* clusters, ascending; NULL: all */

@@ -62,6 +62,16 @@ const fh_kernels *fh_kernels_at(size_t i)
     return NULL;
 }
 
+fh_dot_groups *fh_kernels_groups(const fh_kernels *k)
+{
+#if defined(__x86_64__)
+    if (k == &fh_kernels_avx2) return fh_dot_i4_avx2;
+    if (k == &fh_kernels_avx512) return fh_dot_i4_avx512;
+    if (k == &fh_kernels_avx512_vnni) return fh_dot_i4_avx512_vnni;
+#endif
+    return fh_dot_i4_ref;
+}
+
 static const fh_kernels *best(void)
 {
     const fh_kernels *k = &fh_kernels_ref, *next;
@@ -105,9 +115,10 @@ const char *fh_isa_name(void) { return shared()->name; }
 
 void fh_state_quantize(fh_state *s, const float *x, size_t d, void *room)
 {
-    size_t padded = fh_round_up(d, 64);
+    size_t padded = fh_round_up(d, FH_LINE_VALUES);
     int16_t *q = room;
     int8_t *hi = (int8_t *)(q + padded), *lo = hi + padded;
+    int32_t *quads = (int32_t *)(void *)(lo + padded);
     float max = 0;
     for (size_t i = 0; i < d; i++) max = fmaxf(max, fabsf(x[i]));
     /* In double: max may be subnormal, and a float32 scale then too coarse to keep q in range. */
@@ -125,27 +136,36 @@ void fh_state_quantize(fh_state *s, const float *x, size_t d, void *room)
     memset(q + d, 0, (padded - d) * sizeof *q);
     memset(hi + d, 0, padded - d);
     memset(lo + d, 0, padded - d);
-    *s = (fh_state){x, q, hi, lo, sum, (double)max / FH_STATE_MAX};
+    for (size_t i = 0; i < padded; i += 4) quads[i / 4] = -8 * (q[i] + q[i + 1] + q[i + 2] + q[i + 3]);
+    *s = (fh_state){x, q, hi, lo, quads, sum, (double)max / FH_STATE_MAX};
 }
 
 /* ---- many rows -------------------------------------------------------------------------------------------------- */
 
 enum { GROUP = 64 }; /* rows a call of a kernel: pointers to them fit two pages of stack, and the call costs nothing */
 
-void fh_dots(const fh_kernels *k, const fh_rows *rows, const float *scales, const uint32_t *index, size_t first, size_t n,
+void fh_dots(const fh_kernels *k, const fh_rows *rows, const void *scales, const uint32_t *index, size_t first, size_t n,
              const fh_state *const *states, size_t m, float *out, size_t ldo)
 {
-    const void *row[GROUP + 1];
+    const void *row[GROUP + 1], *groups[GROUP + 1];
     float scale[GROUP];
+    bool i4 = rows->dtype == FH_I4, i8 = rows->dtype == FH_I8;
+    size_t step = fh_scale_bytes(rows->dtype, rows->cols);
     for (size_t begin = 0; begin < n; begin += GROUP) {
         size_t count = fh_min(GROUP, n - begin);
         for (size_t i = 0; i < count; i++) {
             size_t r = index ? index[begin + i] : first + begin + i;
             row[i] = fh_row(rows, r);
-            scale[i] = scales ? scales[r] : 1.0f;
+            if (i8) scale[i] = ((const float *)scales)[r];
+            if (i4) groups[i] = (const uint8_t *)scales + r * step;
         }
         size_t next = begin + count < n ? (index ? index[begin + count] : first + begin + count) : 0;
         row[count] = next ? fh_row(rows, next) : row[count - 1];
+        if (i4) {
+            groups[count] = next ? (const uint8_t *)scales + next * step : groups[count - 1];
+            fh_kernels_groups(k)(row, groups, count, rows->cols, states, m, out + begin, ldo);
+            continue;
+        }
         k->dot[rows->dtype](row, scale, count, rows->cols, states, m, out + begin, ldo);
     }
 }

@@ -8,6 +8,9 @@
  *                                 j + 1.
  *   int8 rows                     the state is rounded to integers q of 16 bits (fh_state_quantize); the dot product is exact, and
  *                                 (float)((double)total * row scale * state scale) is the result.
+ *   int4 rows                     the same integers; 32 lanes of float32, lane j takes in turn the exact integer products of elements 4 j to
+ *                                 4 j + 3, 128 + 4 j to 128 + 4 j + 3, 256 + ..., each sum times the scale of its group of 32 with fma.
+ *                                 Then lane j + lane j + 16 (j < 16), j + 8, j + 4, j + 2, j + 1; (float)((double)sum * state scale).
  */
 #ifndef FH_KERNELS_H
 #define FH_KERNELS_H
@@ -17,8 +20,9 @@
 /* One state as the kernels read it. */
 typedef struct fh_state {
     const float *f;         /* [D], as the caller gave it */
-    const int16_t *q;       /* [D rounded up to 64] rint(f / scale), then zeros; only where int8 rows are read */
+    const int16_t *q;       /* [D rounded up to 128] rint(f / scale), then zeros; only where rows of integers are read */
     const int8_t *hi, *lo;  /* the same: q = 256 hi + lo, both signed */
+    const int32_t *quads;   /* [D rounded up to 128, / 4] -8 (q + q + q + q): what int4 values + 8 times q are too much, less */
     int64_t sum;            /* of q */
     double scale;           /* max |f| / FH_STATE_MAX; 0 for the zero state */
 } fh_state;
@@ -28,7 +32,7 @@ typedef struct fh_state {
 enum { FH_STATE_MAX = 32639 };
 
 /* Bytes that fh_state_quantize needs for one state; the room is 64-byte aligned. */
-static inline size_t fh_state_bytes(size_t d) { return 4 * fh_round_up(d, 64); }
+static inline size_t fh_state_bytes(size_t d) { return 5 * fh_round_up(d, 128); }
 /* Fill *s from x [d], finite.  x is borrowed. */
 void fh_state_quantize(fh_state *s, const float *x, size_t d, void *room);
 
@@ -37,6 +41,12 @@ void fh_state_quantize(fh_state *s, const float *x, size_t d, void *room);
  * rows only. */
 typedef void fh_dot(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
                     float *out, size_t ldo);
+
+/* The same for int4 rows, whole lines of 64 bytes: byte j of line l holds element 128 l + j in its low half and element 128 l + 64 + j in its
+ * high half, two's complement; past element d are zeros.  scales [n + 1]: where each row's begin, bf16, one for each group of 32. */
+typedef void fh_dot_groups(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                           float *out, size_t ldo);
+enum { FH_LINE_VALUES = 128 };
 
 typedef struct fh_kernels {
     const char *name;        /* "ref", "avx2", "avx512", "neon": what FH_ISA says */
@@ -51,13 +61,18 @@ extern const fh_kernels fh_kernels_avx2, fh_kernels_avx512, fh_kernels_avx512_vn
 extern const fh_kernels fh_kernels_neon, fh_kernels_neon_dotprod;
 #endif
 
+/* For int4 rows, of the same instruction set; the definition where it has none. */
+fh_dot_groups *fh_kernels_groups(const fh_kernels *k);
+fh_dot_groups fh_dot_i4_ref, fh_dot_i4_avx2, fh_dot_i4_avx512, fh_dot_i4_avx512_vnni;
+
 /* The i-th table that this CPU can run, slowest first; NULL past the last. */
 const fh_kernels *fh_kernels_at(size_t i);
 /* The best table of this CPU (isa NULL or ""), or the one asked for.  FH_EUSAGE: no such name; FH_EUNSUPPORTED: not this CPU. */
 fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err);
 
-/* Some rows of a matrix: out[s * ldo + i] = row (index ? index[i] : first + i) . states[s], i < n.  scales: of all rows. */
-void fh_dots(const fh_kernels *k, const fh_rows *rows, const float *scales, const uint32_t *index, size_t first, size_t n,
+/* Some rows of a matrix: out[s * ldo + i] = row (index ? index[i] : first + i) . states[s], i < n.  scales: of all rows, float32 [rows] for int8,
+ * bf16 [rows, groups] for int4, else NULL. */
+void fh_dots(const fh_kernels *k, const fh_rows *rows, const void *scales, const uint32_t *index, size_t first, size_t n,
              const fh_state *const *states, size_t m, float *out, size_t ldo);
 
 /* From here on only for the tables themselves. */

@@ -205,6 +205,51 @@ TARGET static void fh_dot_i8_avx2(const void *const *rows, const float *scales, 
             madd_block(1, 1, rows + r, scales + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 1] : NULL);
 }
 
+/* ---- int4 rows ------------------------------------------------------------------------------------------------------- */
+
+/* The scales of line l's four groups; no more are read than there are. */
+INLINE TARGET __m128 line_scales(const uint8_t *scales, size_t l, size_t groups)
+{
+    uint64_t four = 0;
+    memcpy(&four, scales + 8 * l, groups - 4 * l >= 4 ? 8 : 2 * (groups - 4 * l));
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_cvtsi64_si128((int64_t)four)), 16));
+}
+
+/* 32 values + 8 times 32 elements of the state from i on, summed in fours, and the 8 taken off again. */
+INLINE TARGET __m256i quads(__m256i v, const fh_state *state, size_t i)
+{
+    __m256i hi = _mm256_loadu_si256((const __m256i *)(const void *)(state->hi + i)), lo = _mm256_loadu_si256((const __m256i *)(const void *)(state->lo + i));
+    __m256i high = _mm256_madd_epi16(_mm256_maddubs_epi16(v, hi), _mm256_set1_epi16(256)); /* of two products at most 15 * 128: 16 bits hold them */
+    __m256i low = _mm256_madd_epi16(_mm256_maddubs_epi16(v, lo), _mm256_set1_epi16(1));
+    return _mm256_add_epi32(_mm256_add_epi32(high, low), _mm256_loadu_si256((const __m256i *)(const void *)(state->quads + i / 4)));
+}
+
+TARGET void fh_dot_i4_avx2(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                           float *out, size_t ldo)
+{
+    const __m256i low = _mm256_set1_epi8(15), eights = _mm256_set1_epi8((char)0x88);
+    size_t lines = (d + FH_LINE_VALUES - 1) / FH_LINE_VALUES, groups = (d + FH_GROUP - 1) / FH_GROUP;
+    for (size_t r = 0; r < n; r++)
+        for (size_t s = 0; s < m; s++) {
+            const uint8_t *row = rows[r], *next = rows[r + 1];
+            __m256 acc[4];
+            UNROLL for (int h = 0; h < 4; h++) acc[h] = _mm256_setzero_ps();
+            for (size_t l = 0; l < lines; l++) {
+                __m128 four = line_scales(scales[r], l, groups);
+                if (s == 0) _mm_prefetch((const char *)next + 64 * l, _MM_HINT_T0);
+                UNROLL for (int h = 0; h < 4; h++) { /* low halves of the bytes, then high ones */
+                    __m256i v = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)(row + 64 * l + 32 * (h % 2))), eights);
+                    v = _mm256_and_si256(h < 2 ? v : _mm256_srli_epi16(v, 4), low);
+                    __m256 sums = _mm256_cvtepi32_ps(quads(v, states[s], FH_LINE_VALUES * l + 32 * (size_t)h));
+                    __m256 scale = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(four), _mm256_set1_epi32(h));
+                    acc[h] = _mm256_fmadd_ps(sums, scale, acc[h]);
+                }
+            }
+            float sum = sum16(_mm256_add_ps(acc[0], acc[2]), _mm256_add_ps(acc[1], acc[3]));
+            out[s * ldo + r] = (float)((double)sum * states[s]->scale);
+        }
+}
+
 const fh_kernels fh_kernels_avx2 = {
     "avx2", "", {[FH_F32] = fh_dot_f32_avx2, [FH_BF16] = fh_dot_bf16_avx2, [FH_F16] = fh_dot_f16_avx2, [FH_I8] = fh_dot_i8_avx2}};
 #else

@@ -357,6 +357,86 @@ TARGET static void fh_dot_i8_avx512(const void *const *rows, const float *scales
                                                                      s == 0 ? rows[r + 1] : NULL);
 }
 
+/* ---- int4 rows ------------------------------------------------------------------------------------------------------- */
+
+/* The scales of line l's four groups; no more are read than there are. */
+INLINE TARGET __m512 line_scales(const uint8_t *scales, size_t l, size_t groups)
+{
+    __mmask8 there = groups - 4 * l >= 4 ? 15 : (__mmask8)((1u << (groups - 4 * l)) - 1);
+    return _mm512_castps128_ps512(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_maskz_loadu_epi16(there, scales + 8 * l)), 16)));
+}
+
+/* 64 values + 8 times 64 elements of the state from i on, summed in fours, and the 8 taken off again. */
+INLINE TARGET_VNNI __m512i quads_vnni(__m512i v, const fh_state *state, size_t i)
+{
+    __m512i high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v, _mm512_loadu_si512(state->hi + i));
+    return _mm512_add_epi32(_mm512_slli_epi32(high, 8), _mm512_dpbusd_epi32(_mm512_loadu_si512(state->quads + i / 4), v, _mm512_loadu_si512(state->lo + i)));
+}
+
+INLINE TARGET __m512i quads_madd(__m512i v, const fh_state *state, size_t i)
+{
+    __m512i high = _mm512_madd_epi16(_mm512_maddubs_epi16(v, _mm512_loadu_si512(state->hi + i)), _mm512_set1_epi16(256)); /* 2 * 15 * 128 at most: 16 bits hold it */
+    __m512i low = _mm512_madd_epi16(_mm512_maddubs_epi16(v, _mm512_loadu_si512(state->lo + i)), _mm512_set1_epi16(1));
+    return _mm512_add_epi32(_mm512_add_epi32(high, low), _mm512_loadu_si512(state->quads + i / 4));
+}
+
+/* n <= TOGETHER rows, one after the other, times S states. */
+#define GROUPS_STREAM(NAME, ATTRIBUTE, QUADS) \
+    INLINE ATTRIBUTE void NAME(int S, const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, \
+                               float *out, size_t ldo) \
+    { \
+        const __m512i low = _mm512_set1_epi8(15), eights = _mm512_set1_epi8(8); \
+        const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), second = _mm512_add_epi32(first, _mm512_set1_epi32(2)); \
+        size_t lines = (d + FH_LINE_VALUES - 1) / FH_LINE_VALUES, groups = (d + FH_GROUP - 1) / FH_GROUP; \
+        __m512 sum[2][TOGETHER]; \
+        for (size_t r = 0; r < TOGETHER; r++) { \
+            __m512 acc[2][2]; \
+            UNROLL for (int s = 0; s < S; s++) acc[s][0] = acc[s][1] = _mm512_setzero_ps(); \
+            for (size_t l = 0; r < n && l < lines; l++) { \
+                const uint8_t *row = rows[r], *next = rows[r + 1]; \
+                _mm_prefetch((const char *)next + 64 * l, _MM_HINT_T0); \
+                __m512i line = _mm512_loadu_si512(row + 64 * l); \
+                __m512i v = _mm512_ternarylogic_epi32(line, low, eights, 0x6a), w = _mm512_ternarylogic_epi32(_mm512_srli_epi16(line, 4), low, eights, 0x6a); \
+                __m512 four = line_scales(scales[r], l, groups); \
+                __m512 scale_v = _mm512_permutexvar_ps(first, four), scale_w = _mm512_permutexvar_ps(second, four); \
+                UNROLL for (int s = 0; s < S; s++) { \
+                    acc[s][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(QUADS(v, states[s], FH_LINE_VALUES * l)), scale_v, acc[s][0]); \
+                    acc[s][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(QUADS(w, states[s], FH_LINE_VALUES * l + 64)), scale_w, acc[s][1]); \
+                } \
+            } \
+            UNROLL for (int s = 0; s < S; s++) sum[s][r] = _mm512_add_ps(acc[s][0], acc[s][1]); \
+        } \
+        UNROLL for (int s = 0; s < S; s++) { \
+            __m512d scaled = _mm512_mul_pd(_mm512_cvtps_pd(sums8(sum[s])), _mm512_set1_pd(states[s]->scale)); \
+            _mm256_mask_storeu_ps(out + (size_t)s * ldo, (__mmask8)((1u << n) - 1), _mm512_cvtpd_ps(scaled)); \
+        } \
+    }
+
+GROUPS_STREAM(groups_stream, TARGET, quads_madd)
+GROUPS_STREAM(groups_stream_vnni, TARGET_VNNI, quads_vnni)
+
+TARGET void fh_dot_i4_avx512(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                             float *out, size_t ldo)
+{
+    for (size_t r = 0, count; r < n; r += count) {
+        size_t s = 0;
+        count = fh_min(TOGETHER, n - r);
+        for (; s + 2 <= m; s += 2) groups_stream(2, rows + r, scales + r, count, d, states + s, out + s * ldo + r, ldo);
+        if (s < m) groups_stream(1, rows + r, scales + r, count, d, states + s, out + s * ldo + r, ldo);
+    }
+}
+
+TARGET_VNNI void fh_dot_i4_avx512_vnni(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states,
+                                       size_t m, float *out, size_t ldo)
+{
+    for (size_t r = 0, count; r < n; r += count) {
+        size_t s = 0;
+        count = fh_min(TOGETHER, n - r);
+        for (; s + 2 <= m; s += 2) groups_stream_vnni(2, rows + r, scales + r, count, d, states + s, out + s * ldo + r, ldo);
+        if (s < m) groups_stream_vnni(1, rows + r, scales + r, count, d, states + s, out + s * ldo + r, ldo);
+    }
+}
+
 const fh_kernels fh_kernels_avx512 = {
     "avx512", "", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512}};
 const fh_kernels fh_kernels_avx512_vnni = {

@@ -68,5 +68,32 @@ static void fh_dot_i8_ref(const void *const *rows, const float *scales, size_t n
         }
 }
 
+/* Bits 0 to 3 as two's complement. */
+static int32_t nibble(unsigned bits) { return (int32_t)((bits & 15) ^ 8) - 8; }
+
+static float dot_groups(const uint8_t *row, const uint8_t *scales, size_t d, const fh_state *state)
+{
+    float lane[2 * LANES] = {0};
+    for (size_t i = 0; i < d; i += 4) { /* no group, line or half of one ends within four */
+        int32_t total = 0;
+        size_t at = i / FH_LINE_VALUES * 64 + i % 64, lanes = i % FH_LINE_VALUES / 4;
+        unsigned shift = i % FH_LINE_VALUES < 64 ? 0 : 4;
+        uint16_t scale;
+        memcpy(&scale, scales + i / FH_GROUP * sizeof scale, sizeof scale);
+        for (size_t j = 0; j < 4; j++) total += nibble(row[at + j] >> shift) * state->q[i + j];
+        lane[lanes] = fmaf((float)total, fh_bf16_to_f32(scale), lane[lanes]);
+    }
+    for (size_t half = LANES; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++) lane[j] += lane[j + half];
+    return (float)((double)lane[0] * state->scale);
+}
+
+void fh_dot_i4_ref(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                   float *out, size_t ldo)
+{
+    for (size_t s = 0; s < m; s++)
+        for (size_t r = 0; r < n; r++) out[s * ldo + r] = dot_groups(rows[r], scales[r], d, states[s]);
+}
+
 const fh_kernels fh_kernels_ref = {
     "ref", "", {[FH_F32] = fh_dot_f32_ref, [FH_BF16] = fh_dot_bf16_ref, [FH_F16] = fh_dot_f16_ref, [FH_I8] = fh_dot_i8_ref}};

@@ -11,8 +11,8 @@
 /* A head from arrays in memory (a work directory, a test).  Everything is borrowed until the head is closed. */
 typedef struct fh_head_parts {
     uint32_t vocab, hidden, clusters, cap, probes;
-    fh_rows centroids; const float *centroid_scales; /* [K, D]; scales [K] for int8, else NULL */
-    fh_rows tokens; const float *token_scales;       /* [K * cap, D] in slot order; scales [K * cap] for int8, else NULL */
+    fh_rows centroids; const void *centroid_scales;  /* [K, D]; scales: float32 [K] for int8, bf16 [K, groups] for int4, else NULL */
+    fh_rows tokens; const void *token_scales;        /* [K * cap, D] in slot order; scales [K * cap] alike */
     fh_rows exact;                                   /* the same rows in the checkpoint's dtype; data NULL: `tokens` are exact if `tokens_exact` */
     bool tokens_exact;
     uint32_t rerank;                                 /* R of flashhead.h; 0: none, needs `exact` */

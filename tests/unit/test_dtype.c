@@ -109,6 +109,7 @@ static void names_and_sizes_agree_with_the_format(void **state)
 {
     static const struct { fh_dtype t; const char *name, *st; unsigned bits; } want[] = {
         {FH_F32, "f32", "F32", 32}, {FH_BF16, "bf16", "BF16", 16}, {FH_F16, "f16", "F16", 16}, {FH_I8, "int8", "I8", 8},
+        {FH_I4, "int4", "I4", 4},
         {FH_F64, "f64", "F64", 64}, {FH_C64, "c64", "C64", 64}, {FH_BOOL, "bool", "BOOL", 8}, {FH_F8_E4M3, "f8_e4m3", "F8_E4M3", 8},
         {FH_F6_E2M3, "f6_e2m3", "F6_E2M3", 6}, {FH_F4, "f4", "F4", 4}, {FH_DTYPES, "unknown", "unknown", 0},
     };
@@ -120,13 +121,14 @@ static void names_and_sizes_agree_with_the_format(void **state)
     for (int i = 0; i < FH_DTYPES; i++) assert_true(fh_dtype_bits((fh_dtype)i) > 0);
 }
 
-static void only_the_four_encodings_are_parsed(void **state)
+static void only_the_encodings_are_parsed(void **state)
 {
     fh_dtype t = FH_DTYPES;
     assert_true(fh_dtype_parse(&t, "f32") && t == FH_F32);
     assert_true(fh_dtype_parse(&t, "bf16") && t == FH_BF16);
     assert_true(fh_dtype_parse(&t, "f16") && t == FH_F16);
     assert_true(fh_dtype_parse(&t, "int8") && t == FH_I8);
+    assert_true(fh_dtype_parse(&t, "int4") && t == FH_I4);
     assert_false(fh_dtype_parse(&t, "F32"));
     assert_false(fh_dtype_parse(&t, "f64"));
     assert_false(fh_dtype_parse(&t, "int"));
@@ -142,7 +144,7 @@ int main(void)
         cmocka_unit_test(nan_and_infinity_stay_what_they_are),
         cmocka_unit_test(arrays_convert_from_any_address),
         cmocka_unit_test(names_and_sizes_agree_with_the_format),
-        cmocka_unit_test(only_the_four_encodings_are_parsed),
+        cmocka_unit_test(only_the_encodings_are_parsed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -92,7 +92,7 @@ static void a_golden_file_opens_with_the_numbers_its_maker_put_in(void **state)
     /* token 4 is in slot 1: its row is (2.25, -4, 0.125), in bf16 exactly */
     assert_true(fh_bf16_to_f32(((const uint16_t *)fh_row(&h.exact, 1))[1]) == -4.0f);
     assert_int_equal(((const int8_t *)fh_row(&h.tokens, 1))[1], -127);
-    assert_true(fabsf(h.token_scales[1] * 127 - 4.0f) <= 4.0f * 1.2e-7f);
+    assert_true(fabsf(fh_scale_at(FH_I8, h.token_scales, 1) * 127 - 4.0f) <= 4.0f * 1.2e-7f);
     fh_fhead_close(f);
 }
 

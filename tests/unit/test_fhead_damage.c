@@ -176,6 +176,25 @@ static void a_bad_value_is_found_wherever_it_stands_and_no_good_one_is_taken_for
                 }
 }
 
+static void a_bad_half_byte_is_found_wherever_it_stands(void **state)
+{
+    for (size_t cols = 1; cols < 300; cols += 7)
+        for (size_t at = 0; at < cols; at++) {
+            uint8_t row[192] = {0};
+            char want[60];
+            fh_err err = {0};
+            fh_head_layout h = {.centroids = {row, FH_I4, 1, cols, 192}};
+            unsigned shift = at % 128 < 64 ? 0 : 4;
+            for (unsigned v = 0; v < 16; v++) {
+                row[at / 128 * 64 + at % 64] = (uint8_t)(v << shift);
+                fh_status rc = fh_head_layout_check_rows(&h, "x", NULL, &err);
+                assert_int_equal(rc, v == 8 ? FH_ECHECK : FH_OK);
+                snprintf(want, sizeof want, "cluster 0: value %zu is -8", at);
+                if (v == 8 && !strstr(err.text, want)) fail_msg("%s: %s", want, err.text);
+            }
+        }
+}
+
 static void minus_zero_is_a_zero_centroid(void **state)
 {
     uint8_t row[64] = {0, 0x80, 0, 0x80};
@@ -266,6 +285,7 @@ int main(void)
         cmocka_unit_test(too_many_sections_are_refused_without_reading_them),
         cmocka_unit_test(each_array_is_judged_and_the_first_offender_named),
         cmocka_unit_test(a_bad_value_is_found_wherever_it_stands_and_no_good_one_is_taken_for_it),
+        cmocka_unit_test(a_bad_half_byte_is_found_wherever_it_stands),
         cmocka_unit_test(minus_zero_is_a_zero_centroid),
         cmocka_unit_test(each_fact_of_the_header_is_judged),
         cmocka_unit_test(a_compressed_section_that_lies_about_its_size_is_not_inflated),

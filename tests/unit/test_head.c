@@ -30,8 +30,8 @@ typedef struct world {
     shape is;
     uint32_t cap, *permutation, hot[9], always[3], dead[8];
     uint8_t *is_dead;
-    float *rows, *bias, *centroid_scales, *token_scales;
-    void *centroids, *tokens, *exact;
+    float *rows, *bias;
+    void *centroid_scales, *token_scales, *centroids, *tokens, *exact;
     fh_head_parts parts;
     fh_head *head;
 } world;
@@ -81,7 +81,7 @@ static void world_open(world *w, shape is)
     size_t cs = fh_enc_stride(is.centroids, is.d), ts = fh_enc_stride(is.tokens, is.d), es = fh_enc_stride(is.exact, is.d);
     fh_rows c = {centroids, FH_F32, is.k, is.d, is.d * 4}, r = {w->rows, FH_F32, is.v, is.d, is.d * 4};
     w->centroids = fh_aligned(is.k * cs), w->tokens = fh_aligned(slots * ts), w->exact = fh_aligned(slots * es);
-    w->centroid_scales = malloc(is.k * sizeof(float)), w->token_scales = malloc(slots * sizeof(float));
+    w->centroid_scales = malloc(is.k * fh_scale_bytes(is.centroids, is.d) + 1), w->token_scales = malloc(slots * fh_scale_bytes(is.tokens, is.d) + 1);
     assert_int_equal(fh_encode_rows(is.centroids, &c, NULL, is.k, NULL, NULL, w->centroids, w->centroid_scales, NULL, &err), FH_OK);
     assert_int_equal(fh_encode_rows(is.tokens, &r, w->permutation, slots, NULL, NULL, w->tokens, w->token_scales, NULL, &err), FH_OK);
     if (is.exact != FH_I8) assert_int_equal(fh_encode_rows(is.exact, &r, w->permutation, slots, NULL, NULL, w->exact, NULL, NULL, &err),
@@ -89,8 +89,8 @@ static void world_open(world *w, shape is)
     free(centroids);
     w->parts = (fh_head_parts){
         .vocab = is.v, .hidden = is.d, .clusters = is.k, .cap = w->cap, .probes = is.k > 3 ? 3 : 1,
-        .centroids = {w->centroids, is.centroids, is.k, is.d, cs}, .centroid_scales = is.centroids == FH_I8 ? w->centroid_scales : NULL,
-        .tokens = {w->tokens, is.tokens, slots, is.d, ts}, .token_scales = is.tokens == FH_I8 ? w->token_scales : NULL,
+        .centroids = {w->centroids, is.centroids, is.k, is.d, cs}, .centroid_scales = fh_dtype_is_integer(is.centroids) ? w->centroid_scales : NULL,
+        .tokens = {w->tokens, is.tokens, slots, is.d, ts}, .token_scales = fh_dtype_is_integer(is.tokens) ? w->token_scales : NULL,
         .permutation = w->permutation, .dead = w->dead, .n_dead = n_dead, .bias = w->bias, .softcap = is.softcap,
         .hot = w->hot, .n_hot = n_hot, .always = w->always, .n_always = n_always};
     if (is.exact != FH_I8) w->parts.exact = (fh_rows){w->exact, is.exact, slots, is.d, es}, w->parts.rerank = is.rerank;
@@ -116,10 +116,10 @@ static int better_first(const void *a, const void *b)
 }
 
 /* One dot product as the encodings are defined. */
-static float define_dot(const fh_rows *rows, const float *scales, size_t r, const float *x)
+static float define_dot(const fh_rows *rows, const void *scales, size_t r, const float *x)
 {
     size_t d = rows->cols;
-    if (rows->dtype != FH_I8) {
+    if (!fh_dtype_is_integer(rows->dtype)) {
         float lane[16] = {0}, *row = malloc(d * sizeof *row);
         fh_to_f32(row, rows->dtype, fh_row(rows, r), d);
         for (size_t i = 0; i < fh_round_up(d, 16); i++) lane[i % 16] = fmaf(i < d ? row[i] : 0, i < d ? x[i] : 0, lane[i % 16]);
@@ -132,11 +132,25 @@ static float define_dot(const fh_rows *rows, const float *scales, size_t r, cons
     for (size_t i = 0; i < d; i++) max = fmax(max, (double)fabsf(x[i]));
     int64_t total = 0;
     const int8_t *q = fh_row(rows, r);
+    if (rows->dtype == FH_I4) {
+        float lane[32] = {0};
+        for (size_t i = 0; i < d; i += 4) {
+            int32_t four = 0;
+            for (size_t j = i; j < fh_min(i + 4, d) && max > 0; j++) {
+                int bits = (uint8_t)q[j / 128 * 64 + j % 64] >> (j % 128 < 64 ? 0 : 4) & 15;
+                four += (bits > 7 ? bits - 16 : bits) * (int32_t)nearbyint((double)x[j] * (32639 / max));
+            }
+            lane[i / 4 % 32] = fmaf((float)four, fh_scale_at(FH_I4, scales, r * ((d + 31) / 32) + i / 32), lane[i / 4 % 32]);
+        }
+        for (int half = 16; half; half /= 2)
+            for (int j = 0; j < half; j++) lane[j] += lane[j + half];
+        return (float)((double)lane[0] * (max / 32639)) + 0.0f;
+    }
     for (size_t i = 0; i < d && max > 0; i++) total += q[i] * (int64_t)nearbyint((double)x[i] * (32639 / max));
-    return (float)((double)total * (double)scales[r] * (max / 32639)) + 0.0f;
+    return (float)((double)total * (double)((const float *)scales)[r] * (max / 32639)) + 0.0f;
 }
 
-static float define_logit(const world *w, const fh_rows *rows, const float *scales, size_t slot, const float *x)
+static float define_logit(const world *w, const fh_rows *rows, const void *scales, size_t slot, const float *x)
 {
     float y = define_dot(rows, scales, slot, x);
     if (w->bias) y += w->bias[w->permutation[slot]];
@@ -340,6 +354,9 @@ static const shape shapes[] = {
     {700, 64, 20, FH_BF16, FH_I8, FH_F32, .bias = true, .ties = true, .hot = true},
     {5000, 8, 40, FH_I8, FH_BF16, FH_BF16, .hot = true, .dead = true},
     {2, 3, 2, FH_F32, FH_F32, FH_F32, .hot = false},
+    {400, 70, 21, FH_I4, FH_I4, FH_BF16, .hot = true, .dead = true, .rerank = 5},
+    {150, 33, 9, FH_I4, FH_F32, FH_I8, .bias = true, .ties = true},
+    {260, 200, 7, FH_BF16, FH_I4, FH_F32, .hot = true},
     {500, 40, 25, FH_I8, FH_I8, FH_BF16, .hot = true, .dead = true, .rerank = 16},
     {300, 9, 20, FH_F32, FH_I8, FH_F32, .bias = true, .ties = true, .rerank = 3},
     {200, 33, 12, FH_I8, FH_BF16, FH_F32, .hot = true, .softcap = 2, .rerank = 1},

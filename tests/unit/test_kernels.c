@@ -98,6 +98,61 @@ static void every_table_gives_the_bits_of_the_definition(void **state)
         for (size_t m = 1; m <= 9; m++) compare(t, 64, m, 77, 77 * 4, 0);
 }
 
+/* int4 rows at odd addresses, scales at any even one, `m` states: every table against the definition, and that against a sum in double. */
+static void compare_groups(size_t n, size_t m, size_t d, int kind)
+{
+    size_t stride = fh_row_bytes(FH_I4, d) + 3, each = fh_scale_bytes(FH_I4, d);
+    uint8_t *data = malloc(n * stride + 1), *scales = malloc(n * each);
+    float *x = malloc(m * d * sizeof *x), *want = malloc(n * m * sizeof *want), *got = malloc(n * m * sizeof *got);
+    void *room = fh_aligned(m * fh_state_bytes(d));
+    fh_state *states = malloc(m * sizeof *states);
+    const fh_state **all = malloc(m * sizeof *all);
+    const void **rows = calloc(n + 1, sizeof *rows), **groups = calloc(n + 1, sizeof *groups);
+    for (size_t i = 0; i < n * stride + 1; i++) data[i] = kind == 3 ? (fh_rng_below(&rng, 2) ? 0x77 : 0x88) : (uint8_t)fh_rng_u64(&rng);
+    for (size_t i = 0; i < n * each / 2; i++) {
+        uint16_t h = fh_f32_to_bf16((float)ldexp(1 + fh_rng_double(&rng), (int)fh_rng_below(&rng, 20) - 15));
+        memcpy(scales + 2 * i, &h, 2);
+    }
+    for (size_t r = 0; r < n; r++) {
+        rows[r] = data + 1 + r * stride, groups[r] = scales + r * each;
+        for (size_t i = d; i % FH_LINE_VALUES; i++) data[1 + r * stride + i / 128 * 64 + i % 64] &= i % 128 < 64 ? 0xf0 : 0x0f;
+    }
+    for (size_t s = 0; s < m; s++) {
+        for (size_t i = 0; i < d; i++) x[s * d + i] = number(kind);
+        fh_state_quantize(&states[s], x + s * d, d, (uint8_t *)room + s * fh_state_bytes(d));
+        all[s] = &states[s];
+    }
+    fh_dot_i4_ref(rows, groups, n, d, all, m, want, n);
+    for (size_t s = 0; s < m; s++)
+        for (size_t r = 0; r < n; r++) {
+            double sum = 0, size = 0;
+            for (size_t i = 0; i < d; i++) {
+                uint16_t h;
+                int bits = data[1 + r * stride + i / 128 * 64 + i % 64] >> (i % 128 < 64 ? 0 : 4) & 15;
+                memcpy(&h, scales + r * each + i / 32 * 2, 2);
+                double term = (bits > 7 ? bits - 16 : bits) * (double)fh_bf16_to_f32(h) * states[s].q[i] * states[s].scale;
+                sum += term, size += fabs(term);
+            }
+            if (!(fabs((double)want[s * n + r] - sum) <= size * 1e-5 + 1e-45)) fail_msg("d %zu: %g, not %g", d, (double)want[s * n + r], sum);
+        }
+    const fh_kernels *k;
+    for (size_t i = 0; (k = fh_kernels_at(i)) != NULL; i++) {
+        memset(got, 0xee, n * m * sizeof *got);
+        fh_kernels_groups(k)(rows, groups, n, d, all, m, got, n);
+        for (size_t j = 0; j < n * m; j++)
+            if (!same_bits(want[j], got[j])) fail_msg("%s%s, int4, n %zu, m %zu, d %zu, kind %d: result %zu is %a, not %a", k->name, k->variant, n, m, d,
+                                                      kind, j, (double)got[j], (double)want[j]);
+    }
+    free(data), free(scales), free(x), free(want), free(got), free(states), free(rows), free(groups), fh_free(room), free(all);
+}
+
+static void every_table_gives_the_bits_of_the_definition_for_int4(void **state)
+{
+    for (size_t d = 1; d <= 300; d++) compare_groups(1 + fh_rng_below(&rng, 19), 1 + fh_rng_below(&rng, 6), d, d % 6 == 5 ? 2 : (int)(d % 6));
+    for (size_t m = 1; m <= 5; m++) compare_groups(64, m, 576, 0);
+    compare_groups(3, 3, 65536 + 33, 3);
+}
+
 static void long_rows_of_extremes_do_not_overflow(void **state)
 {
     static const size_t lengths[] = {4095, 4097, 8192, 8193 + 16, 65535, 65536, 65537, 200000};
@@ -152,6 +207,20 @@ static void nothing_past_a_row_is_read(void **state)
             for (size_t i = 0; (k = fh_kernels_at(i)) != NULL; i++) k->dot[t](rows, scales, n, d, &each, 1, out, n);
             fh_free(room);
         }
+    for (size_t d = 1; d <= 300; d++) { /* int4: rows of whole lines, scales that end where memory does */
+        size_t bytes = fh_row_bytes(FH_I4, d), each = fh_scale_bytes(FH_I4, d);
+        float x[300], out;
+        fh_state s;
+        const fh_state *one = &s;
+        void *room = fh_aligned(fh_state_bytes(d));
+        const void *rows[] = {map + page - bytes, map + 3 * page}, *groups[] = {map + 3 * page - each, map + 3 * page};
+        memset(map + page - bytes, 0x11, bytes), memset(map + 3 * page - each, 0x3f, each);
+        for (size_t i = 0; i < d; i++) x[i] = number(0);
+        fh_state_quantize(&s, x, d, room);
+        const fh_kernels *k;
+        for (size_t i = 0; (k = fh_kernels_at(i)) != NULL; i++) fh_kernels_groups(k)(rows, groups, 1, d, &one, 1, &out, 1);
+        fh_free(room);
+    }
     munmap(map, 4 * page);
 }
 
@@ -258,6 +327,7 @@ int main(void)
     fh_rng_seed(&rng, 7, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_table_gives_the_bits_of_the_definition),
+        cmocka_unit_test(every_table_gives_the_bits_of_the_definition_for_int4),
         cmocka_unit_test(long_rows_of_extremes_do_not_overflow),
         cmocka_unit_test(nothing_past_a_row_is_read),
         cmocka_unit_test(a_state_keeps_fifteen_bits),
