@@ -44,7 +44,7 @@ typedef struct fh_stage_calibrate_params { fh_text_params text; fh_calibrate_par
 fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);
 
 typedef struct fh_stage_pack_params { const char *output; bool no_clobber, head_only, exact; uint32_t probes; /* 0: calibrated, else K/16 */
-    int64_t rerank; /* -1: calibrated, else FH_RERANK; where the exact rows are not stored beside encoded ones none */ } fh_stage_pack_params;
+    int64_t rerank; /* -1: calibrated, else 16, 32 for int4; where the exact rows are not stored beside encoded ones none */ } fh_stage_pack_params;
 /* What is read is not written over: FH_EIO when `output` is there and is the file `input`, or lies in the directory `input` under whatever
  * name that does not end in .fhead. */
 fh_status fh_keep_input(const char *output, const char *input, fh_err *err);

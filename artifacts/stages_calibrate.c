@@ -259,7 +259,7 @@ fh_json *fh_calibrate_record_params(const fh_calibrate_params *p)
     fh_json_add_double(j, "confidence", p->confidence);
     fh_json_add_u64(j, "containment_k", p->containment_k);
     fh_json_add_i64(j, "hot", p->hot);
-    fh_json_add_u64(j, "rerank", p->rerank);
+    fh_json_add_i64(j, "rerank", p->rerank);
     fh_json_add_double(j, "max_cost", p->max_cost);
     return j;
 }
@@ -321,7 +321,7 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     if (!(path = fh_work_path(e->work, file))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_states_load(&s, path, err)) < 0 || (rc = fh_parted_load(&parted, e, &f, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
     if (s.d != f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, s.d, f.head.cols); goto out; }
-    m.q = &q, m.f = &f, m.rerank = q.parts.tokens_exact ? 0 : p->how.rerank;
+    m.q = &q, m.f = &f, m.rerank = q.parts.tokens_exact ? 0 : p->how.rerank >= 0 ? (uint32_t)p->how.rerank : fh_rerank_default(q.parts.tokens.dtype);
 
     /* Routing: the one that was asked for, else whatever costs least on part A. */
     bool asked = false;

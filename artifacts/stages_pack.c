@@ -69,13 +69,13 @@ out:
 }
 
 /* How many rows are scored again: as asked, as calibrated, or the default; none where the file has nothing to score them from or no need to. */
-static fh_status choose_rerank(uint32_t *out, int64_t asked, bool stored, bool needless, const fh_json *promise, fh_stage_env *e, fh_err *err)
+static fh_status choose_rerank(uint32_t *out, int64_t asked, bool stored, const fh_rows *tokens, bool needless, const fh_json *promise, fh_stage_env *e, fh_err *err)
 {
     uint64_t measured;
     bool known = promise && fh_json_u64(fh_json_get(promise, "rerank"), &measured) && measured <= FH_MAX_RERANK;
     *out = 0;
     if (asked > 0 && !stored && !needless) return fh_fail(err, FH_EUSAGE, "--rerank %lld: needs the exact rows in the artifact: give --exact, or leave --rerank out", (long long)asked);
-    if (stored) *out = asked >= 0 ? (uint32_t)asked : known ? (uint32_t)measured : FH_RERANK;
+    if (stored) *out = asked >= 0 ? (uint32_t)asked : known ? (uint32_t)measured : fh_rerank_default(tokens->dtype);
     if (known && measured != *out) fh_job_say(e->job, FH_WARN, "the calibration's agreement and bytes are of %llu rows scored again, the artifact's are %u: what it promises is not touched", (unsigned long long)measured, *out);
     return FH_OK;
 }
@@ -131,7 +131,7 @@ fh_status fh_stage_pack(fh_stage_env *e, const fh_stage_pack_params *p, fh_json 
                           .tokenizer_size = f.tokenizer_size, .head = head, .routing = q.routing, .calibration = promise, .provenance = provenance};
     if (!p->head_only && (rc = fill_bundle(&b, in, e, &f, err)) < 0) goto out;
     if (in->body || p->exact) in->exact = f.head;
-    if ((rc = choose_rerank(&head->rerank, p->rerank, in->exact.data && !head->tokens_exact, head->tokens_exact, promise, e, err)) < 0) goto out;
+    if ((rc = choose_rerank(&head->rerank, p->rerank, in->exact.data && !head->tokens_exact, &head->tokens, head->tokens_exact, promise, e, err)) < 0) goto out;
     fh_pack_report said;
     if ((rc = fh_pack(&pack, e->job, &said, err)) < 0) goto out;
     if ((rc = fh_fhead_open(&made, p->output, err)) < 0 || (rc = fh_artifact_info(made, report, err)) < 0) goto out;

@@ -112,7 +112,7 @@ typedef struct fh_calibrate_params {
     double target, confidence, max_cost;  /* containment; 0.95; share of the dense head's bytes, 0.5 */
     uint32_t containment_k;               /* 1..FH_MAX_TOP */
     int64_t hot;                          /* tokens in the hot list; -1: chosen on A */
-    uint32_t rerank;                      /* rows scored again from the checkpoint's, where the encoded ones are not these already */
+    int64_t rerank;                       /* rows scored again from the checkpoint's, where the encoded ones are not these already; -1: by their encoding */
 } fh_calibrate_params;
 typedef struct fh_calibration {
     uint32_t probes;

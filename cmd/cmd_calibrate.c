@@ -10,7 +10,7 @@ fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, cons
 {
     *out = (fh_calibrate_params){.target = a->target.set ? a->target.v : 0.99, .confidence = a->confidence.set ? a->confidence.v : 0.95,
                                  .max_cost = a->max_cost.set ? a->max_cost.v : 0.5, .containment_k = a->containment_k.set ? (uint32_t)a->containment_k.v : 1, .hot = -1,
-                                 .rerank = a->rerank.set ? (uint32_t)a->rerank.v : FH_RERANK};
+                                 .rerank = a->rerank.set ? (int64_t)a->rerank.v : -1};
     if (!a->hot.set || !strcmp(a->hot.v, "auto")) return FH_OK;
     size_t n = strlen(a->hot.v);
     if (!n || n > 6 || strspn(a->hot.v, "0123456789") != n) return fh_fail(err, FH_EUSAGE, "%s: --hot: '%.60s' is neither auto nor a whole number from 0 to 999999", command, a->hot.v);

@@ -4,7 +4,7 @@ typedef struct args { fh_common common; fh_str output; fh_uint probes, rerank; b
 static const fh_opt options[] = {
     {"-o", FH_OPT_STR, offsetof(args, output), "FILE", "the artifact to write", 0, 0, NULL},
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed by default (default: as calibrated, else K/16)", 1, 1e9, NULL},
-    {"rerank", FH_OPT_UINT, offsetof(args, rerank), "N", "best rows scored again from the exact ones (default: as calibrated, else 16; 0: none)", 0, FH_MAX_RERANK, NULL},
+    {"rerank", FH_OPT_UINT, offsetof(args, rerank), "N", "best rows scored again from the exact ones (default: as calibrated, else 16, for int4 32; 0: none)", 0, FH_MAX_RERANK, NULL},
     {"head-only", FH_OPT_FLAG, offsetof(args, head_only), NULL, "leave out body and tokenizer", 0, 0, NULL},
     {"exact", FH_OPT_FLAG, offsetof(args, exact), NULL, "with --head-only: keep the rows in the checkpoint's dtype too", 0, 0, NULL},
     {"no-clobber", FH_OPT_FLAG, offsetof(args, no_clobber), NULL, "refuse to replace a file that exists", 0, 0, NULL},

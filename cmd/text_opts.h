@@ -23,7 +23,7 @@ typedef struct fh_promise_args { fh_num target, confidence, max_cost; fh_uint co
     {"containment-k", FH_OPT_UINT, (base) + offsetof(fh_promise_args, containment_k), "N", "of the dense head's best N tokens (default 1)", 1, FH_MAX_TOP, NULL}, \
     {"confidence", FH_OPT_NUM, (base) + offsetof(fh_promise_args, confidence), "X", "with which it is promised (default 0.95)", 0.5, 0.999999, NULL}, \
     {"hot", FH_OPT_STR, (base) + offsetof(fh_promise_args, hot), "N|auto", "tokens scored on every step (default auto)", 0, 0, NULL}, \
-    {"rerank", FH_OPT_UINT, (base) + offsetof(fh_promise_args, rerank), "N", "best rows scored again from the exact ones (default 16; 0: none)", 0, FH_MAX_RERANK, NULL}, \
+    {"rerank", FH_OPT_UINT, (base) + offsetof(fh_promise_args, rerank), "N", "best rows scored again from the exact ones (default 16, for int4 32; 0: none)", 0, FH_MAX_RERANK, NULL}, \
     {"max-cost", FH_OPT_NUM, (base) + offsetof(fh_promise_args, max_cost), "X", "share of the dense head's bytes that a setting may read (default 0.5)", 0.001, 10, NULL}
 fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, const char *command, fh_err *err);
 

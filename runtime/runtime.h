@@ -25,7 +25,6 @@ typedef struct fh_head_parts {
     const uint32_t *always; size_t n_always;
 } fh_head_parts;
 #define FH_NO_TOKEN UINT32_MAX
-enum { FH_RERANK = 16 }; /* R where nobody says otherwise (docs/decisions/0006) */
 fh_status fh_head_from_parts(fh_head **out, const fh_head_parts *parts, const char *name, fh_err *err);
 const fh_head_parts *fh_head_get_parts(const fh_head *head);
 const uint32_t *fh_head_slots(const fh_head *head);          /* [V] token id -> slot; slot / cap is its cluster */

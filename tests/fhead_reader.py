@@ -76,10 +76,13 @@ def read_header(b):
 
 
 def encoding(e, rows, d, model=None):
-    must(type(e) is dict and e.get('encoding') in SIZE and (e.get('layout'), e.get('transform'), e.get('group')) == ('rows', 'none', d),
-         f'encoding {e}')
+    must(type(e) is dict and (e.get('layout'), e.get('transform')) == ('rows', 'none'), f'encoding {e}')
+    if e.get('encoding') == 'int4':
+        must(e.get('group') == 32 and e.get('stride') == up(d, 128) // 2, f'encoding {e}')
+        return dict(rows=rows, type='int4', stride=e['stride'], used=e['stride'], scales=2 * (up(d, 32) // 32))
+    must(e.get('encoding') in SIZE and e.get('group') == d, f'encoding {e}')
     must(e.get('stride') == up(d * SIZE[e['encoding']], 64), 'stride')
-    return dict(rows=rows, type=e['encoding'], stride=e['stride'], used=d * SIZE[e['encoding']])
+    return dict(rows=rows, type=e['encoding'], stride=e['stride'], used=d * SIZE[e['encoding']], scales=4 * (e['encoding'] == 'int8'))
 
 
 def read_head(b, header, sections):                                                                         # 7, 8, 9
@@ -103,8 +106,8 @@ def read_head(b, header, sections):                                             
     again = h.get('rerank', 0)
     must(whole(again, 0, 65536) and (not again or 'exact' in h), 'rerank')
     want = {n: r['rows'] * r['stride'] for n, r in rows.items()} | {'head.permutation': 4 * slots}
-    if rows['head.centroids']['type'] == 'int8': want['head.centroid_scales'] = 4 * K
-    if rows['head.tokens']['type'] == 'int8': want['head.token_scales'] = 4 * slots
+    for name, of in (('head.centroids', 'head.centroid_scales'), ('head.tokens', 'head.token_scales')):
+        if rows[name]['scales']: want[of] = rows[name]['scales'] * rows[name]['rows']
     if 'head.bias' in sections: want['head.bias'] = 4 * V
     there = {n for n in sections if n in KNOWN and n.startswith('head.')}
     must(there == set(want) | {'head.dead'}, f"sections {sorted(there ^ (set(want) | {'head.dead'}))}")
@@ -124,13 +127,18 @@ def read_head(b, header, sections):                                             
     must(all(t < V for t in dead) and dead == sorted(set(dead)), 'dead')
     for key in ('hot', 'always'):
         must(type(h[key]) is list and all(whole(t, 0, V - 1) for t in h[key]) and len(set(h[key])) == len(h[key]), key)
-    for name in ('head.centroid_scales', 'head.token_scales'):
-        must(all(math.isfinite(x) and x > 0 for x in values(name, 'f')), name)
+    def scales(name, of):
+        if rows[of]['type'] != 'int4': return values(name, 'f')
+        s = sections[name]
+        return [struct.unpack('<f', b'\0\0' + b[i:i + 2])[0] for i in range(s['offset'], s['offset'] + s['bytes'], 2)]
+
+    token_scales = scales('head.token_scales', 'head.tokens')
+    for x in scales('head.centroid_scales', 'head.centroids') + token_scales: must(math.isfinite(x) and x > 0, f'scale {x}')
     must(all(map(math.isfinite, values('head.bias', 'f'))), 'bias')
-    return rows, perm, values('head.token_scales', 'f')
+    return rows, perm, token_scales
 
 
-def verify(b, sections, rows, perm, token_scales):                                                          # 10, 11, 12
+def verify(b, sections, rows, perm, token_scales, d):                                                          # 10, 11, 12
     for name, s in sections.items():
         stored = b[s['offset']:s['offset'] + s['bytes']]
         must(not any(b[s['gap']:s['offset']]), f'{name}: padding before it')
@@ -141,14 +149,18 @@ def verify(b, sections, rows, perm, token_scales):                              
     for name, r in rows.items():
         for i in range(r['rows']):
             row = b[sections[name]['offset'] + i * r['stride']:][:r['stride']]
-            values = array.array({'f32': 'I', 'bf16': 'H', 'f16': 'H', 'int8': 'B'}[r['type']], row[:r['used']])
+            values = array.array({'f32': 'I', 'bf16': 'H', 'f16': 'H', 'int8': 'B', 'int4': 'B'}[r['type']], row[:r['used']])
+            if r['type'] == 'int4':
+                values = [row[i // 128 * 64 + i % 64] >> (0 if i % 128 < 64 else 4) & 15 for i in range(up(d, 128))]
+                must(not any(values[d:]) and 8 not in values, f'{name}: row {i}: padding or value')
             empty = name != 'head.centroids' and perm[i] == EMPTY
             must(not any(row[0 if empty else r['used']:]), f'{name}: row {i}: padding')
-            must(not (empty and token_scales and token_scales[i] != 1), f'token_scales: empty slot {i}')
+            each = len(token_scales) // len(perm)
+            must(not (empty and any(x != 1 for x in token_scales[i * each:(i + 1) * each])), f'token_scales: empty slot {i}')
             exponent = {'f32': 0x7f800000, 'bf16': 0x7f80, 'f16': 0x7c00}.get(r['type'])
-            must(all(v & exponent != exponent for v in values) if exponent else 0x80 not in values, f'{name}: row {i}: value')
-            sign = {'f32': 1 << 31, 'bf16': 1 << 15, 'f16': 1 << 15, 'int8': 0}[r['type']]
-            must(name != 'head.centroids' or any(v & ~sign for v in values), f'{name}: row {i} is zero')
+            must(all(v & exponent != exponent for v in values) if exponent else r['type'] == 'int4' or 0x80 not in values, f'{name}: row {i}: value')
+            sign = {'f32': 1 << 31, 'bf16': 1 << 15, 'f16': 1 << 15, 'int8': 0, 'int4': 0}[r['type']]
+            must(name != 'head.centroids' or r['type'] == 'int4' or any(v & ~sign for v in values), f'{name}: row {i} is zero')
 
 
 def read(b, whole_file):
@@ -157,7 +169,7 @@ def read(b, whole_file):
         rows, perm, scales = read_head(b, header, sections)
     except (KeyError, TypeError, AttributeError) as e:
         raise Bad(f'JSON header: {e!r}')
-    if whole_file: verify(b, sections, rows, perm, scales)
+    if whole_file: verify(b, sections, rows, perm, scales, header['model']['hidden'])
     m, h = header['model'], header['head']
     return dict(format='%d.%d' % struct.unpack_from('<HH', b, 8), vocab=m['vocab'], hidden=m['hidden'], k=h['k'], cap=h['cap'],
                 probes=h['probes'], hot=len(h['hot']), centroids=h['centroids']['encoding'], tokens=h['tokens']['encoding'], rerank=h.get('rerank', 0),

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/fhead-1.0/: small .fhead files, sound and broken, from docs/fhead-format.md alone (standard library; the `zstd`
+"""Makes tests/golden/fhead-1.0/ and fhead-1.1/: small .fhead files, sound and broken, from docs/fhead-format.md alone (standard library; the `zstd`
 program for the compressed one).  expected.json says of each at which stage a reader stops, with which status and which words.
 
     python3 tests/golden/make_fhead.py [DIRECTORY]
 """
 import copy, hashlib, json, os, struct, subprocess, sys
 
-OUT = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), 'fhead-1.0')
+TOP = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
+OUT = os.path.join(TOP, 'fhead-1.0')
 V, D, K, CAP, EMPTY = 7, 3, 2, 4, 0xFFFFFFFF
 PERM = [1, 4, 5, 6, 0, 2, 3, EMPTY]
 ROWS = {t: [0.5 * t + 0.25, -1.0 * t, 0.125 * (t - 3)] for t in range(V)}
@@ -112,9 +113,18 @@ def values(name, rows, at, value):
     return build(HEADER, replaced(name, f32_rows(flat)))
 
 
-os.makedirs(OUT, exist_ok=True)
-for old in os.listdir(OUT):
-    if old.endswith('.fhead'): os.remove(os.path.join(OUT, old))
+def begin():
+    os.makedirs(OUT, exist_ok=True)
+    for old in os.listdir(OUT):
+        if old.endswith('.fhead'): os.remove(os.path.join(OUT, old))
+
+
+def finish():
+    with open(os.path.join(OUT, 'expected.json'), 'w') as f: f.write('[\n' + ',\n'.join(json.dumps(e) for e in expected) + '\n]\n')
+    expected.clear()
+
+
+begin()
 good = build(HEADER, SECTIONS)
 table = struct.unpack_from('<Q', good, 24)[0]
 
@@ -203,4 +213,69 @@ for name, stored, said, word in (('longer-than-said', frame, len(tokenizer) - 1,
                                  ('two-frames', frame * 2, len(tokenizer), 'frame'),
                                  ('damaged', frame[:12] + b'\xff' * (len(frame) - 12), len(tokenizer), 'body.tokenizer')):
     case('zstd-' + name, build(h, SECTIONS + [(*packed[:3], stored)], raw_bytes={'body.tokenizer': said}), 'verify', 'FH_EFORMAT', word)
-with open(os.path.join(OUT, 'expected.json'), 'w') as f: f.write('[\n' + ',\n'.join(json.dumps(e) for e in expected) + '\n]\n')
+finish()
+
+# 1.1: int4 rows (two lines each, the last group short) and candidates that are scored again
+OUT, D = os.path.join(TOP, 'fhead-1.1'), 130
+
+
+def value4(r, i):  # what is stored: -7 to 7
+    return (7 * i + 3 * r) % 15 - 7
+
+
+def scale4(r, g):
+    return 2.0 ** (g - r - 3)
+
+
+def int4_row(q):
+    row = bytearray(128)
+    for i, v in enumerate(q): row[i // 128 * 64 + i % 64] |= (v & 15) << (0 if i % 128 < 64 else 4)
+    return bytes(row)
+
+
+def int4(rows, scales):  # bf16 is the upper half of a float32, and these scales are exact in it
+    return b''.join(map(int4_row, rows)), b''.join(struct.pack('<f', x)[2:] for s in scales for x in s)
+
+
+begin()
+quarter = [[value4(t, i) * scale4(t, i // 32) for i in range(D)] for t in range(V)]  # the checkpoint's rows: a little more than what int4 keeps
+exact = [[x + 0.25 * scale4(t, i // 32) for i, x in enumerate(quarter[t])] for t in range(V)]
+c4, cs = int4([[value4(c + 9, i) for i in range(D)] for c in range(K)], [[scale4(c, g) for g in range(5)] for c in range(K)])
+t4, ts = int4([[0] * D if t == EMPTY else [value4(t, i) for i in range(D)] for t in PERM], [[1.0] * 5 if t == EMPTY else [scale4(t, g) for g in range(5)] for t in PERM])
+e32 = b''.join(bytes(576) if t == EMPTY else struct.pack('<130f', *exact[t]) + bytes(56) for t in PERM)
+encoding4 = dict(encoding='int4', group=32, stride=128, layout='rows', transform='none')
+H4 = copy.deepcopy(HEADER)
+H4['model']['hidden'] = D
+H4['head'] |= dict(centroids=encoding4, tokens=encoding4, exact=dict(encoding='f32', group=D, stride=576, layout='rows', transform='none'), rerank=2)
+S4 = [SECTIONS[0], ('head.dead', 0, 1, b''), ('head.centroid_scales', 0, 1, cs), ('head.token_scales', 0, 1, ts), ('head.centroids', 0, 1, c4),
+      ('head.tokens', 0, 1, t4), ('head.exact', 0, 1, e32)]
+
+
+def case4(name, *verdict, data={}, **head):
+    h = copy.deepcopy(H4)
+    for key, v in head.items():
+        if key in ('centroids', 'tokens'): h['head'][key] |= v
+        elif v is None: del h['head'][key]
+        else: h['head'][key] = v
+    case(name, build(h, [(n, c, f, data.get(n, d)) for n, c, f, d in S4 if data.get(n, d) is not None], version=(1, 1)), *verdict)
+
+
+case4('ok-int4-rerank')
+case4('ok-int4-rerank-0', rerank=0)
+case4('ok-int4-no-rerank', rerank=None)
+case4('ok-int4-without-exact', exact=None, rerank=None, data={'head.exact': None})
+case4('rerank-without-exact', 'check', 'FH_EFORMAT', '/head/rerank', exact=None, data={'head.exact': None})
+case4('rerank-too-many', 'check', 'FH_EFORMAT', '/head/rerank', rerank=65537)
+case4('rerank-negative', 'check', 'FH_EFORMAT', '/head/rerank', rerank=-1)
+case4('rerank-a-float', 'check', 'FH_EFORMAT', '/head/rerank', rerank=2.0)
+case4('int4-group', 'check', 'FH_EUNSUPPORTED', 'group 130', tokens={'group': D})
+case4('int4-stride', 'check', 'FH_EFORMAT', 'stride', tokens={'stride': 64})
+case4('int4-scales-short', 'check', 'FH_ECHECK', 'head.token_scales', data={'head.token_scales': ts[:-2]})
+case4('int4-scales-missing', 'check', 'FH_EFORMAT', 'head.centroid_scales', data={'head.centroid_scales': None})
+case4('int4-scale-zero', 'check', 'FH_ECHECK', 'head.token_scales: the scale of row 2', data={'head.token_scales': put(ts, 2 * 5 * 2 + 4, '<H', 0)})
+case4('int4-scale-infinite', 'check', 'FH_ECHECK', 'head.centroid_scales: the scale of row 1', data={'head.centroid_scales': put(cs, 5 * 2, '<H', 0x7f80)})
+case4('int4-minus-8', 'verify', 'FH_ECHECK', 'row 1 (token 4): value 64 is -8', data={'head.tokens': put(t4, 128, '<B', t4[128] & 15 | 0x80)})
+case4('int4-half-byte-padding', 'verify', 'FH_EFORMAT', 'row 1', data={'head.tokens': put(t4, 128 + 66, '<B', 1)})
+case4('int4-high-half-padding', 'verify', 'FH_EFORMAT', 'row 1', data={'head.tokens': put(t4, 128 + 64, '<B', t4[128 + 64] | 0x10)})
+case4('int4-empty-slot-scale', 'verify', 'FH_ECHECK', 'empty slot 7', data={'head.token_scales': put(ts, 7 * 5 * 2 + 8, '<H', 0x4000)})
+finish()

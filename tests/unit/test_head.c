@@ -758,6 +758,41 @@ static void a_golden_file_opens_and_answers(void **state)
     fh_head_close(h);
 }
 
+/* Rows of int4 a quarter step below the checkpoint's: which are read shows in the logits. */
+static void a_golden_file_of_int4_rows_reranks(void **state)
+{
+    enum { V = 7, D = 130 };
+    fh_err err;
+    float x[D], logits[V];
+    uint32_t ids[V];
+    double exact[V], low[V];
+    for (int i = 0; i < D; i++) x[i] = (float)((i * 5) % 11 - 5) / 4;
+    for (int t = 0; t < V; t++) {
+        exact[t] = low[t] = 0;
+        for (int i = 0; i < D; i++) {
+            double scale = ldexp(1, i / 32 - t - 3), q = (7 * i + 3 * t) % 15 - 7;
+            low[t] += q * scale * (double)x[i], exact[t] += (q + 0.25) * scale * (double)x[i];
+        }
+    }
+    for (int again = 0; again < 2; again++) {
+        fh_head *h = NULL;
+        fh_scratch *s;
+        if (fh_head_open(&h, again ? "tests/golden/fhead-1.1/ok-int4-rerank.fhead" : "tests/golden/fhead-1.1/ok-int4-without-exact.fhead", &err) < 0)
+            fail_msg("%s", err.text);
+        assert_string_equal(fh_head_get_info(h)->centroids, "int4");
+        assert_int_equal(fh_head_get_info(h)->rerank, again ? 2 : 0);
+        assert_int_equal(fh_scratch_new(&s, h, 1, NULL), FH_OK);
+        assert_int_equal(fh_head_topk(h, s, x, 1, &(fh_query){.probes = 2}, V, ids, logits, NULL), FH_OK);
+        for (int i = 0; i < V; i++) { /* 2 + 7 - 1 are scored again: all */
+            double want = again ? exact[ids[i]] : low[ids[i]];
+            if (!(fabs((double)logits[i] - want) <= 1e-3 * (fabs(want) + 1e-3))) fail_msg("token %u: %g, not %g", ids[i], (double)logits[i], want);
+            assert_true(i == 0 || logits[i] <= logits[i - 1]);
+        }
+        fh_scratch_free(s);
+        fh_head_close(h);
+    }
+}
+
 static void opening_what_is_no_head_says_so(void **state)
 {
     fh_head *h = NULL;
@@ -832,6 +867,7 @@ int main(void)
         cmocka_unit_test(near_ties_fall_as_in_the_dense_head),
         cmocka_unit_test(exact_rows_by_token_rerank_alike),
         cmocka_unit_test(a_golden_file_opens_and_answers),
+        cmocka_unit_test(a_golden_file_of_int4_rows_reranks),
         cmocka_unit_test(opening_what_is_no_head_says_so),
 #ifdef FH_FAULTS
         cmocka_unit_test(running_out_of_memory_anywhere_is_a_clean_error),
