@@ -80,6 +80,17 @@ grep -q 'are of 16 rows scored again, the artifact.s are 0' notes.txt || die "no
 fails 2 '--rerank 4: needs the exact rows' fh pack -C once -o none.fhead --head-only --rerank 4
 fh pack -q -C once -o again.fhead --head-only --exact --json | grep -q '"rerank":16'
 
+# Four bits: the best 32 are scored again, and so every P is the dense head there too, on any instruction set.
+json $artifact -- build tiny -C four -o four.fhead $promise --rows int4 --centroids int4
+grep -q '"rerank":32,.*"centroids":"int4","tokens":"int4"' report.json || grep -q '"centroids":"int4","tokens":"int4".*"rerank":32' report.json || die "int4: $(cat report.json)"
+fh verify four.fhead | grep -q '^verified  *yes'
+fh query four.fhead --hidden states.safetensors --probes 18 --json > four.json
+sed 's/.*"ids"/"ids"/; s/,"logits".*//' four.json > all.txt
+same all.txt dense.txt
+FH_ISA=ref fh query four.fhead --hidden states.safetensors --probes 18 --json > ref.json
+same four.json ref.json
+fh status -C four | grep -q '^ *calibrate .*current'
+
 # Text and ids, there and back.
 printf '%s\n' '"the king"' '"a\u0000b\n"' '""' > lines.jsonl
 fh tokenize tiny --batch lines.jsonl > ids.jsonl
