@@ -66,11 +66,14 @@ static inline size_t fh_max(size_t a, size_t b) { return a > b ? a : b; }
 void *fh_malloc(size_t n);
 void *fh_calloc(size_t n, size_t size); /* n * size checked */
 void *fh_realloc(void *p, size_t n);
-void *fh_aligned(size_t n);             /* 64-byte aligned, zeroed; n is rounded up to 64 */
+void *fh_aligned(size_t n);             /* 64-byte aligned, zeroed; n is rounded up to 64.  On huge pages from FH_HUGE_FROM on, where offered */
 void fh_free(void *p);
 char *fh_strdup(const char *s);
 char *fh_strndup(const char *s, size_t n);
 char *fh_sprintf(const char *fmt, ...) FH_PRINTF(1, 2); /* NULL when out of memory */
+
+/* What is read in no order costs a walk of the page tables a page: from this size on huge pages are asked for (docs/decisions/0007). */
+enum { FH_HUGE_PAGE = 2 << 20, FH_HUGE_FROM = 2 * FH_HUGE_PAGE };
 
 /* Many small objects that die together. */
 typedef struct fh_arena fh_arena;
@@ -98,7 +101,7 @@ size_t fh_utf8_valid(const char *s, size_t len);
 /* ---- files ----------------------------------------------------------------------------------------------- */
 
 /* A regular file mapped read-only.  Refuses directories, FIFOs and devices at once, without blocking. An empty
- * file has data == NULL and size 0. */
+ * file has data == NULL and size 0.  From FH_HUGE_FROM on it is read from disk in huge pages where the file system can. */
 typedef struct fh_map { const uint8_t *data; size_t size; char *path; } fh_map;
 fh_status fh_map_open(fh_map *out, const char *path, fh_err *err);
 void fh_map_close(fh_map *map); /* accepts a zeroed one */

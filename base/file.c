@@ -25,6 +25,7 @@ fh_status fh_map_open(fh_map *out, const char *path, fh_err *err)
         void *data = mmap(NULL, map.size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED) { rc = fh_fail_errno(err, path, "map", errno); goto out; }
         map.data = data;
+        if (map.size >= FH_HUGE_FROM) (void)madvise(data, map.size, MADV_HUGEPAGE);
     }
     *out = map;
     map.path = NULL;

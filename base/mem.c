@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Zero bytes are asked for as one, so that NULL always and only means that memory ran out. */
 
@@ -30,8 +31,11 @@ void *fh_aligned(size_t n)
     if (fh_fault_hit(FH_FAULT_ALLOC)) return NULL;
     if (n > SIZE_MAX - 63) return NULL;
     n = fh_round_up(n ? n : 1, 64);
-    void *p = aligned_alloc(64, n);
-    if (p) memset(p, 0, n);
+    bool huge = n >= FH_HUGE_FROM;
+    void *p = NULL;
+    if (posix_memalign(&p, huge ? FH_HUGE_PAGE : 64, n)) return NULL;
+    if (huge) (void)madvise(p, n, MADV_HUGEPAGE); /* advice: without it the same bytes, slower */
+    memset(p, 0, n);
     return p;
 }
 

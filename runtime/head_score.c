@@ -61,6 +61,12 @@ typedef struct rows_job {
     float *logits;
 } rows_job;
 
+static uint32_t slot_at(const rows_job *j, size_t at)
+{
+    size_t cap = j->head->parts.cap;
+    return j->ids ? j->head->slot_of[j->ids[at]] : (uint32_t)(j->clusters[at / cap] * cap + at % cap);
+}
+
 static void rows_task(void *ctx, size_t task, unsigned worker)
 {
     const rows_job *j = ctx;
@@ -68,10 +74,8 @@ static void rows_task(void *ctx, size_t task, unsigned worker)
     for (size_t begin = task * j->step, end = fh_min(begin + j->step, j->n); begin < end; begin += RUN) {
         uint32_t slots[RUN];
         size_t n = fh_min(RUN, end - begin);
-        for (size_t i = 0; i < n; i++) {
-            size_t at = begin + i;
-            slots[i] = j->ids ? j->head->slot_of[j->ids[at]] : (uint32_t)((size_t)j->clusters[at / p->cap] * p->cap + at % p->cap);
-        }
+        for (size_t i = 0; i < n; i++) slots[i] = slot_at(j, begin + i);
+        if (begin + n < end) fh_dots_next(&p->tokens, slot_at(j, begin + n));
         fh_dots(j->head->kernels, &p->tokens, p->token_scales, slots, 0, n, &j->state, 1, j->logits + begin, 0);
         for (size_t i = 0; i < n; i++) {
             uint32_t id = p->permutation[slots[i]];

@@ -70,6 +70,12 @@ static void run_extras(const stage2 *t, uint64_t *heaps, size_t begin)
     if (n) score_run(t, heaps, 1, slots, 0, n);
 }
 
+static size_t probed_slot(const stage2 *t, size_t at)
+{
+    size_t cap = t->head->parts.cap;
+    return (size_t)t->list[at / cap] * cap + at % cap;
+}
+
 static void stage2_task(void *ctx, size_t task, unsigned worker)
 {
     const stage2 *t = ctx;
@@ -83,14 +89,16 @@ static void stage2_task(void *ctx, size_t task, unsigned worker)
         n = fh_min(RUN, end - at);
         if (!t->list) {
             score_run(t, heaps, everybody(t), NULL, at, n);
-        } else if (t->m == 1) { /* one state: clusters in a row, whatever their size */
+            continue;
+        }
+        if (t->m > 1) n = fh_min(n, cap - at % cap);
+        if (at + n < end) fh_dots_next(t->rows, probed_slot(t, at + n));
+        if (t->m == 1) { /* one state: clusters in a row, whatever their size */
             uint32_t slots[RUN];
-            for (size_t i = 0; i < n; i++) slots[i] = (uint32_t)((size_t)t->list[(at + i) / cap] * cap + (at + i) % cap);
+            for (size_t i = 0; i < n; i++) slots[i] = (uint32_t)probed_slot(t, at + i);
             score_run(t, heaps, 1, slots, 0, n);
         } else {
-            uint32_t cluster = t->list[at / cap];
-            n = fh_min(n, cap - at % cap);
-            score_run(t, heaps, t->probed[cluster], NULL, (size_t)cluster * cap + at % cap, n);
+            score_run(t, heaps, t->probed[t->list[at / cap]], NULL, probed_slot(t, at), n);
         }
     }
 }

@@ -75,11 +75,17 @@ fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err
 void fh_dots(const fh_kernels *k, const fh_rows *rows, const void *scales, const uint32_t *index, size_t first, size_t n,
              const fh_state *const *states, size_t m, float *out, size_t ldo);
 
-/* From here on only for the tables themselves. */
-
 /* Bytes by which rows are prefetched; past the end of one goes on in the next.  The processor's own prefetch does not follow from one
- * cluster to another, and lags where a row is read faster than it comes. */
-enum { FH_AHEAD = 512 };
+ * cluster to another, and lags where a row is read faster than it comes.  Measured: docs/decisions/0007. */
+enum { FH_AHEAD = 256 };
+/* Bring the first bytes of the row with which the next call of fh_dots begins: a kernel knows nothing past its own rows. */
+static inline void fh_dots_next(const fh_rows *rows, size_t r)
+{
+    uintptr_t p = (uintptr_t)fh_row(rows, r);
+    for (size_t i = 0; i < FH_AHEAD; i += 64) __builtin_prefetch((const char *)(p + i));
+}
+
+/* From here on only for the tables themselves. */
 
 static inline float fh_i8_result(int64_t total, float row_scale, double state_scale)
 {
