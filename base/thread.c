@@ -3,25 +3,34 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdalign.h>
 #include <stdatomic.h>
 
 enum { MAX_THREADS = 256, SPINS = 4000 }; /* 4000 pauses: some 50 us, longer than from one kernel of a decoding step to the next */
 
-/* One run at a time.  A run is published by raising `turn`; each of the other threads takes tasks until none is left and
- * then lowers `busy`; the caller, worker 0, takes tasks too and waits for `busy` to reach 0.  So fn, ctx and tasks are
- * never written while anybody may read them. */
+/* One run at a time.  A run is published to the threads it has tasks for, and to no others, by raising the `turn` of each; they take
+ * tasks until none is left and then lower `busy`; the caller, worker 0, takes tasks too and waits for `busy` to reach 0.  So fn,
+ * ctx and tasks are never written while anybody may read them.  Whoever waits spins for a while and then sleeps. */
 struct fh_pool {
     unsigned threads; /* the caller counted */
     bool spin;        /* not with more threads than CPUs: waiting must not keep a CPU from working */
     pthread_mutex_t run, lock;
-    pthread_cond_t wake, idle;
+    pthread_cond_t idle;
     fh_task fn;
     void *ctx;
     size_t tasks;
     atomic_size_t next;
-    atomic_uint turn, busy, sleeping;
+    atomic_uint busy;
     atomic_bool caller_sleeps, quit;
-    struct worker { fh_pool *pool; unsigned number; pthread_t thread; } worker[MAX_THREADS];
+    struct worker {
+        alignas(64) atomic_uint turn; /* a line of its own: others' turns do not disturb who spins on it */
+        atomic_bool sleeps;
+        fh_pool *pool;
+        unsigned number;
+        pthread_mutex_t lock;
+        pthread_cond_t wake;
+        pthread_t thread;
+    } *worker; /* [threads]; 0 is the caller's and unused */
 };
 
 /* A task that runs a pool's tasks from inside that pool does them itself, under its own number. */
@@ -55,13 +64,13 @@ static void *work(void *arg)
     struct worker *self = arg;
     fh_pool *p = self->pool;
     for (unsigned seen = 0;; seen++) {
-        for (int i = 0; p->spin && i < SPINS && atomic_load(&p->turn) == seen; i++) relax();
-        if (atomic_load(&p->turn) == seen) {
-            pthread_mutex_lock(&p->lock);
-            atomic_fetch_add(&p->sleeping, 1); /* before the last look at turn: who raises it after that look sees a sleeper */
-            while (atomic_load(&p->turn) == seen) pthread_cond_wait(&p->wake, &p->lock);
-            atomic_fetch_sub(&p->sleeping, 1);
-            pthread_mutex_unlock(&p->lock);
+        for (int i = 0; p->spin && i < SPINS && atomic_load(&self->turn) == seen; i++) relax();
+        if (atomic_load(&self->turn) == seen) {
+            pthread_mutex_lock(&self->lock);
+            atomic_store(&self->sleeps, true); /* before the last look at turn: who raises it after that look sees a sleeper */
+            while (atomic_load(&self->turn) == seen) pthread_cond_wait(&self->wake, &self->lock);
+            atomic_store(&self->sleeps, false);
+            pthread_mutex_unlock(&self->lock);
         }
         if (atomic_load(&p->quit)) return NULL;
         take_tasks(p, self->number);
@@ -73,13 +82,17 @@ static void *work(void *arg)
     }
 }
 
-static void raise_turn(fh_pool *p)
+/* Workers 1..n. */
+static void raise_turns(fh_pool *p, size_t n)
 {
-    atomic_fetch_add(&p->turn, 1);
-    if (!atomic_load(&p->sleeping)) return;
-    pthread_mutex_lock(&p->lock);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
+    for (size_t i = 1; i <= n; i++) atomic_fetch_add(&p->worker[i].turn, 1); /* all that spin begin before the first sleeper is called */
+    for (size_t i = 1; i <= n; i++) {
+        struct worker *w = &p->worker[i];
+        if (!atomic_load(&w->sleeps)) continue;
+        pthread_mutex_lock(&w->lock);
+        pthread_cond_signal(&w->wake);
+        pthread_mutex_unlock(&w->lock);
+    }
 }
 
 static void wait_idle(fh_pool *p)
@@ -108,17 +121,32 @@ static unsigned usable_cpus(void)
     return 1;
 }
 
+static bool start(fh_pool *p, struct worker *w)
+{
+    w->pool = p;
+    w->number = p->threads;
+    if (pthread_mutex_init(&w->lock, NULL)) return false;
+    if (!pthread_cond_init(&w->wake, NULL)) {
+        if (!pthread_create(&w->thread, NULL, work, w)) return true;
+        pthread_cond_destroy(&w->wake);
+    }
+    pthread_mutex_destroy(&w->lock);
+    return false;
+}
+
 fh_status fh_pool_new(fh_pool **out, unsigned threads, fh_err *err)
 {
     unsigned cpus = usable_cpus();
     if (!threads) threads = cpus;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     fh_pool *p = fh_calloc(1, sizeof *p);
-    if (!p) return fh_fail(err, FH_ENOMEM, "thread pool: out of memory");
+    if (!p || !(p->worker = fh_aligned(threads * sizeof *p->worker))) {
+        fh_free(p);
+        return fh_fail(err, FH_ENOMEM, "thread pool: out of memory");
+    }
     p->spin = threads <= cpus;
     if (pthread_mutex_init(&p->run, NULL)) goto no_run;
     if (pthread_mutex_init(&p->lock, NULL)) goto no_lock;
-    if (pthread_cond_init(&p->wake, NULL)) goto no_wake;
     if (pthread_cond_init(&p->idle, NULL)) goto no_idle;
 
     /* Signals go to the threads that the program made, where its handlers and its waits are. */
@@ -128,9 +156,7 @@ fh_status fh_pool_new(fh_pool **out, unsigned threads, fh_err *err)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     p->threads = 1;
     while (p->threads < threads) {
-        struct worker *w = &p->worker[p->threads];
-        *w = (struct worker){.pool = p, .number = p->threads};
-        if (pthread_create(&w->thread, NULL, work, w)) break; /* a limit was reached: fewer threads give the same answers */
+        if (!start(p, &p->worker[p->threads])) break; /* a limit was reached: fewer threads give the same answers */
         p->threads++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -138,12 +164,11 @@ fh_status fh_pool_new(fh_pool **out, unsigned threads, fh_err *err)
     return FH_OK;
 
 no_idle:
-    pthread_cond_destroy(&p->wake);
-no_wake:
     pthread_mutex_destroy(&p->lock);
 no_lock:
     pthread_mutex_destroy(&p->run);
 no_run:
+    fh_free(p->worker);
     fh_free(p);
     return fh_fail(err, FH_EFAIL, "thread pool: the system gives no mutex: close other programs");
 }
@@ -161,9 +186,10 @@ void fh_pool_run(fh_pool *p, size_t tasks, fh_task fn, void *ctx)
     p->fn = fn;
     p->ctx = ctx;
     p->tasks = tasks;
+    size_t others = fh_min(p->threads, tasks) - 1;
     atomic_store(&p->next, 0);
-    atomic_store(&p->busy, p->threads - 1);
-    raise_turn(p);
+    atomic_store(&p->busy, (unsigned)others);
+    raise_turns(p, others);
     take_tasks(p, 0);
     wait_idle(p);
     pthread_mutex_unlock(&p->run);
@@ -173,11 +199,15 @@ void fh_pool_free(fh_pool *p)
 {
     if (!p) return;
     atomic_store(&p->quit, true);
-    raise_turn(p);
-    for (unsigned i = 1; i < p->threads; i++) pthread_join(p->worker[i].thread, NULL);
+    raise_turns(p, p->threads - 1);
+    for (unsigned i = 1; i < p->threads; i++) {
+        pthread_join(p->worker[i].thread, NULL);
+        pthread_cond_destroy(&p->worker[i].wake);
+        pthread_mutex_destroy(&p->worker[i].lock);
+    }
     pthread_cond_destroy(&p->idle);
-    pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
     pthread_mutex_destroy(&p->run);
+    fh_free(p->worker);
     fh_free(p);
 }

@@ -2,11 +2,15 @@
 #include "base/base.h"
 #include "base/fault.h"
 
+#include <dirent.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -164,6 +168,64 @@ static void workers_are_found_awake_and_asleep(void **state)
     }
 }
 
+enum { HELPERS = 7, MOST = HELPERS + 20 }; /* a sanitizer may have threads of its own, those of the test before be on their way out */
+struct thread { long id; unsigned long slept; };
+
+/* Every thread but this one, and how often it went to sleep, once all of them sleep. */
+static size_t wait_for_sleep(struct thread list[MOST])
+{
+    for (double until = fh_now() + 20; fh_now() < until; usleep(1000)) {
+        size_t n = 0;
+        bool all_sleep = true;
+        DIR *dir = opendir("/proc/self/task");
+        assert_non_null(dir);
+        for (struct dirent *e; (e = readdir(dir)) != NULL;) {
+            char path[300], line[200], sleeps = 0;
+            snprintf(path, sizeof path, "/proc/self/task/%s/status", e->d_name);
+            FILE *f = e->d_name[0] != '.' && atol(e->d_name) != gettid() && n < MOST ? fopen(path, "r") : NULL;
+            if (!f) continue;
+            list[n].id = atol(e->d_name);
+            while (fgets(line, sizeof line, f)) {
+                sscanf(line, "State: %c", &sleeps);
+                sscanf(line, "voluntary_ctxt_switches: %lu", &list[n].slept);
+            }
+            fclose(f);
+            if (sleeps != 'S') all_sleep = false;
+            n++;
+        }
+        closedir(dir);
+        if (all_sleep) return n;
+    }
+    fail_msg("threads without work do not fall asleep");
+    return 0;
+}
+
+static void idle_threads_sleep_and_those_without_a_task_are_not_woken(void **state)
+{
+    (void)state;
+    enum { RUNS = 100 };
+    fh_err err = {0};
+    struct thread before[MOST], after[MOST];
+    struct tree t = {0};
+    assert_int_equal(fh_pool_new(&t.pool, HELPERS + 1, &err), FH_OK);
+    size_t n_before = wait_for_sleep(before), woken = 0, not_woken = 0;
+    for (int i = 0; i < RUNS; i++) {
+        fh_pool_run(t.pool, 3, leaf, &t);
+        usleep(2000); /* longer than they spin */
+    }
+    size_t n_after = wait_for_sleep(after);
+    for (size_t i = 0; i < n_before; i++)
+        for (size_t j = 0; j < n_after; j++) {
+            if (after[j].id != before[i].id) continue;
+            if (after[j].slept > before[i].slept + RUNS / 5) woken++;
+            else not_woken++;
+        }
+    assert_true(woken >= 1 && woken <= 3); /* two, and the sanitizer's own */
+    assert_true(not_woken >= HELPERS - 2);
+    assert_int_equal(t.leaves, RUNS * 6);
+    fh_pool_free(t.pool);
+}
+
 static void pools_may_be_made_and_freed_without_work(void **state)
 {
     (void)state;
@@ -182,9 +244,15 @@ static void a_pool_without_memory_is_a_clean_error(void **state)
     (void)state;
     fh_err err = {0};
     fh_pool *pool;
-    fh_fault_set(FH_FAULT_ALLOC, 1);
-    assert_int_equal(fh_pool_new(&pool, 4, &err), FH_ENOMEM);
-    assert_true(fh_fault_fired());
+    for (unsigned n = 1; n <= 2; n++) {
+        fh_fault_set(FH_FAULT_ALLOC, n);
+        assert_int_equal(fh_pool_new(&pool, 4, &err), FH_ENOMEM);
+        assert_true(fh_fault_fired());
+    }
+    fh_fault_set(FH_FAULT_ALLOC, 3);
+    assert_int_equal(fh_pool_new(&pool, 4, &err), FH_OK);
+    assert_false(fh_fault_fired());
+    fh_pool_free(pool);
     fh_fault_set(FH_FAULT_ALLOC, 0);
 }
 #endif
@@ -198,6 +266,7 @@ int main(void)
         cmocka_unit_test(a_task_may_run_tasks),
         cmocka_unit_test(two_threads_may_use_one_pool_in_turn),
         cmocka_unit_test(workers_are_found_awake_and_asleep),
+        cmocka_unit_test(idle_threads_sleep_and_those_without_a_task_are_not_woken),
         cmocka_unit_test(pools_may_be_made_and_freed_without_work),
 #ifdef FH_FAULTS
         cmocka_unit_test(a_pool_without_memory_is_a_clean_error),
