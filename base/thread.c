@@ -6,7 +6,11 @@
 #include <stdalign.h>
 #include <stdatomic.h>
 
-enum { MAX_THREADS = 256, SPINS = 4000 }; /* 4000 pauses: some 50 us, longer than from one kernel of a decoding step to the next */
+enum { MAX_THREADS = 256 };
+
+/* Longer than from one kernel of a decoding step to the next, and no more: whoever spins for a thread that waits for this very CPU makes
+ * it wait longer (docs/decisions/0007).  By the clock: a pause takes 10 ns on one processor and 80 on another. */
+#define SPIN_SECONDS 30e-6
 
 /* One run at a time.  A run is published to the threads it has tasks for, and to no others, by raising the `turn` of each; they take
  * tasks until none is left and then lower `busy`; the caller, worker 0, takes tasks too and waits for `busy` to reach 0.  So fn,
@@ -48,6 +52,18 @@ static void relax(void)
 #endif
 }
 
+typedef struct spin { double end; unsigned turns; } spin;
+
+/* A moment's wait; false once the whole has lasted long enough. */
+static bool spin_on(spin *s)
+{
+    relax();
+    if (s->turns++ % 16) return true;
+    double now = fh_now();
+    if (s->turns == 1) s->end = now + SPIN_SECONDS;
+    return now < s->end;
+}
+
 static void take_tasks(fh_pool *p, unsigned worker)
 {
     fh_pool *outer = inside;
@@ -64,7 +80,7 @@ static void *work(void *arg)
     struct worker *self = arg;
     fh_pool *p = self->pool;
     for (unsigned seen = 0;; seen++) {
-        for (int i = 0; p->spin && i < SPINS && atomic_load(&self->turn) == seen; i++) relax();
+        for (spin s = {0}; p->spin && atomic_load(&self->turn) == seen && spin_on(&s);) {}
         if (atomic_load(&self->turn) == seen) {
             pthread_mutex_lock(&self->lock);
             atomic_store(&self->sleeps, true); /* before the last look at turn: who raises it after that look sees a sleeper */
@@ -97,7 +113,7 @@ static void raise_turns(fh_pool *p, size_t n)
 
 static void wait_idle(fh_pool *p)
 {
-    for (int i = 0; p->spin && i < SPINS && atomic_load(&p->busy); i++) relax();
+    for (spin s = {0}; p->spin && atomic_load(&p->busy) && spin_on(&s);) {}
     if (!atomic_load(&p->busy)) return;
     pthread_mutex_lock(&p->lock);
     atomic_store(&p->caller_sleeps, true);
