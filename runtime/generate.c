@@ -46,7 +46,7 @@ static fh_status dense_candidates(chooser *c, const float *state, size_t *count,
     if (rc < 0) return rc;
     size_t n = 0;
     for (uint32_t t = 0; t < m->config->vocab; t++)
-        if (!m->dead || !m->dead[t]) c->ids[n] = t, c->logits[n++] = c->logits[t];
+        if (!m->dense.dead || !m->dense.dead[t]) c->ids[n] = t, c->logits[n++] = c->logits[t];
     *count = n;
     return FH_OK;
 }
