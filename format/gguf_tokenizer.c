@@ -73,13 +73,18 @@ static bool flag(maker *m, const char *key, bool otherwise)
     return b;
 }
 
-/* A token's id; false where none is named. */
+/* A token's id; false, and *id as it was, where none is named. */
 static bool id_of(maker *m, const char *key, uint64_t *id)
 {
+    uint64_t said = UINT64_MAX;
     const fh_gguf_value *v = find(m, key);
     if (!v) return false;
-    if (v->type != FH_GGUF_ARRAY && fh_gguf_u64(v, 0, id) && *id < m->n) return true;
-    if (v->type != FH_GGUF_U32 || !fh_gguf_u64(v, 0, id) || *id != UINT32_MAX) fail(m, FH_ECHECK, "'%s' is no token: there are %zu", v->key, m->n);
+    bool whole = v->type != FH_GGUF_ARRAY && fh_gguf_u64(v, 0, &said);
+    if (whole && said < m->n) {
+        *id = said;
+        return true;
+    }
+    if (v->type != FH_GGUF_U32 || said != UINT32_MAX) fail(m, FH_ECHECK, "'%s' is no token: there are %zu", v->key, m->n);
     return false;
 }
 

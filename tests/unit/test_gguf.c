@@ -466,6 +466,25 @@ static void rows_past_the_tokenizer_are_no_tokens(void **state)
     fh_tokenizer_text_free(&t);
 }
 
+/* The unknown token is told by its kind, too; a number that is none must not be taken for it. */
+static void an_unknown_token_that_is_no_token_is_refused_or_the_first(void **state)
+{
+    static const struct { uint32_t id; fh_status code; } cases[] = {{6, FH_ECHECK}, {0x7FFFFFF0, FH_ECHECK}, {UINT32_MAX, FH_OK}, {0, FH_OK}};
+    files *f = *state;
+    for (size_t i = 0; i < 4; i++) {
+        image m = {0};
+        fh_err err;
+        fh_tokenizer_text t;
+        value_string(&m, "general.architecture", "llama");
+        small_tokenizer(&m);
+        value_u32(&m, "tokenizer.ggml.unknown_token_id", cases[i].id);
+        assert_int_equal(fh_tokenizer_text_read(&t, write_image(f, &m, "x.gguf"), &err), cases[i].code);
+        if (cases[i].code < 0) assert_says(&err, "unknown_token_id");
+        else assert_non_null(strstr(t.text, "\"unk_token\":\"<unk>\""));
+        fh_tokenizer_text_free(&t);
+    }
+}
+
 static void a_vocabulary_made_to_merge_in_every_way_is_refused(void **state)
 {
     enum { N = 600 };
@@ -529,6 +548,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_no_file_is_refused_at_once, files_setup, files_teardown),
         cmocka_unit_test_setup_teardown(tokenizers_that_cannot_be_told_from_a_gguf_are_refused_by_name, files_setup, files_teardown),
         cmocka_unit_test_setup_teardown(rows_past_the_tokenizer_are_no_tokens, files_setup, files_teardown),
+        cmocka_unit_test_setup_teardown(an_unknown_token_that_is_no_token_is_refused_or_the_first, files_setup, files_teardown),
         cmocka_unit_test_setup_teardown(a_vocabulary_made_to_merge_in_every_way_is_refused, files_setup, files_teardown),
         cmocka_unit_test_setup_teardown(every_allocation_may_fail, files_setup, files_teardown),
     };
