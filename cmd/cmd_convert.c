@@ -16,4 +16,4 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_convert = {"convert", "find, check and copy the head of a checkpoint", "MODEL", 1, 1, options, sizeof(args), run,
-    "MODEL is a checkpoint directory: config.json and safetensors; tokenizer.json where there is one.", "fhtool convert ~/models/SmolLM2-135M -C work"};
+    "MODEL is a checkpoint directory (config.json and safetensors; tokenizer.json where there is one) or a .gguf file (F32, F16, BF16 or Q8_0).", "fhtool convert ~/models/SmolLM2-135M -C work"};

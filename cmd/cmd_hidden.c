@@ -138,5 +138,5 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_hidden = {"hidden", "collect hidden states: what the head reads", "[MODEL]", 0, 1, options, sizeof(args), run,
-    "Without MODEL: the stage, which fills the work directory's states.  With MODEL (a directory or a bundled .fhead): states of given sequences into OUT.",
+    "Without MODEL: the stage, which fills the work directory's states.  With MODEL (a directory, a .gguf or a bundled .fhead): states of given sequences into OUT.",
     "fhtool hidden -C work --text self --tokens 100000"};

@@ -68,6 +68,6 @@ out:
 }
 
 const fh_command fh_cmd_perplexity = {"perplexity", "of a text, by the dense head or FlashHead", "MODEL", 1, 1, options, sizeof(args), run,
-    "Windows of W tokens begin at 0, S, 2S, ...; each scores the tokens that no earlier one did.  MODEL: a checkpoint directory or a .fhead.\n"
+    "Windows of W tokens begin at 0, S, 2S, ...; each scores the tokens that no earlier one did.  MODEL: a checkpoint (a directory or a .gguf) or a .fhead.\n"
     "FlashHead spreads the back-off mass evenly over tokens that are no candidates, and reports the share of next tokens among them.",
     "fhtool perplexity model.fhead --text wiki.test.raw --window 512 --stride 256 --head flash"};

@@ -163,5 +163,5 @@ out:
 }
 
 const fh_command fh_cmd_run = {"run", "continue a prompt", "FILE", 1, 1, options, sizeof(args), run,
-    "FILE is a bundled .fhead (or a head-only one with --model DIR, or a checkpoint directory for the dense head).  Greedy unless a temperature is given.",
+    "FILE is a bundled .fhead (or a head-only one with --model DIR, or a checkpoint, a directory or a .gguf, for the dense head).  Greedy unless a temperature is given.",
     "fhtool run model.fhead --prompt 'Once upon a time' -n 64 --stats"};

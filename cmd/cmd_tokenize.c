@@ -105,6 +105,6 @@ static fh_status tokenize(void *p, const fh_job *job, fh_err *err) { return go(p
 static fh_status detokenize(void *p, const fh_job *job, fh_err *err) { return go(p, true, job, err); }
 
 const fh_command fh_cmd_tokenize = {"tokenize", "text into token ids", "MODEL", 1, 1, tokenize_options, sizeof(args), tokenize,
-    "Of MODEL only tokenizer.json is needed.  Prints one JSON array of ids a line.", "fhtool tokenize ~/models/SmolLM2-135M --text 'Hello, world'"};
+    "Of MODEL (a directory, a .gguf or a bundled .fhead) only the tokenizer is needed.  Prints one JSON array of ids a line.", "fhtool tokenize ~/models/SmolLM2-135M --text 'Hello, world'"};
 const fh_command fh_cmd_detokenize = {"detokenize", "token ids into text", "MODEL", 1, 1, detokenize_options, sizeof(args), detokenize,
     "Prints one JSON string a line.", "fhtool detokenize ~/models/SmolLM2-135M --batch ids.jsonl --skip-special"};

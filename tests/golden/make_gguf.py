@@ -8,7 +8,7 @@
 What the form is: dimensions reversed; vectors in F32; rows of q and k of llama paired (2j, 2j + 1); q, k, v of GPT-NeoX all q first, then
 k, then v; matrices of GPT-2 transposed; norms of Gemma with 1 added; llama3's RoPE scaling as divisors in rope_freqs.weight.
 """
-import argparse, json, math, os, sys
+import argparse, json, math, os, subprocess, sys, tempfile
 import numpy as np
 import gguf
 from gguf import GGMLQuantizationType as Q
@@ -369,6 +369,9 @@ def make_all():
         make_small(os.path.join(to, case), dtype, c, seed)
         convert(os.path.join(to, case), os.path.join(to, f"{case}.gguf"), alignment=64 if case == "gpt2" else None)
     convert(os.path.join(to, "neox-parallel"), os.path.join(to, "neox-parallel-q8_0.gguf"), "q8_0")
+    with tempfile.TemporaryDirectory() as tiny:
+        subprocess.run([sys.executable, os.path.join(HERE, "..", "cli", "make_tiny.py"), tiny], check=True)
+        convert(tiny, os.path.join(to, "tiny.gguf"))
     for case in ("tok-gpt2", "tok-llama3", "tok-qwen", "tok-neox", "tok-digits", "tok-llama2", "tok-gemma"):
         tokenizer_only(os.path.join(HERE, case), os.path.join(to, f"{case}.gguf"))
 

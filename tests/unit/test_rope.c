@@ -88,6 +88,19 @@ static void dynamic_scaling_begins_past_the_trained_length(void **state)
     for (int i = 0; i < 64; i++) near(f[i], pow(30527.7367, -i / 64.0));
 }
 
+static void divisors_divide_one_frequency_each(void **state)
+{
+    fh_json *list = fh_json_array();
+    for (int i = 0; i < 4; i++) fh_json_add_double(list, NULL, 1 + 0.5 * i);
+    fh_rope r = {.type = FH_ROPE_DIVIDED, .theta = 1e4, .partial = 1, .factor = 1, .attention_factor = 1.5, .divisors = list};
+    float f[4];
+    assert_int_equal(fh_rope_check(&r, 8, 2048, "config.json", NULL), FH_OK);
+    fh_rope_frequencies(&r, 8, 2048, 1, f);
+    for (int i = 0; i < 4; i++) near(f[i], pow(1e4, -i / 4.0) / (1 + 0.5 * i));
+    near(fh_rope_attention_factor(&r), 1.5);
+    fh_json_free(list);
+}
+
 static void a_share_of_a_head_has_frequencies_of_its_own_length(void **state)
 {
     fh_rope r = plain;
@@ -145,6 +158,7 @@ int main(void)
         cmocka_unit_test(llama3_frequencies_are_those_of_llama_3_2_1b),
         cmocka_unit_test(yarn_blends_between_its_two_dimensions),
         cmocka_unit_test(dynamic_scaling_begins_past_the_trained_length),
+        cmocka_unit_test(divisors_divide_one_frequency_each),
         cmocka_unit_test(a_share_of_a_head_has_frequencies_of_its_own_length),
         cmocka_unit_test(rotation_pairs_the_two_halves_and_leaves_the_rest),
         cmocka_unit_test(parameters_that_cannot_be_meant_are_refused),
