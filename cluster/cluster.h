@@ -60,6 +60,19 @@ fh_status fh_centroids(fh_clustering *c, const fh_rows *head, const uint8_t *dea
  * rows are not read).  out [K, D]. */
 fh_status fh_weighted_centroids(float *out, const fh_clustering *c, const fh_rows *head, const uint8_t *dead, const double *weights,
                                 const fh_job *job, fh_err *err);
+
+/* ---- a rival ---------------------------------------------------------------------------------------------------- */
+
+/* FAISS's own two-stage search, IndexIVFFlat by inner product, over clusters that are given: what a head is measured against.  Rows are
+ * float32; the index holds copies. */
+typedef struct fh_ivf fh_ivf;
+fh_status fh_ivf_new(fh_ivf **out, const float *centroids, size_t k, size_t d, fh_err *err); /* centroids [K, D] */
+void fh_ivf_free(fh_ivf *v); /* accepts NULL */
+/* rows [n, D] with their ids [n] go to lists [n], each 0..K-1. */
+fh_status fh_ivf_add(fh_ivf *v, const float *rows, const int64_t *ids, const int64_t *lists, size_t n, fh_err *err);
+/* ids, scores [n, k]: the k best of each state, best first, from its `probes` best lists; id -1 where there are fewer. */
+fh_status fh_ivf_search(fh_ivf *v, const float *states, size_t n, size_t probes, unsigned threads, size_t k, int64_t *ids, float *scores, fh_err *err);
+
 /* The version of FAISS in use, "1.7.3". */
 const char *fh_faiss_version(void);
 

@@ -1,8 +1,9 @@
-/* cluster/faiss.c: k-means through the FAISS C API.  The only file that sees its headers (they define OK and idx_t). */
+/* cluster/faiss.c: k-means and inverted lists through the FAISS C API.  The only file that sees its headers (they define OK and idx_t). */
 #include "cluster/cluster_private.h"
 
 #include <faiss/c_api/Clustering_c.h>
 #include <faiss/c_api/IndexFlat_c.h>
+#include <faiss/c_api/IndexIVFFlat_c.h>
 #include <faiss/c_api/error_c.h>
 
 #include <limits.h>
@@ -61,4 +62,50 @@ out:
     faiss_Index_free(index);
     faiss_Clustering_free(clustering);
     return rc;
+}
+
+/* ---- inverted lists ----------------------------------------------------------------------------------------------- */
+
+struct fh_ivf { FaissIndex *centroids; FaissIndexIVFFlat *lists; size_t d; };
+
+fh_status fh_ivf_new(fh_ivf **out, const float *centroids, size_t k, size_t d, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    fh_ivf *v = fh_calloc(1, sizeof *v);
+    int code;
+    if (!v) return fh_fail(err, FH_ENOMEM, "inverted lists: out of memory");
+    v->d = d;
+    if (!k || k > INT_MAX || !d || d > INT_MAX) { rc = fh_fail(err, FH_EUSAGE, "inverted lists: %zu lists of width %zu", k, d); goto out; }
+    if ((code = faiss_IndexFlatIP_new_with(&v->centroids, (idx_t)d)) != 0) { rc = faiss_failed("index", code, err); goto out; }
+    if ((code = faiss_Index_add(v->centroids, (idx_t)k, centroids)) != 0) { rc = faiss_failed("centroids", code, err); goto out; }
+    code = faiss_IndexIVFFlat_new_with_metric(&v->lists, v->centroids, d, k, METRIC_INNER_PRODUCT);
+    if (code) { rc = faiss_failed("inverted lists", code, err); goto out; }
+    *out = v, v = NULL;
+out:
+    fh_ivf_free(v);
+    return rc;
+}
+
+void fh_ivf_free(fh_ivf *v)
+{
+    if (!v) return;
+    faiss_Index_free(v->lists);
+    faiss_Index_free(v->centroids);
+    fh_free(v);
+}
+
+fh_status fh_ivf_add(fh_ivf *v, const float *rows, const int64_t *ids, const int64_t *lists, size_t n, fh_err *err)
+{
+    int code = faiss_IndexIVFFlat_add_core(v->lists, (idx_t)n, rows, (const idx_t *)ids, lists);
+    return code ? faiss_failed("adding to the lists", code, err) : FH_OK;
+}
+
+fh_status fh_ivf_search(fh_ivf *v, const float *states, size_t n, size_t probes, unsigned threads, size_t k, int64_t *ids, float *scores, fh_err *err)
+{
+    int before = omp_get_max_threads();
+    omp_set_num_threads((int)threads);
+    faiss_IndexIVFFlat_set_nprobe(v->lists, probes);
+    int code = faiss_Index_search(v->lists, (idx_t)n, states, (idx_t)k, scores, (idx_t *)ids);
+    omp_set_num_threads(before);
+    return code ? faiss_failed("searching the lists", code, err) : FH_OK;
 }

@@ -6,6 +6,7 @@
 #include <faiss/Clustering.h>
 #include <faiss/Index.h>
 #include <faiss/IndexFlat.h>
+#include <faiss/IndexIVFFlat.h>
 #include <faiss/impl/FaissException.h>
 
 #include <exception>
@@ -24,6 +25,7 @@ const char *fh_faiss_version(void)
 extern "C" {
 #include <faiss/c_api/Clustering_c.h>
 #include <faiss/c_api/IndexFlat_c.h>
+#include <faiss/c_api/IndexIVFFlat_c.h>
 #include <faiss/c_api/error_c.h>
 }
 
@@ -52,6 +54,9 @@ template <class Work> int guarded(Work work) noexcept
 
 faiss::Clustering *of(FaissClustering *c) { return reinterpret_cast<faiss::Clustering *>(c); }
 faiss::Index *of(FaissIndex *i) { return reinterpret_cast<faiss::Index *>(i); }
+const faiss::Index *of(const FaissIndex *i) { return reinterpret_cast<const faiss::Index *>(i); }
+// Every pointer that goes out is one to the base class, whatever the name of its C type.
+faiss::IndexIVFFlat *ivf_of(FaissIndexIVFFlat *i) { return static_cast<faiss::IndexIVFFlat *>(reinterpret_cast<faiss::Index *>(i)); }
 
 } // namespace
 
@@ -100,6 +105,31 @@ int faiss_IndexFlatIP_new_with(FaissIndexFlatIP **out, idx_t d)
 int faiss_IndexFlatL2_new_with(FaissIndexFlatL2 **out, idx_t d)
 {
     return guarded([&] { *out = reinterpret_cast<FaissIndexFlatL2 *>(static_cast<faiss::Index *>(new faiss::IndexFlatL2(d))); });
+}
+
+int faiss_IndexIVFFlat_new_with_metric(FaissIndexIVFFlat **out, FaissIndex *quantizer, size_t d, size_t nlist, FaissMetricType metric)
+{
+    return guarded([&] {
+        auto *index = new faiss::IndexIVFFlat(of(quantizer), d, nlist, static_cast<faiss::MetricType>(metric));
+        *out = reinterpret_cast<FaissIndexIVFFlat *>(static_cast<faiss::Index *>(index));
+    });
+}
+
+int faiss_IndexIVFFlat_add_core(FaissIndexIVFFlat *index, idx_t n, const float *x, const idx_t *ids, const int64_t *lists)
+{
+    return guarded([&] { ivf_of(index)->add_core(n, x, ids, lists); });
+}
+
+void faiss_IndexIVFFlat_set_nprobe(FaissIndexIVFFlat *index, size_t probes) { ivf_of(index)->nprobe = probes; }
+
+int faiss_Index_add(FaissIndex *index, idx_t n, const float *x)
+{
+    return guarded([&] { of(index)->add(n, x); });
+}
+
+int faiss_Index_search(const FaissIndex *index, idx_t n, const float *x, idx_t k, float *distances, idx_t *labels)
+{
+    return guarded([&] { of(index)->search(n, x, k, distances, labels); });
 }
 
 void faiss_Index_free(FaissIndex *i) { delete of(i); }

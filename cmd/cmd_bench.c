@@ -1,37 +1,167 @@
 #include "cmd/cmd.h"
 #include "validate/validate.h"
 
-typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden; } args;
+#include <math.h>
+#include <string.h>
+
+typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden; bool no_batches, no_rivals; } args;
 static const fh_opt options[] = {
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
-    {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls of each head (default 50)", 10, 100000, NULL},
+    {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
     {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "states to ask with (default: Gaussian ones)", 0, 0, NULL},
+    {"no-batches", FH_OPT_FLAG, offsetof(args, no_batches), NULL, "batch 1 alone", 0, 0, NULL},
+    {"no-rivals", FH_OPT_FLAG, offsetof(args, no_rivals), NULL, "without OpenBLAS and FAISS, which take the head in float32", 0, 0, NULL},
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
-static void row(fh_json *list, const char *what, const fh_timing *t, const fh_timing *memory, double baseline)
+static void spread(fh_json *j, const fh_timing *t)
 {
-    fh_json *j = fh_json_add_object(list, NULL);
-    fh_json_add_string(j, "what", what);
     fh_json_add_double(j, "microseconds", 1e6 * t->median);
     fh_json_add_double(j, "p10", 1e6 * t->low);
     fh_json_add_double(j, "p90", 1e6 * t->high);
     fh_json_add_u64(j, "samples", t->samples);
-    fh_json_add_double(j, "megabytes", t->bytes / 1e6);
-    fh_json_add_double(j, "gigabytes_per_second", t->gigabytes_per_second);
-    fh_json_add_double(j, "share_of_memory_speed", t->gigabytes_per_second / memory->gigabytes_per_second);
-    fh_json_add_double(j, "speedup_over_dense", baseline > 0 ? baseline / t->median : 0);
 }
 
-static void token_row(fh_json *list, const char *what, double seconds, double share, double bytes, double baseline)
+static void bytes(fh_json *j, const fh_timing *t, double roof)
+{
+    fh_json_add_double(j, "megabytes", t->bytes / 1e6);
+    fh_json_add_double(j, "gigabytes_per_second", t->gigabytes_per_second);
+    fh_json_add_double(j, "share_of_roofline", roof > 0 && t->median > 0 ? roof / t->median : NAN);
+}
+
+static void peak_row(fh_json *list, const char *what, unsigned threads, const fh_timing *t, bool multiplies)
+{
+    fh_json *j = fh_json_add_object(list, NULL);
+    fh_json_add_string(j, "what", what);
+    fh_json_add_u64(j, "threads", threads);
+    spread(j, t);
+    fh_json_add_double(j, "megabytes", multiplies ? NAN : t->bytes / 1e6);
+    fh_json_add_double(j, "gigabytes_per_second", multiplies ? NAN : t->gigabytes_per_second);
+    fh_json_add_double(j, "gflops", multiplies ? t->gigabytes_per_second : NAN);
+}
+
+/* How many times as long another row takes. */
+static double over(const fh_bench_row *baseline, const fh_bench_row *r)
+{
+    return baseline && r && r->time.median > 0 ? baseline->time.median / r->time.median : NAN;
+}
+
+static void head_row(fh_json *list, const fh_bench_row *r, const fh_bench_report *b, const char *dense, const char *all)
+{
+    fh_json *j = fh_json_add_object(list, NULL);
+    fh_json_add_string(j, "what", r->what);
+    fh_json_add_u64(j, "threads", r->threads);
+    fh_json_add_string(j, "caches", r->warm ? "warm" : "cold");
+    spread(j, &r->time);
+    bytes(j, &r->time, r->roof);
+    fh_json_add_double(j, "speedup_over_dense", dense ? over(fh_bench_find(&b->heads, dense, r->threads, 1, r->warm), r) : NAN);
+    fh_json_add_double(j, "speedup_over_all", over(fh_bench_find(&b->heads, all, r->threads, 1, r->warm), r));
+}
+
+static void rival_row(fh_json *list, const fh_bench_row *r, const fh_bench_report *b)
+{
+    fh_json *j = fh_json_add_object(list, NULL);
+    fh_json_add_string(j, "what", r->what);
+    fh_json_add_u64(j, "threads", r->threads);
+    spread(j, &r->time);
+    bytes(j, &r->time, r->roof);
+    fh_json_add_double(j, "flash_is_faster", over(r, fh_bench_find(&b->heads, "flash", r->threads, 1, false)));
+    fh_json_add_double(j, "same_tokens", r->share);
+}
+
+static void batch_row(fh_json *list, const fh_bench_row *r)
+{
+    fh_json *j = fh_json_add_object(list, NULL);
+    fh_json_add_u64(j, "batch", r->batch);
+    fh_json_add_string(j, "what", r->what);
+    spread(j, &r->time);
+    fh_json_add_double(j, "microseconds_per_state", 1e6 * r->time.median / r->batch);
+    fh_json_add_double(j, "clusters_read", r->share);
+}
+
+/* From which batch on a head that reads everything takes less time than FlashHead; null: up to 64 it does not. */
+static void wins_from(fh_json *j, const fh_bench_list *batches, const char *what, unsigned threads)
+{
+    for (uint32_t batch = 1; batch <= 64; batch *= 2) {
+        double ratio = over(fh_bench_find(batches, what, threads, batch, false), fh_bench_find(batches, "flash", threads, batch, false));
+        if (ratio < 1) { fh_json_add_u64(j, what, batch); return; }
+    }
+    fh_json_add_null(j, what);
+}
+
+static void scaling(fh_json *j, const fh_bench_report *b)
+{
+    const fh_bench_peak *many = &b->peaks[0], *one = &b->peaks[b->n_peaks - 1];
+    fh_json_add_double(j, "memory", one->stream.median / many->stream.median);
+    for (size_t i = 0; i < b->heads.n; i++) {
+        const fh_bench_row *r = &b->heads.row[i];
+        if (r->threads == many->threads && !r->warm) fh_json_add_double(j, r->what, over(fh_bench_find(&b->heads, r->what, 1, 1, false), r));
+    }
+}
+
+static void token_row(fh_json *list, const char *what, double seconds, double share, double read, double baseline)
 {
     fh_json *j = fh_json_add_object(list, NULL);
     fh_json_add_string(j, "what", what);
     fh_json_add_double(j, "milliseconds_per_token", 1e3 * seconds);
     fh_json_add_double(j, "tokens_per_second", 1 / seconds);
     fh_json_add_double(j, "head_share", share);
-    fh_json_add_double(j, "megabytes_per_token", bytes / 1e6);
-    fh_json_add_double(j, "speedup_over_dense", baseline > 0 ? baseline / seconds : 0);
+    fh_json_add_double(j, "megabytes_per_token", read / 1e6);
+    fh_json_add_double(j, "speedup_over_dense", baseline > 0 ? baseline / seconds : NAN);
+}
+
+static fh_json *report_of(const fh_bench_report *b, bool given)
+{
+    fh_json *report = fh_json_object(), *list;
+    const char *dense = NULL, *all = NULL;
+    for (size_t i = 0; i < b->heads.n; i++) {
+        if (!strncmp(b->heads.row[i].what, "dense", 5)) dense = b->heads.row[i].what;
+        if (!strncmp(b->heads.row[i].what, "all", 3)) all = b->heads.row[i].what;
+    }
+    fh_json_add_string(report, "isa", b->isa);
+    fh_json_add_u64(report, "threads", b->threads);
+    fh_json_add_u64(report, "probes", b->probes);
+    fh_json_add_string(report, "states", given ? "given" : "Gaussian");
+    fh_json_add_u64(report, "block_bytes", b->block_bytes);
+    fh_json_add_u64(report, "swept_bytes", b->memory_bytes);
+    fh_json_add_string(report, "blas", fh_gemm_library());
+    list = fh_json_add_array(report, "machine");
+    for (size_t i = 0; i < b->n_peaks; i++) {
+        peak_row(list, "memory", b->peaks[i].threads, &b->peaks[i].stream, false);
+        peak_row(list, "blocks", b->peaks[i].threads, &b->peaks[i].blocks, false);
+        peak_row(list, "sgemm", b->peaks[i].threads, &b->peaks[i].gemm, true);
+    }
+    list = fh_json_add_array(report, "heads");
+    for (size_t i = 0; i < b->heads.n; i++) head_row(list, &b->heads.row[i], b, dense, all);
+    list = fh_json_add_array(report, "parts");
+    for (size_t i = 0; i < b->parts.n; i++) {
+        const fh_bench_row *r = &b->parts.row[i];
+        fh_json *j = fh_json_add_object(list, NULL);
+        fh_json_add_string(j, "what", r->what);
+        fh_json_add_u64(j, "threads", r->threads);
+        fh_json_add_string(j, "caches", r->warm ? "warm" : "cold");
+        spread(j, &r->time);
+        bytes(j, &r->time, r->roof);
+    }
+    if (b->n_peaks > 1) scaling(fh_json_add_object(report, "scaling"), b);
+    if (b->rivals.n) {
+        list = fh_json_add_array(report, "rivals");
+        for (size_t i = 0; i < b->rivals.n; i++) rival_row(list, &b->rivals.row[i], b);
+    }
+    if (b->batches.n) {
+        list = fh_json_add_array(report, "batches");
+        for (size_t i = 0; i < b->batches.n; i++) batch_row(list, &b->batches.row[i]);
+        list = fh_json_add_object(report, "faster_from_batch");
+        if (dense) wins_from(list, &b->batches, dense, b->threads);
+        if (all) wins_from(list, &b->batches, all, b->threads);
+    }
+    if (b->tpot[0] > 0) {
+        const fh_bench_row *flash = fh_bench_find(&b->heads, "flash", b->threads, 1, false), *exact = dense ? fh_bench_find(&b->heads, dense, b->threads, 1, false) : NULL;
+        list = fh_json_add_array(report, "whole_model");
+        if (b->tpot[1] > 0 && exact) token_row(list, "dense", b->tpot[1], b->share[1], b->body_bytes + exact->time.bytes, b->tpot[1]);
+        if (flash) token_row(list, "flash", b->tpot[0], b->share[0], b->body_bytes + flash->time.bytes, b->tpot[1]);
+    }
+    return report;
 }
 
 static fh_status run(void *p, const fh_job *job, fh_err *err)
@@ -41,7 +171,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_tensors *file = NULL;
     float *owned = NULL;
     fh_json *report = NULL;
-    fh_bench_params how = {.probes = (uint32_t)a->probes.v, .runs = (size_t)a->runs.v};
+    fh_bench_params how = {.probes = (uint32_t)a->probes.v, .runs = (size_t)a->runs.v, .no_batches = a->no_batches, .no_rivals = a->no_rivals};
     fh_bench_report b;
     fh_fhead *f = NULL;
     fh_status rc = fh_fhead_open(&f, a->common.args[0], err);
@@ -50,24 +180,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (rc == FH_OK) rc = fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err);
     if (rc == FH_OK && a->hidden.set) rc = fh_read_states(&file, &how.states, &owned, &how.n_states, a->hidden.v, fh_head_get_info(m.head)->hidden, err);
     if (rc == FH_OK) rc = fh_bench(&m, &how, job, &b, err);
-    if (rc == FH_OK) {
-        double dense = b.dense.median;
-        fh_json *heads, *tokens;
-        report = fh_json_object();
-        fh_json_add_string(report, "isa", b.isa);
-        fh_json_add_u64(report, "threads", b.threads);
-        fh_json_add_u64(report, "probes", b.probes);
-        heads = fh_json_add_array(report, "heads");
-        row(heads, "memory", &b.memory, &b.memory, 0);
-        if (b.dense.samples) row(heads, "dense", &b.dense, &b.memory, dense);
-        row(heads, "all probes", &b.all_probes, &b.memory, dense);
-        row(heads, "flash", &b.flash, &b.memory, dense);
-        if (b.tpot[0] > 0) {
-            tokens = fh_json_add_array(report, "whole_model");
-            if (b.tpot[1] > 0) token_row(tokens, "dense", b.tpot[1], b.share[1], b.body_bytes + b.dense.bytes, b.tpot[1]);
-            token_row(tokens, "flash", b.tpot[0], b.share[0], b.body_bytes + b.flash.bytes, b.tpot[1]);
-        }
-    }
+    if (rc == FH_OK) report = report_of(&b, how.states != NULL);
     rc = fh_finish(report, &a->common, rc, err);
     fh_free(owned);
     fh_tensors_close(file);
@@ -76,4 +189,5 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_bench = {"bench", "time the heads of an artifact on this machine", "FILE", 1, 1, options, sizeof(args), run,
-    "One greedy token at batch 1; the caches are swept before every call.  memory: reading 256 MiB, the roofline.  dense: the exact rows.  all probes: P = K.", "fhtool bench model.fhead"};
+    "A greedy token at batch 1 and at 2 to 64.  dense: the exact rows; all: every encoded row; flash: P clusters.  memory, blocks: what the machine reads in order,\n"
+    "and in blocks as long as a cluster; share_of_roofline is of that.  cold: a stretch larger than the last cache is read before every call; warm: nothing is.", "fhtool bench model.fhead --hidden states.safetensors"};

@@ -24,7 +24,7 @@ static fh_status open_chooser(chooser *c, fh_err *err)
 {
     const fh_model *m = c->m;
     if (m->head) {
-        fh_status rc = fh_scratch_new(&c->scratch, m->head, fh_pool_threads(c->pool), err);
+        fh_status rc = fh_scratch_on(&c->scratch, m->head, c->pool, err);
         if (rc < 0) return rc;
         const fh_head_info *info = fh_head_get_info(m->head);
         c->probes = c->p->query.probes ? c->p->query.probes : info->probes;

@@ -23,7 +23,7 @@ enum { FH_BLOCK = 32 };
 
 struct fh_scratch {
     const fh_head *head;
-    fh_pool *pool;               /* NULL: the calling thread alone */
+    fh_pool *pool, *own;         /* NULL: the calling thread alone; own: freed with the scratch */
     unsigned threads;
     size_t block;                /* 1..FH_BLOCK: states at a time, so that `scores` stays within a few megabytes */
     float *scores;               /* [block, K] */
@@ -35,6 +35,7 @@ struct fh_scratch {
     void *quantized;             /* [block] rooms of fh_state_quantize; NULL where no rows are integers */
     uint64_t *heaps; size_t heaps_bytes;   /* grown by need: see head_topk.c */
     uint32_t *extras; size_t extras_bytes; /* grown by need: see fh_query_begin */
+    double *watch, last;         /* [FH_STEPS] or NULL: fh_scratch_watch; and when the step under way began */
 };
 
 /* ---- order ------------------------------------------------------------------------------------------------------ */
@@ -75,6 +76,15 @@ size_t fh_sort_ids(uint32_t *ids, size_t n);
 /* Rows a task takes so that handing it out costs little beside it; below FH_ALONE_BYTES in all, threads are not woken. */
 enum { FH_TASK_BYTES = 128 << 10, FH_ALONE_BYTES = 256 << 10 };
 static inline fh_pool *fh_pool_for(fh_pool *pool, size_t bytes) { return bytes < FH_ALONE_BYTES ? NULL : pool; }
+
+/* The time since the last call of either goes to a step, where the scratch is watched. */
+static inline void fh_step_begins(fh_scratch *s) { if (s->watch) s->last = fh_now(); }
+static inline void fh_step_done(fh_scratch *s, fh_step step)
+{
+    if (!s->watch) return;
+    double now = fh_now();
+    s->watch[step] += now - s->last, s->last = now;
+}
 
 /* Make m states ready, the first of which is number `first` of the caller's.  room: m of fh_state_bytes, where int8 rows are read (or
  * NULL).  FH_EUSAGE names a number that is not finite. */

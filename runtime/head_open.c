@@ -181,13 +181,23 @@ double fh_head_dense_bytes(const fh_head *head)
 
 fh_status fh_scratch_new(fh_scratch **out, const fh_head *head, unsigned threads, fh_err *err)
 {
+    fh_pool *pool = NULL;
+    fh_status rc = threads != 1 ? fh_pool_new(&pool, threads, err) : FH_OK;
+    if (rc == FH_OK) rc = fh_scratch_on(out, head, pool, err);
+    if (rc == FH_OK) (*out)->own = pool;
+    else fh_pool_free(pool);
+    return rc;
+}
+
+fh_status fh_scratch_on(fh_scratch **out, const fh_head *head, fh_pool *pool, fh_err *err)
+{
     enum { SCORES = 2 << 20 }; /* floats: 8 MB of scores at most, unless one state has more */
     fh_status rc = FH_OK;
     size_t k = head->parts.clusters;
     fh_scratch *s = fh_calloc(1, sizeof *s);
     if (!s) return fh_fail(err, FH_ENOMEM, "scratch: out of memory");
-    if (threads != 1 && (rc = fh_pool_new(&s->pool, threads, err)) < 0) goto out;
     s->head = head;
+    s->pool = pool;
     s->threads = fh_pool_threads(s->pool);
     s->block = fh_min(FH_BLOCK, fh_max(1, SCORES / k));
     s->scores = fh_aligned(s->block * k * sizeof *s->scores);
@@ -211,7 +221,7 @@ out:
 void fh_scratch_free(fh_scratch *s)
 {
     if (!s) return;
-    fh_pool_free(s->pool);
+    fh_pool_free(s->own);
     fh_free(s->scores);
     fh_free(s->chosen);
     fh_free(s->room);
@@ -223,6 +233,8 @@ void fh_scratch_free(fh_scratch *s)
     fh_free(s->extras);
     fh_free(s);
 }
+
+void fh_scratch_watch(fh_scratch *scratch, double *seconds) { scratch->watch = seconds; }
 
 fh_status fh_scratch_check(const fh_head *head, const fh_scratch *scratch, fh_err *err)
 {

@@ -63,6 +63,7 @@ void fh_head_choose(const fh_head *head, fh_scratch *scratch, const fh_state *co
 {
     size_t k = head->parts.clusters;
     fh_head_centroid_scores(head, scratch->pool, states, m, scratch->scores);
+    fh_step_done(scratch, FH_STEP_ROUTE);
     choose_job j = {scratch, k, probes};
     fh_pool_run(fh_pool_for(scratch->pool, m * k * 16), m, choose_task, &j);
 }

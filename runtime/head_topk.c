@@ -213,14 +213,18 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
         const fh_state *each[FH_BLOCK];
         size_t m = fh_min(block, batch - first), n_list = 0;
         for (size_t s = 0; s < m; s++) each[s] = &state[s];
+        fh_step_begins(scratch);
         if ((rc = fh_head_states(head, state, states + first * d, first, m, scratch->quantized, err)) < 0) break;
         if (!all) n_list = probe(head, scratch, each, m, probes);
+        if (!all) fh_step_done(scratch, FH_STEP_SELECT);
         stage2 t = {.head = head, .rows = &p->tokens, .scales = p->token_scales, .states = each, .m = m, .list = all ? NULL : scratch->list,
                     .positions = (all ? p->clusters : n_list) * p->cap, .extras = scratch->extras, .n_extras = all ? 0 : n_extras,
                     .probed = scratch->probed, .excluded = query && query->n_exclude ? scratch->excluded : NULL, .k = kept,
                     .heaps = scratch->heaps};
         run_stage2(&t, scratch->pool, scratch->threads);
+        fh_step_done(scratch, FH_STEP_SCORE);
         finish(&t, scratch, rerank, k, ids + first * k, logits ? logits + first * k : NULL);
+        fh_step_done(scratch, FH_STEP_RERANK);
         for (size_t i = 0; i < n_list; i++) scratch->probed[scratch->list[i]] = 0;
     }
     fh_query_end(scratch, query);

@@ -41,6 +41,15 @@ void fh_head_exact_logits(const fh_head *head, const float *state, const uint32_
 /* Centroid scores [batch, K], as fh_head_route computes them bit for bit. */
 fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err);
 
+/* A scratch on threads that are there: two pools on the same CPUs hinder each other, the one waiting where the other works.  The pool is
+ * borrowed until the scratch is freed (NULL: the calling thread alone). */
+fh_status fh_scratch_on(fh_scratch **out, const fh_head *head, fh_pool *pool, fh_err *err);
+/* The steps of fh_head_topk and fh_head_greedy: all centroid scores; choosing clusters; scoring their rows; merging what threads found, and
+ * reranking.  While seconds [FH_STEPS] is set, every such call on this scratch adds the time of its steps (nothing where P = K but to the
+ * last two).  NULL ends it. */
+typedef enum fh_step { FH_STEP_ROUTE, FH_STEP_SELECT, FH_STEP_SCORE, FH_STEP_RERANK, FH_STEPS } fh_step;
+void fh_scratch_watch(fh_scratch *scratch, double *seconds);
+
 /* Matrix-vector products by the kernels of this CPU: out[r] = rows[r] . x, for float32, bf16 and f16 rows, with one fixed order of
  * sums on every instruction set (16 lanes, fma, fixed tree).  x [cols] float32. */
 void fh_matvec(fh_pool *pool, const fh_rows *rows, const float *x, float *out);

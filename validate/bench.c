@@ -1,40 +1,23 @@
-/* bench: what a head costs in time, beside the dense head, the machine's own memory speed, and the whole model. */
-#include "validate/validate.h"
+/* bench: what a head costs in time, beside the dense head, the machine's own speed, and others at the same work.
+ *
+ * Cold: before every call a stretch of memory larger than the last-level cache is read, so that the call finds its rows in memory, as after a
+ * model's body; calls take turns through the states.  Warm: the same state again and again, nothing in between, the best that
+ * caches can do. */
+#include "validate/bench.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-/* ---- the machine ---------------------------------------------------------------------------------------------- */
+enum { STATES = 64, LEAST_RUNS = 5, MOST_BATCH = 64 };
+#define MOST_SECONDS 3.0 /* that one figure may take, once it has its least runs */
 
-enum { LINE = 64, TASKS = 64 };
-typedef struct stream { const uint64_t *data; size_t words; uint64_t sums[TASKS]; } stream;
-
-static void stream_task(void *ctx, size_t task, unsigned worker)
-{
-    stream *s = ctx;
-    size_t n = s->words / TASKS;
-    const uint64_t *p = s->data + task * n;
-    uint64_t a = 0, b = 0, c = 0, d = 0;
-    for (size_t i = 0; i + 32 <= n; i += 32) /* wide enough for the compiler's vectors and the prefetchers */
-        for (size_t j = 0; j < 32; j += 4) a += p[i + j], b += p[i + j + 1], c += p[i + j + 2], d += p[i + j + 3];
-    s->sums[task] = a + b + c + d;
-    (void)worker;
-}
-
-/* Reading `buffer` evicts what the caches held: every timed call begins with its rows in memory, not in a cache. */
-static uint64_t sweep(fh_pool *pool, const uint64_t *buffer, size_t words)
-{
-    stream s = {.data = buffer, .words = words};
-    uint64_t sum = 0;
-    fh_pool_run(pool, TASKS, stream_task, &s);
-    for (int i = 0; i < TASKS; i++) sum += s.sums[i];
-    return sum;
-}
+/* ---- timing --------------------------------------------------------------------------------------------------- */
 
 static int by_value(const void *a, const void *b) { const double *x = a, *y = b; return (*x > *y) - (*x < *y); }
 
-static fh_timing timing_of(double *seconds, size_t n, double bytes)
+fh_timing fh_bench_timing(double *seconds, size_t n, double bytes)
 {
     qsort(seconds, n, sizeof *seconds, by_value);
     fh_timing t = {.median = seconds[n / 2], .low = seconds[n / 10], .high = seconds[n - 1 - n / 10], .samples = n, .bytes = bytes};
@@ -42,98 +25,275 @@ static fh_timing timing_of(double *seconds, size_t n, double bytes)
     return t;
 }
 
+fh_status fh_bench_time(fh_timing *out, fh_bench_env *e, const char *what, bool warm, double bytes, fh_bench_call *call, void *ctx, fh_err *err)
+{
+    double began = fh_now();
+    size_t n = 0;
+    for (size_t run = 0; run <= e->runs; run++) { /* the first warms up: pages are there, threads run */
+        fh_status rc;
+        if (fh_job_stopped(e->job)) return fh_fail(err, FH_EINTERRUPTED, "interrupted");
+        if (!warm) fh_bench_sweep(e);
+        double t = fh_now();
+        if ((rc = call(ctx, run, err)) < 0) return rc;
+        if (run) e->seconds[n++] = fh_now() - t;
+        fh_job_progress(e->job, what, (double)run, (double)e->runs, "runs");
+        if (n >= LEAST_RUNS && fh_now() - began > MOST_SECONDS) break;
+    }
+    fh_job_progress(e->job, what, (double)e->runs, (double)e->runs, "runs");
+    *out = fh_bench_timing(e->seconds, n, bytes);
+    return FH_OK;
+}
+
+fh_bench_row *fh_bench_add(fh_bench_list *list, const char *what, const fh_bench_env *e, uint32_t batch, bool warm, const fh_timing *t, double roof)
+{
+    fh_bench_row *r = &list->row[list->n < FH_BENCH_ROWS ? list->n++ : FH_BENCH_ROWS - 1];
+    *r = (fh_bench_row){.what = what, .threads = e->threads, .batch = batch, .warm = warm, .time = *t, .roof = roof, .share = NAN};
+    return r;
+}
+
+const fh_bench_row *fh_bench_find(const fh_bench_list *list, const char *what, unsigned threads, uint32_t batch, bool warm)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        const fh_bench_row *r = &list->row[i];
+        if (!strcmp(r->what, what) && r->threads == threads && r->batch == batch && r->warm == warm) return r;
+    }
+    return NULL;
+}
+
 /* ---- the heads ------------------------------------------------------------------------------------------------ */
 
-/* States to ask with: those given, else Gaussian ones of the width that rows have norm 1 against. */
-static void random_states(float *out, size_t n, size_t d)
+/* States to ask with where none are given: Gaussian ones. */
+static void random_states(float *out, size_t n)
 {
     fh_rng r;
     fh_rng_seed(&r, 1, 0x62);
-    for (size_t i = 0; i < n * d; i += 2) {
+    for (size_t i = 0; i < n; i += 2) {
         double u = 1 - fh_rng_double(&r), v = fh_rng_double(&r), m = sqrt(-2 * log(u));
         out[i] = (float)(m * cos(6.283185307179586 * v));
-        if (i + 1 < n * d) out[i + 1] = (float)(m * sin(6.283185307179586 * v));
+        if (i + 1 < n) out[i + 1] = (float)(m * sin(6.283185307179586 * v));
     }
+}
+
+typedef enum which { DENSE, ALL, FLASH, KINDS } which;
+
+typedef struct asking {
+    const fh_head *head;
+    fh_scratch *scratch;
+    const float *states; size_t n_states; /* a whole number of batches */
+    uint32_t probes, batch;
+    which kind;
+    bool warm;                            /* one batch only */
+    uint32_t ids[MOST_BATCH];
+    float logits[MOST_BATCH];
+    double watch[FH_STEPS], *steps[FH_STEPS]; size_t n_steps;
+} asking;
+
+static fh_status ask(void *ctx, size_t run, fh_err *err)
+{
+    asking *a = ctx;
+    const fh_head_info *info = fh_head_get_info(a->head);
+    const float *x = a->states + (a->warm ? 0 : run * a->batch % a->n_states) * info->hidden;
+    fh_query q = {.probes = a->kind == FLASH ? a->probes : info->clusters};
+    if (a->kind == DENSE) return fh_head_dense_topk(a->head, a->scratch, x, a->batch, 1, a->ids, a->logits, err);
+    memset(a->watch, 0, sizeof a->watch);
+    fh_status rc = fh_head_greedy(a->head, a->scratch, x, a->batch, &q, a->ids, err);
+    if (a->steps[0] && run) {
+        for (int s = 0; s < FH_STEPS; s++) a->steps[s][a->n_steps] = a->watch[s];
+        a->n_steps++;
+    }
+    return rc;
+}
+
+/* Bytes that the steps read: centroids in order, rows of clusters here and there, rows that are scored again. */
+static void step_bytes(double bytes[FH_STEPS], const fh_head *head, uint32_t probes)
+{
+    const fh_head_parts *p = fh_head_get_parts(head);
+    bytes[FH_STEP_ROUTE] = (double)p->clusters * ((double)p->centroids.stride + (p->centroid_scales ? sizeof(float) : 0));
+    bytes[FH_STEP_SELECT] = 0;
+    bytes[FH_STEP_RERANK] = (double)p->rerank * (double)p->exact.stride;
+    bytes[FH_STEP_SCORE] = fh_head_step_bytes(head, probes, p->n_hot) - bytes[FH_STEP_ROUTE] - bytes[FH_STEP_RERANK];
+}
+
+typedef struct bench {
+    const fh_head *head;
+    const fh_head_info *info;
+    const fh_bench_params *p;
+    fh_bench_report *out;
+    const float *states; size_t n_states;
+    fh_bench_env env[2]; size_t n_envs;
+    const char *names[KINDS]; /* NULL: there is no such head */
+    double *steps[FH_STEPS];
+} bench;
+
+static const char *dense_name(const char *dtype, bool exact)
+{
+    static const char *const names[][3] = {{"f32", "dense f32", "all f32"}, {"bf16", "dense bf16", "all bf16"}, {"f16", "dense f16", "all f16"}, {"int8", "dense int8", "all int8"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) if (!strcmp(names[i][0], dtype)) return names[i][exact ? 1 : 2];
+    return exact ? "dense" : "all";
+}
+
+static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind, uint32_t batch, bool warm, fh_err *err)
+{
+    static const char *const step_names[FH_STEPS] = {"route", "select", "score", "rerank"};
+    fh_bench_env *e = &b->env[env];
+    const fh_bench_peak *peak = &b->out->peaks[env];
+    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .probes = b->out->probes, .batch = batch, .kind = kind, .warm = warm};
+    double stream = 1e9 * peak->stream.gigabytes_per_second, blocks = 1e9 * peak->blocks.gigabytes_per_second, bytes[FH_STEPS], all;
+    bool parts = kind == FLASH && list == &b->out->heads;
+    fh_timing t;
+    fh_status rc = fh_scratch_on(&a.scratch, b->head, e->pool, err);
+    if (rc < 0) return rc;
+    if (parts) {
+        memcpy(a.steps, b->steps, sizeof a.steps);
+        fh_scratch_watch(a.scratch, a.watch);
+    }
+    step_bytes(bytes, b->head, b->out->probes);
+    double read = kind == DENSE ? fh_head_dense_bytes(b->head) : fh_head_step_bytes(b->head, kind == ALL ? b->info->clusters : b->out->probes, b->info->n_hot);
+    if (kind == ALL) read -= bytes[FH_STEP_ROUTE]; /* nothing is routed where everything is scored */
+    if ((rc = fh_bench_time(&t, e, b->names[kind], warm, read, ask, &a, err)) < 0) goto out;
+    all = kind == FLASH ? bytes[FH_STEP_ROUTE] / stream + (bytes[FH_STEP_SCORE] + bytes[FH_STEP_RERANK]) / blocks : read / stream;
+    fh_bench_add(list, b->names[kind], e, batch, warm, &t, all);
+    for (int s = 0; parts && s < FH_STEPS; s++) {
+        if (s == FH_STEP_RERANK && !b->info->rerank) continue;
+        t = fh_bench_timing(a.steps[s], a.n_steps, bytes[s]);
+        fh_bench_add(&b->out->parts, step_names[s], e, 1, warm, &t, bytes[s] / (s == FH_STEP_ROUTE ? stream : blocks));
+    }
+out:
+    fh_scratch_free(a.scratch);
+    return rc;
+}
+
+/* The share of all clusters that a batch reads, on average. */
+static fh_status clusters_read(double *share, bench *b, uint32_t batch, fh_err *err)
+{
+    size_t k = b->info->clusters, probes = fh_min(b->out->probes, k), union_size = 0, batches = b->n_states / batch;
+    uint32_t *clusters = fh_malloc(batch * probes * sizeof *clusters);
+    uint8_t *seen = fh_malloc(k);
+    fh_scratch *scratch = NULL;
+    fh_status rc = clusters && seen ? fh_scratch_on(&scratch, b->head, b->env[0].pool, err) : fh_fail(err, FH_ENOMEM, "bench: out of memory");
+    for (size_t i = 0; rc == FH_OK && i < batches; i++) {
+        rc = fh_head_route(b->head, scratch, b->states + i * batch * b->info->hidden, batch, (uint32_t)probes, clusters, NULL, err);
+        memset(seen, 0, k);
+        for (size_t j = 0; rc == FH_OK && j < batch * probes; j++) union_size += !seen[clusters[j]], seen[clusters[j]] = 1;
+    }
+    *share = (double)union_size / (double)(batches * k);
+    fh_scratch_free(scratch);
+    fh_free(clusters);
+    fh_free(seen);
+    return rc;
+}
+
+static fh_status time_batches(bench *b, fh_err *err)
+{
+    for (uint32_t batch = 1; batch <= MOST_BATCH && batch <= b->n_states; batch *= 2) {
+        double share;
+        fh_status rc = clusters_read(&share, b, batch, err);
+        for (int kind = 0; kind < KINDS && rc == FH_OK; kind++) {
+            if (!b->names[kind]) continue;
+            rc = time_head(b, 0, &b->out->batches, (which)kind, batch, false, err);
+            if (rc == FH_OK) b->out->batches.row[b->out->batches.n - 1].share = kind == FLASH ? share : 1;
+        }
+        if (rc < 0) return rc;
+    }
+    return FH_OK;
+}
+
+/* ---- whole tokens --------------------------------------------------------------------------------------------- */
+
+/* Caches as they are when a model runs alone. */
+static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_job *job, fh_err *err)
+{
+    uint32_t prompt[8] = {0};
+    fh_generate_params g = {.tokens = 129, .ignore_eos = true, .query = {.probes = out->probes}};
+    for (uint32_t i = 0; i < 8; i++) prompt[i] = i % m->config->vocab;
+    if (m->config->max_position && m->config->max_position < 140) g.tokens = m->config->max_position - 9;
+    for (int head = 0; head < 2; head++) {
+        fh_generate_stats s;
+        double best = INFINITY;
+        if (head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact) break;
+        g.head = (fh_head_kind)head;
+        for (int i = 0; i < 5; i++) {
+            fh_status rc = fh_generate(m, prompt, 8, &g, job, &s, err);
+            if (rc < 0) return rc;
+            if (s.tpot_seconds < best) best = s.tpot_seconds, out->tpot[head] = s.tpot_seconds, out->share[head] = s.head_share;
+        }
+    }
+    out->body_bytes = (double)fh_body_bytes(m->body);
+    return FH_OK;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------------------------ */
+
+/* The cache that the first CPU shares; the C library counts those of the whole package together, a virtual machine's neighbours too. */
+static size_t last_cache(void)
+{
+    fh_err none;
+    char *text = NULL, *end;
+    size_t len, size = 0;
+    if (fh_file_read(&text, &len, "/sys/devices/system/cpu/cpu0/cache/index3/size", 64, &none) == FH_OK) {
+        unsigned long long n = strtoull(text, &end, 10);
+        if (n && n <= 1 << 30 && (*end == 'K' || *end == 'M')) size = (size_t)n << (*end == 'K' ? 10 : 20);
+    }
+    fh_free(text);
+    long known = size ? 0 : sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return known > 0 ? (size_t)known : size;
+}
+
+static size_t sweep_bytes(const fh_bench_params *p)
+{
+    size_t cache = fh_min(last_cache(), (size_t)1 << 28), most = (size_t)1 << 30, least = (size_t)256 << 20;
+    if (p->memory_bytes) return fh_max(fh_round_up(p->memory_bytes, 1 << 16), 1 << 20);
+    return fh_min(fh_max(fh_round_up(4 * cache, 1 << 16), least), most);
+}
+
+static fh_status measure(bench *b, const fh_model *m, fh_err *err)
+{
+    fh_status rc;
+    fh_bench_report *out = b->out;
+    for (size_t i = 0; i < b->n_envs; i++)
+        if ((rc = fh_bench_peaks(&out->peaks[out->n_peaks++], &b->env[i], out->block_bytes, b->info->clusters, b->info->hidden, err)) < 0) return rc;
+    for (size_t i = 0; i < b->n_envs; i++)
+        for (int kind = 0; kind < KINDS; kind++)
+            for (int warm = 0; warm < (i ? 1 : 2); warm++)
+                if (b->names[kind] && (rc = time_head(b, i, &out->heads, (which)kind, 1, warm, err)) < 0) return rc;
+    if (!b->p->no_rivals &&
+        (rc = fh_bench_rivals(&out->rivals, b->env, b->n_envs, out->peaks, b->head, out->probes, b->states, b->n_states, err)) < 0) return rc;
+    if (!b->p->no_batches && (rc = time_batches(b, err)) < 0) return rc;
+    return m->body ? time_model(out, m, b->env[0].job, err) : FH_OK;
 }
 
 fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_bench_report *out, fh_err *err)
 {
-    enum { STATES = 64 };
     fh_status rc = FH_OK;
-    fh_pool *pool = fh_job_pool(job);
     const fh_head_info *info = fh_head_get_info(m->head);
-    size_t d = info->hidden, runs = p->runs ? p->runs : 50, n_states = p->n_states ? p->n_states : STATES, words = ((size_t)256 << 20) / 8;
-    fh_scratch *scratch = NULL;
-    fh_query q = {.probes = p->probes ? p->probes : info->probes};
-    uint64_t *buffer = fh_malloc(words * sizeof *buffer), kept = 0;
-    double *seconds = fh_malloc(runs * sizeof *seconds);
-    float *own = p->states ? NULL : fh_malloc(n_states * d * sizeof *own), logit;
-    const float *states = p->states ? p->states : own;
-    uint32_t id;
-    *out = (fh_bench_report){.threads = fh_pool_threads(pool), .probes = q.probes, .isa = info->isa};
-    if (!buffer || !seconds || !states) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if (own) random_states(own, n_states, d);
-    for (size_t i = 0; i < words; i++) buffer[i] = i; /* touched, so that reading it is reading memory */
-    if ((rc = fh_scratch_new(&scratch, m->head, out->threads, err)) < 0) goto out;
-
-    for (size_t i = 0; i < 9; i++) {
-        double t = fh_now();
-        kept += sweep(pool, buffer, words);
-        seconds[i < runs ? i : 0] = fh_now() - t;
-    }
-    out->memory = timing_of(seconds, fh_min(9, runs), (double)(words * sizeof *buffer));
-
-    for (size_t i = 0; i < runs + 1; i++) { /* the first warms up */
-        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        kept += sweep(pool, buffer, words);
-        double t = fh_now();
-        if ((rc = fh_head_greedy(m->head, scratch, states + i % n_states * d, 1, &q, &id, err)) < 0) goto out;
-        if (i) seconds[i - 1] = fh_now() - t;
-        fh_job_progress(job, "FlashHead", (double)i, (double)runs, "runs");
-    }
-    out->flash = timing_of(seconds, runs, fh_head_step_bytes(m->head, q.probes, info->n_hot));
-
-    q.probes = info->clusters;
-    for (size_t i = 0; i < runs + 1; i++) {
-        kept += sweep(pool, buffer, words);
-        double t = fh_now();
-        if ((rc = fh_head_greedy(m->head, scratch, states + i % n_states * d, 1, &q, &id, err)) < 0) goto out;
-        if (i) seconds[i - 1] = fh_now() - t;
-    }
-    out->all_probes = timing_of(seconds, runs, fh_head_step_bytes(m->head, q.probes, info->n_hot));
-
-    if (info->exact)
-        for (size_t i = 0; i < runs + 1; i++) {
-            if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-            kept += sweep(pool, buffer, words);
-            double t = fh_now();
-            if ((rc = fh_head_dense_topk(m->head, scratch, states + i % n_states * d, 1, 1, &id, &logit, err)) < 0) goto out;
-            if (i) seconds[i - 1] = fh_now() - t;
-            fh_job_progress(job, "the dense head", (double)i, (double)runs, "runs");
-        }
-    if (info->exact) out->dense = timing_of(seconds, runs, fh_head_dense_bytes(m->head));
-
-    if (m->body) { /* whole tokens, caches as they are when a model runs alone */
-        uint32_t prompt[8] = {0};
-        for (uint32_t i = 0; i < 8; i++) prompt[i] = i % m->config->vocab;
-        fh_generate_params g = {.tokens = 129, .ignore_eos = true, .query = {.probes = out->probes}};
-        if (m->config->max_position && m->config->max_position < 140) g.tokens = m->config->max_position - 9;
-        for (int head = 0; head < 2; head++) {
-            fh_generate_stats s;
-            double best = INFINITY;
-            if (head == FH_HEAD_DENSE && !info->exact) break;
-            g.head = (fh_head_kind)head;
-            for (int i = 0; i < 5; i++) {
-                if ((rc = fh_generate(m, prompt, 8, &g, job, &s, err)) < 0) goto out;
-                if (s.tpot_seconds < best) best = s.tpot_seconds, out->tpot[head] = s.tpot_seconds, out->share[head] = s.head_share;
-            }
-        }
-        out->body_bytes = (double)fh_body_bytes(m->body);
-    }
-    out->checksum = kept;
+    const fh_head_parts *parts = fh_head_get_parts(m->head);
+    size_t runs = p->runs ? p->runs : 50, words, n_states = p->states ? p->n_states : STATES, head_bytes;
+    unsigned threads = fh_pool_threads(fh_job_pool(job));
+    fh_pool *pool = threads > 1 ? fh_job_pool(job) : NULL;
+    *out = (fh_bench_report){.threads = threads, .isa = info->isa, .memory_bytes = sweep_bytes(p), .block_bytes = parts->cap * parts->tokens.stride};
+    out->probes = p->probes ? p->probes : info->probes;
+    out->probes = out->probes < info->clusters ? out->probes : info->clusters;
+    words = out->memory_bytes / sizeof(uint64_t);
+    uint64_t *memory = fh_aligned(2 * out->memory_bytes);
+    double *seconds = fh_malloc((1 + FH_STEPS) * (runs + 1) * sizeof *seconds);
+    float *own = p->states ? NULL : fh_malloc(n_states * info->hidden * sizeof *own);
+    bench b = {.head = m->head, .info = info, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .n_envs = threads > 1 ? 2 : 1};
+    if (!memory || !seconds || !b.states) { rc = fh_fail(err, FH_ENOMEM, "bench: out of memory"); goto out; }
+    if (!n_states) { rc = fh_fail(err, FH_EUSAGE, "bench: no states to ask with"); goto out; }
+    if (own) random_states(own, n_states * info->hidden);
+    for (size_t i = 0; i < 2 * words; i++) memory[i] = i; /* touched, so that reading it is reading memory */
+    for (int s = 0; s < FH_STEPS; s++) b.steps[s] = seconds + (size_t)(s + 1) * (runs + 1);
+    b.env[0] = (fh_bench_env){.job = job, .pool = pool, .threads = threads, .memory = memory, .words = words, .runs = runs, .seconds = seconds};
+    b.env[1] = b.env[0], b.env[1].pool = NULL, b.env[1].threads = 1;
+    b.names[DENSE] = info->exact ? dense_name(info->exact, true) : NULL;
+    b.names[ALL] = dense_name(info->tokens, false);
+    b.names[FLASH] = "flash";
+    head_bytes = (size_t)info->clusters * info->cap * info->hidden * sizeof(float);
+    fh_job_say(job, FH_INFO, "needs about %.0f MiB beyond the head", (double)(2 * out->memory_bytes + (p->no_rivals ? 0 : head_bytes)) / (1 << 20));
+    rc = measure(&b, m, err);
+    out->checksum = b.env[0].kept + b.env[1].kept;
 out:
-    fh_scratch_free(scratch);
-    fh_free(buffer);
+    fh_free(memory);
     fh_free(seconds);
     fh_free(own);
     return rc;

@@ -39,16 +39,46 @@ fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const 
 /* ---- bench ---------------------------------------------------------------------------------------------------- */
 
 typedef struct fh_timing { double median, low, high; size_t samples; double bytes, gigabytes_per_second; } fh_timing; /* seconds; low, high: 10 % and 90 % */
-typedef struct fh_bench_params { uint32_t probes; size_t runs; const float *states; size_t n_states; } fh_bench_params; /* zeros: the artifact's P, 50 runs, Gaussian states */
+
+/* What the machine does with `threads` threads. */
+typedef struct fh_bench_peak {
+    unsigned threads;
+    fh_timing stream;      /* reading memory in order */
+    fh_timing blocks;      /* reading blocks as long as a cluster's rows, here and there among as many as there are clusters */
+    fh_timing gemm;        /* OpenBLAS, 256 states against 4096 rows of the head's width; bytes are operations, gigabytes_per_second GFLOP/s */
+} fh_bench_peak;
+typedef struct fh_bench_row {
+    const char *what;      /* "flash", "dense bf16", "route": static */
+    unsigned threads; uint32_t batch;
+    bool warm;             /* the same state again and again; else the caches are swept before every call */
+    fh_timing time;        /* of a call, whatever its batch */
+    double roof;           /* seconds that reading its bytes takes at the machine's own speeds; 0 where it reads none to speak of */
+    double share;          /* batches: of the clusters, that are read; rivals: of the states, that get FlashHead's token; else NAN */
+} fh_bench_row;
+enum { FH_BENCH_ROWS = 32 };
+typedef struct fh_bench_list { fh_bench_row row[FH_BENCH_ROWS]; size_t n; } fh_bench_list;
+
+typedef struct fh_bench_params { /* zeros: the artifact's P, 50 runs, Gaussian states, everything is measured */
+    uint32_t probes; size_t runs;
+    const float *states; size_t n_states;
+    bool no_batches, no_rivals;
+    size_t memory_bytes;   /* to sweep caches with; 0: 256 MiB, or four times the last-level cache where that is more */
+} fh_bench_params;
 typedef struct fh_bench_report {
     unsigned threads; uint32_t probes; const char *isa;
-    fh_timing memory;      /* reading 256 MiB: the machine's own speed */
-    fh_timing flash, dense, all_probes; /* one greedy token at batch 1, caches swept before every call; all_probes: P = K on the encoded rows */
+    size_t block_bytes, memory_bytes;
+    fh_bench_peak peaks[2]; size_t n_peaks; /* with the job's threads, and with one where that is another number */
+    fh_bench_list heads;   /* a greedy token at batch 1: "dense T" from the exact rows of type T, "all T" from the encoded ones (P = K), "flash" */
+    fh_bench_list parts;   /* of "flash": "route", "select", "score", "rerank" */
+    fh_bench_list batches; /* the same heads at batch 1, 2, 4 ... 64, cold */
+    fh_bench_list rivals;  /* "OpenBLAS f32", "FAISS IVF f32" */
     double tpot[2], share[2]; /* seconds a token of the whole model and the head's share of it, by fh_head_kind: the best of 5 runs of 129 tokens */
     double body_bytes;
-    uint64_t checksum;     /* of the sweeps, so that they cannot be left out */
+    uint64_t checksum;     /* of what was read, so that it cannot be left out */
 } fh_bench_report;
-/* Time the heads of an artifact (opened with FH_MODEL_HEAD; with FH_MODEL_BODY also whole tokens). */
+/* Time the heads of an artifact (opened with FH_MODEL_HEAD; with FH_MODEL_BODY also whole tokens).  Calls take turns through the states. */
 fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_bench_report *out, fh_err *err);
+/* The row of that name, or NULL. */
+const fh_bench_row *fh_bench_find(const fh_bench_list *list, const char *what, unsigned threads, uint32_t batch, bool warm);
 
 #endif
