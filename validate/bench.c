@@ -230,7 +230,7 @@ static size_t last_cache(void)
     fh_err none;
     char *text = NULL, *end;
     size_t len, size = 0;
-    if (fh_file_read(&text, &len, "/sys/devices/system/cpu/cpu0/cache/index3/size", 64, &none) == FH_OK) {
+    if (fh_file_read(&text, &len, "/sys/devices/system/cpu/cpu0/cache/index3/size", 1 << 16, &none) == FH_OK) {
         unsigned long long n = strtoull(text, &end, 10);
         if (n && n <= 1 << 30 && (*end == 'K' || *end == 'M')) size = (size_t)n << (*end == 'K' ? 10 : 20);
     }
