@@ -24,12 +24,18 @@ static plain plain_of(const fh_head *head)
     return (plain){head, p, fh_head_dead_map(head), p->exact.data && !p->exact_by_token};
 }
 
+static void decode(const fh_rows *rows, const void *scales, size_t row, float *out)
+{
+    const uint8_t *mine = scales;
+    fh_dec_row(rows->dtype, fh_row(rows, row), mine ? mine + row * fh_scale_bytes(rows->dtype, rows->cols) : NULL, rows->cols, out);
+}
+
 /* The row of a slot as this head has it at its best. */
 static void slot_row(const plain *h, size_t slot, float *out)
 {
     const fh_head_parts *p = h->p;
     if (h->exact) fh_to_f32(out, p->exact.dtype, fh_row(&p->exact, slot), p->hidden);
-    else fh_dec_row(p->tokens.dtype, fh_row(&p->tokens, slot), p->token_scales ? p->token_scales[slot] : 1, p->hidden, out);
+    else decode(&p->tokens, p->token_scales, slot, out);
 }
 
 static bool live(const plain *h, size_t slot)
@@ -92,8 +98,7 @@ static fh_status fill(fh_ivf **out, const plain *h, fh_err *err)
     float *x = fh_malloc(fh_max(p->clusters, AT_ONCE) * d * sizeof *x);
     int64_t *ids = fh_malloc(AT_ONCE * sizeof *ids), *to = fh_malloc(AT_ONCE * sizeof *to);
     if (!x || !ids || !to) { rc = fh_fail(err, FH_ENOMEM, "bench: out of memory for FAISS: leave the rivals out (--no-rivals)"); goto out; }
-    for (size_t c = 0; c < p->clusters; c++)
-        fh_dec_row(p->centroids.dtype, fh_row(&p->centroids, c), p->centroid_scales ? p->centroid_scales[c] : 1, d, x + c * d);
+    for (size_t c = 0; c < p->clusters; c++) decode(&p->centroids, p->centroid_scales, c, x + c * d);
     if ((rc = fh_ivf_new(&ivf, x, p->clusters, d, err)) < 0) goto out;
     for (size_t s = 0; s < slots; s++) {
         if (live(h, s)) slot_row(h, s, x + n * d), ids[n] = p->permutation[s], to[n++] = (int64_t)(s / p->cap);
