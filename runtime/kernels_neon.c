@@ -255,6 +255,49 @@ TARGET_DOT static void fh_dot_i8_neon_dotprod(const void *const *rows, const flo
     i8_rows(true, 4, rows, scales, n, d, states, m, out, ldo);
 }
 
+/* ---- int4 rows ------------------------------------------------------------------------------------------------------- */
+
+/* The integer products of 16 values and 16 bytes of the state, summed in fours. */
+INLINE int32x4_t quads(int8x16_t v, const int8_t *state)
+{
+    int8x16_t q = vld1q_s8(state);
+    return vpaddq_s32(vpaddlq_s16(vmull_s8(vget_low_s8(v), vget_low_s8(q))), vpaddlq_s16(vmull_high_s8(v, q)));
+}
+
+void fh_dot_i4_neon(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+                    float *out, size_t ldo)
+{
+    const uint8x16_t eights = vdupq_n_u8(8), low = vdupq_n_u8(15);
+    for (size_t r = 0; r < n; r++)
+        for (size_t s = 0; s < m; s++) {
+            const fh_state *x = states[s];
+            float32x4_t acc[8];
+            UNROLL for (int i = 0; i < 8; i++) acc[i] = vdupq_n_f32(0);
+            for (size_t i = 0; i < d; i += 32) { /* a group: in one half of 32 bytes */
+                const uint8_t *at = (const uint8_t *)rows[r] + i / FH_LINE_VALUES * LINE + i % LINE;
+                int8x16_t shift = vdupq_n_s8(i % FH_LINE_VALUES < LINE ? 0 : -4);
+                uint16_t bits;
+                memcpy(&bits, (const uint8_t *)scales[r] + i / FH_GROUP * sizeof bits, sizeof bits);
+                float32x4_t scale = vreinterpretq_f32_u32(vdupq_n_u32((uint32_t)bits << 16));
+                if (s == 0 && i % FH_LINE_VALUES == 0) __builtin_prefetch((const char *)rows[r + 1] + i / FH_LINE_VALUES * LINE);
+                int32x4_t total[2];
+                UNROLL for (int j = 0; j < 2; j++) {
+                    uint8x16_t raw = vandq_u8(vshlq_u8(vld1q_u8(at + 16 * j), shift), low);
+                    int8x16_t v = vsubq_s8(vreinterpretq_s8_u8(veorq_u8(raw, eights)), vreinterpretq_s8_u8(eights));
+                    total[j] = vaddq_s32(vshlq_n_s32(quads(v, x->hi + i + 16 * j), 8), quads(v, x->lo + i + 16 * j));
+                }
+                size_t lane = i % FH_LINE_VALUES / 16; /* of four: two in a group */
+                UNROLL for (int j = 0; j < 8; j += 2) {
+                    if (lane != (size_t)j) continue;
+                    acc[j] = vfmaq_f32(acc[j], vcvtq_f32_s32(total[0]), scale);
+                    acc[j + 1] = vfmaq_f32(acc[j + 1], vcvtq_f32_s32(total[1]), scale);
+                }
+            }
+            UNROLL for (int i = 0; i < 4; i++) acc[i] = vaddq_f32(acc[i], acc[i + 4]);
+            out[s * ldo + r] = (float)((double)sum16(acc) * x->scale);
+        }
+}
+
 const fh_kernels fh_kernels_neon = {
     "neon", "", {[FH_F32] = fh_dot_f32_neon, [FH_BF16] = fh_dot_bf16_neon, [FH_F16] = fh_dot_f16_neon, [FH_I8] = fh_dot_i8_neon}};
 const fh_kernels fh_kernels_neon_dotprod = {

@@ -14,7 +14,7 @@ PATH=$top/build:$PATH
 python3 -c 'print(",".join(map(str, sorted(set(list(range(26, 41, 2)) + list(range(44, 76, 4)) + list(range(80, 136, 6)) + [32, 64, 1024])))))' > list
 echo '| text | centroids | rows | R | agreement at P = K | at P = 32 | at P = 64 | P, KB for 98 % | P, KB for 99 % | P, KB for 99.5 % |'
 echo '|---|---|---|---|---|---|---|---|---|---|'
-for text in test voyage; do
+for text in ${TEXTS:-test voyage}; do
     for how in 'int8 int8 0' 'int8 int8 16' 'int4 int8 16' 'int4 int4 0' 'int4 int4 16' 'int4 int4 32'; do
         # shellcheck disable=SC2086 # three words
         set -- $how
