@@ -66,7 +66,7 @@ for v in '' 0 19 1,19 1,0 a; do bad "query: --curve: '.*' in the list is not a w
 bad "stride of 64" fh perplexity model.fhead --text tiny/config.json --window 64 --stride 64
 bad "window of 1000" fh perplexity model.fhead --text tiny/config.json --window 1000
 # Words
-bad "quantize: --tokens: 'int4' is none of int8,bf16,f16,f32" fh quantize -C work --tokens int3
+bad "quantize: --tokens: 'int3' is none of int8,int4,bf16,f16,f32" fh quantize -C work --tokens int3
 bad "quantize: --tokens: 'in' is none of" fh quantize -C work --tokens in
 bad "quantize: --centroids: '' is none of" fh quantize -C work --centroids ''
 bad "route: --routing: 'best' is none of" fh route -C work --routing best
