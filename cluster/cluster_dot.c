@@ -116,7 +116,7 @@ AVX512 static void many_avx512(float *out, const float *z, const float *x, size_
 
 static const fh_dots avx512 = {"avx512", one_avx512, many_avx512};
 #elif defined(__aarch64__)
-#include <arm_neon.h>
+#include "base/neon.h"
 
 static inline float tree_neon(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d)
 {

@@ -218,6 +218,45 @@ VNNI static bool score_vnni(float *score, const int32_t *dot, const float *scale
 }
 
 static const fh_int8_dots vnni = {"avx512 vnni", true, tile_vnni, score_vnni};
+#elif defined(__aarch64__)
+#include "base/neon.h"
+
+enum { QUADS = FH_PANEL / 4 }; /* vectors of four clusters */
+
+/* One row, or two for which a panel is read once: 24 sums. */
+FH_TARGET_SDOT static inline __attribute__((always_inline)) void rows_sdot(int rows, int32_t *out, const int8_t *x, size_t ld, const int8_t *panel)
+{
+    int32x4_t sum[2][QUADS];
+#pragma GCC unroll 12
+    for (int q = 0; q < QUADS; q++) sum[0][q] = sum[1][q] = vdupq_n_s32(0);
+    for (size_t j = 0; j < ld; j += 4) {
+        int8x16_t y[2];
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + (size_t)r * ld + j, sizeof four);
+            y[r] = vreinterpretq_s8_s32(vdupq_n_s32(four));
+        }
+#pragma GCC unroll 12
+        for (int q = 0; q < QUADS; q++) {
+            int8x16_t p = vld1q_s8(panel + j * FH_PANEL + 16 * q);
+            sum[0][q] = fh_sdot(sum[0][q], p, y[0]);
+            if (rows == 2) sum[1][q] = fh_sdot(sum[1][q], p, y[1]);
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 12
+        for (int q = 0; q < QUADS; q++) vst1q_s32(out + r * FH_PANEL + 4 * q, sum[r][q]);
+    }
+}
+
+FH_TARGET_SDOT static void tile_sdot(int32_t *out, const int8_t *x, size_t rows, size_t ld, const int8_t *panel)
+{
+    size_t i = 0;
+    for (; i + 2 <= rows; i += 2) rows_sdot(2, out + i * FH_PANEL, x + i * ld, ld, panel);
+    if (i < rows) rows_sdot(1, out + i * FH_PANEL, x + i * ld, ld, panel);
+}
+
+static const fh_int8_dots neon_dotprod = {"neon dotprod", false, tile_sdot, score_ref};
 #endif
 
 const fh_int8_dots *fh_int8_dots_pick(void)
@@ -228,6 +267,9 @@ const fh_int8_dots *fh_int8_dots_pick(void)
     if (up_to_512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) return &vnni;
     if (up_to_256 && __builtin_cpu_supports("avx2")) return &avx2;
+#elif defined(__aarch64__)
+    const char *asked = getenv("FH_ISA");
+    if (fh_has_sdot() && (!asked || strcmp(asked, "ref") != 0)) return &neon_dotprod;
 #endif
     return &ref;
 }

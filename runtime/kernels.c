@@ -10,8 +10,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
+#include "base/neon.h"
 #endif
 
 /* ---- choosing ------------------------------------------------------------------------------------------------ */
@@ -35,9 +34,8 @@ static bool can_run(const fh_kernels *k)
     if (k == &fh_kernels_avx512) return avx512;
     if (k == &fh_kernels_avx512_vnni) return avx512 && __builtin_cpu_supports("avx512vnni");
 #elif defined(__aarch64__)
-    unsigned long cpu = getauxval(AT_HWCAP);
-    if (k == &fh_kernels_neon) return cpu & HWCAP_ASIMD;
-    if (k == &fh_kernels_neon_dotprod) return (cpu & HWCAP_ASIMD) && (cpu & HWCAP_ASIMDDP);
+    if (k == &fh_kernels_neon) return fh_has_neon();
+    if (k == &fh_kernels_neon_dotprod) return fh_has_sdot();
 #endif
     return k == &fh_kernels_ref;
 }

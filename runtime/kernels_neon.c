@@ -8,16 +8,15 @@
 #include "runtime/kernels.h"
 
 #if defined(__aarch64__)
-#include <arm_neon.h>
+#include "base/neon.h"
+
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 /* Loops over the rows and states of a block must vanish, or the sums live in memory: -O2 alone does not do it. */
 #if defined(__clang__)
-#define TARGET_DOT __attribute__((target("dotprod")))
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define TARGET_DOT __attribute__((target("arch=armv8.2-a+dotprod")))
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
@@ -153,18 +152,11 @@ static void fh_dot_f16_neon(const void *const *rows, const float *scales, size_t
  * at most 128 * 32639 every 16 elements: 512 times fit. */
 enum { SDOT_BLOCK = 1 << 18, MADD_BLOCK = 512 * 16 };
 
-/* The intrinsic is there only where a whole file is compiled for SDOT (clang 14); this is understood by all compilers. */
-INLINE int32x4_t sdot(int32x4_t sum, int8x16_t a, int8x16_t b)
-{
-    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b));
-    return sum;
-}
-
 INLINE void take16(bool dot, int32x4_t sums[4], int8x16_t v, const fh_state *s, size_t i)
 {
     if (dot) {
-        sums[0] = sdot(sums[0], v, vld1q_s8(s->hi + i));
-        sums[1] = sdot(sums[1], v, vld1q_s8(s->lo + i));
+        sums[0] = fh_sdot(sums[0], v, vld1q_s8(s->hi + i));
+        sums[1] = fh_sdot(sums[1], v, vld1q_s8(s->lo + i));
     } else {
         int16x8_t low = vmovl_s8(vget_low_s8(v)), high = vmovl_high_s8(v), q0 = vld1q_s16(s->q + i), q1 = vld1q_s16(s->q + i + 8);
         sums[0] = vmlal_s16(sums[0], vget_low_s16(low), vget_low_s16(q0));
@@ -249,8 +241,8 @@ static void fh_dot_i8_neon(const void *const *rows, const float *scales, size_t 
     i8_rows(false, 2, rows, scales, n, d, states, m, out, ldo);
 }
 
-TARGET_DOT static void fh_dot_i8_neon_dotprod(const void *const *rows, const float *scales, size_t n, size_t d,
-                                              const fh_state *const *states, size_t m, float *out, size_t ldo)
+FH_TARGET_SDOT static void fh_dot_i8_neon_dotprod(const void *const *rows, const float *scales, size_t n, size_t d,
+                                                  const fh_state *const *states, size_t m, float *out, size_t ldo)
 {
     i8_rows(true, 4, rows, scales, n, d, states, m, out, ldo);
 }
