@@ -16,22 +16,28 @@ typedef uint64_t v8lu __attribute__((vector_size(64)));
 
 #define FN(name) fh_body_##name##_ref
 #define TARGET
+#define WIDTH 16
 #include "runtime/body_math_impl.h"
 #undef FN
 #undef TARGET
+#undef WIDTH
 
 #if defined(__x86_64__)
 #define FN(name) fh_body_##name##_avx2
 #define TARGET __attribute__((target("avx2")))
+#define WIDTH 32
 #include "runtime/body_math_impl.h"
 #undef FN
 #undef TARGET
+#undef WIDTH
 
 #define FN(name) fh_body_##name##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define WIDTH 64
 #include "runtime/body_math_impl.h"
 #undef FN
 #undef TARGET
+#undef WIDTH
 #endif
 
 const fh_body_math *fh_body_math_choose(const char *isa)

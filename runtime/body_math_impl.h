@@ -1,9 +1,17 @@
 /* runtime/body_math_impl.h: the arithmetic of the body between its matrix products, included once for each instruction set by
- * body_math.c, which defines FN(name) and TARGET.
+ * body_math.c, which defines FN(name), TARGET, and WIDTH, the bytes of a register.
  *
  * 16 lanes everywhere, one order of sums, no fma (the build forbids contraction): every instruction set gives the same bits.  Vectors
  * are locals only, handed on by pointer, since passing them by value would depend on the ABI of the instruction set.
  */
+
+/* One register.  Sums, products and moves of longer vectors gcc takes apart well; comparisons it makes number by number. */
+typedef float FN(f32) __attribute__((vector_size(WIDTH)));
+typedef int32_t FN(i32) __attribute__((vector_size(WIDTH)));
+typedef uint32_t FN(u32) __attribute__((vector_size(WIDTH)));
+typedef double FN(f64) __attribute__((vector_size(WIDTH)));
+typedef int64_t FN(i64) __attribute__((vector_size(WIDTH)));
+typedef uint64_t FN(u64) __attribute__((vector_size(WIDTH)));
 
 /* Sum of the lanes: j + (j + 8), + 4, + 2, + 1. */
 TARGET static inline float FN(lanes)(const v16 *v)
@@ -28,24 +36,28 @@ TARGET static inline void FN(load_some)(v16 *v, const float *x, size_t n, float 
  * Below -87.33: 0.  Above 88.37: what it is there.  NaN stays NaN: it passes every comparison as false and scales a NaN. */
 TARGET static inline void FN(exp16)(v16 *io)
 {
-    v16 x = *io;
-    const v16 zero = {0}, low = zero - 87.33f, high = zero + 88.37f,
-              magic = zero + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    v16i over = x > high, under = x < low;
-    x = (v16)(((v16i)x & ~over) | ((v16i)high & over));
-    v16 t = x * 1.44269504f + magic, n = t - magic;
-    v16 r = x - n * 0.693359375f; /* ln 2 in two parts, the first with 9 bits: n times it is exact */
-    r = r + n * 2.12194440e-4f;
-    v16 p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    v16u scale = ((v16u)t << 23) + 0x3f800000u; /* the low bits of t are n; those of the magic number are shifted out */
-    p = p * (v16)scale;
-    *io = (v16)((v16i)p & ~under);
+    const FN(f32) zero = {0}, low = zero - 87.33f, high = zero + 88.37f,
+                  magic = zero + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    for (size_t i = 0; i < sizeof *io; i += sizeof(FN(f32))) {
+        FN(f32) x;
+        memcpy(&x, (char *)io + i, sizeof x);
+        FN(i32) over = x > high, under = x < low;
+        x = (FN(f32))(((FN(i32))x & ~over) | ((FN(i32))high & over));
+        FN(f32) t = x * 1.44269504f + magic, n = t - magic;
+        FN(f32) r = x - n * 0.693359375f; /* ln 2 in two parts, the first with 9 bits: n times it is exact */
+        r = r + n * 2.12194440e-4f;
+        FN(f32) p = r * (1.0f / 5040) + 1.0f / 720;
+        p = p * r + 1.0f / 120;
+        p = p * r + 1.0f / 24;
+        p = p * r + 1.0f / 6;
+        p = p * r + 0.5f;
+        p = p * r + 1.0f;
+        p = p * r + 1.0f;
+        FN(u32) scale = ((FN(u32))t << 23) + 0x3f800000u; /* the low bits of t are n; those of the magic number are shifted out */
+        p = p * (FN(f32))scale;
+        p = (FN(f32))((FN(i32))p & ~under);
+        memcpy((char *)io + i, &p, sizeof p);
+    }
 }
 
 TARGET static void FN(widen_bf16)(float *dst, const void *src, size_t n)
@@ -71,7 +83,7 @@ TARGET static void FN(widen_f16)(float *dst, const void *src, size_t n)
         v16h h;
         memcpy(&h, s + 2 * i, sizeof h);
         v16u w = __builtin_convertvector(h, v16u), sign = (w & 0x8000u) << 16, rest = (w & 0x7fffu) << 13;
-        v16u special = (v16u)((w & 0x7c00u) == 0x7c00u);
+        v16u special = 0u - (((w & 0x7c00u) + 0x400u) >> 15); /* all ones where the exponent is */
         v16u value = (v16u)((v16)rest * 0x1p112f);
         value = (value & ~special) | ((rest | 0x7f800000u) & special);
         value |= sign;
@@ -84,11 +96,15 @@ TARGET static float FN(max)(const float *x, size_t n)
 {
     v16 m;
     FN(load_some)(&m, x, n < 16 ? n : 0, -INFINITY);
-    for (size_t i = 0; i + 16 <= n; i += 16) {
-        v16 v;
-        memcpy(&v, x + i, sizeof v);
-        v16i more = v > m;
-        m = (v16)(((v16i)v & more) | ((v16i)m & ~more));
+    for (size_t part = 0; part < sizeof m; part += WIDTH) {
+        FN(f32) most, v;
+        memcpy(&most, (const char *)&m + part, sizeof most);
+        for (size_t i = 0; i + 16 <= n; i += 16) {
+            memcpy(&v, (const char *)(x + i) + part, sizeof v);
+            FN(i32) more = v > most;
+            most = (FN(f32))(((FN(i32))v & more) | ((FN(i32))most & ~more));
+        }
+        memcpy((char *)&m + part, &most, sizeof most);
     }
     float s[16], best = -INFINITY;
     memcpy(s, &m, sizeof s);
@@ -250,8 +266,8 @@ TARGET static void FN(sigmoid)(float *x, size_t n, float a, bool tanh_of_cubic)
 /* The sum of exp(x - shift) in double: as exp16, Taylor to the eleventh power (the next term is below 7e-15). */
 TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
 {
-    const v8d zero = {0}, low = zero - 700.0, magic = zero + 6755399441055744.0; /* 1.5 * 2^52 */
-    v8d sum = zero;
+    const FN(f64) zero = {0}, low = zero - 700.0, magic = zero + 6755399441055744.0; /* 1.5 * 2^52 */
+    v8d sum = {0};
     for (size_t i = 0; i < n; i += 8) {
         float s[8];
         v8f f;
@@ -260,25 +276,31 @@ TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
             for (size_t j = 0; j < 8; j++) s[j] = i + j < n ? x[i + j] : -INFINITY;
             memcpy(&f, s, sizeof f);
         }
-        v8d v = __builtin_convertvector(f, v8d) - shift;
-        v8l under = v < low;
-        v8d t = v * 1.4426950408889634 + magic, k = t - magic;
-        v8d r = v - k * 0.693145751953125; /* ln 2 in two parts, the first with 19 bits */
-        r = r - k * 1.4286068203094173e-06;
-        v8d p = r * (1.0 / 39916800) + 1.0 / 3628800;
-        p = p * r + 1.0 / 362880;
-        p = p * r + 1.0 / 40320;
-        p = p * r + 1.0 / 5040;
-        p = p * r + 1.0 / 720;
-        p = p * r + 1.0 / 120;
-        p = p * r + 1.0 / 24;
-        p = p * r + 1.0 / 6;
-        p = p * r + 0.5;
-        p = p * r + 1.0;
-        p = p * r + 1.0;
-        v8lu scale = ((v8lu)t << 52) + 0x3ff0000000000000u;
-        p = p * (v8d)scale;
-        sum = sum + (v8d)((v8l)p & ~under);
+        v8d all = __builtin_convertvector(f, v8d) - shift;
+        for (size_t part = 0; part < sizeof all; part += WIDTH) {
+            FN(f64) v;
+            memcpy(&v, (const char *)&all + part, sizeof v);
+            FN(i64) under = v < low;
+            FN(f64) t = v * 1.4426950408889634 + magic, k = t - magic;
+            FN(f64) r = v - k * 0.693145751953125; /* ln 2 in two parts, the first with 19 bits */
+            r = r - k * 1.4286068203094173e-06;
+            FN(f64) p = r * (1.0 / 39916800) + 1.0 / 3628800;
+            p = p * r + 1.0 / 362880;
+            p = p * r + 1.0 / 40320;
+            p = p * r + 1.0 / 5040;
+            p = p * r + 1.0 / 720;
+            p = p * r + 1.0 / 120;
+            p = p * r + 1.0 / 24;
+            p = p * r + 1.0 / 6;
+            p = p * r + 0.5;
+            p = p * r + 1.0;
+            p = p * r + 1.0;
+            FN(u64) scale = ((FN(u64))t << 52) + 0x3ff0000000000000u;
+            p = p * (FN(f64))scale;
+            p = (FN(f64))((FN(i64))p & ~under);
+            memcpy((char *)&all + part, &p, sizeof p);
+        }
+        sum = sum + all;
     }
     double s[8];
     memcpy(s, &sum, sizeof s);
