@@ -295,3 +295,11 @@ fh_status fh_gguf_load(fh_tensors *t, size_t i, const fh_job *job, fh_err *err)
     tensor->data = m.to;
     return FH_OK;
 }
+
+void fh_gguf_tell_memory(const fh_tensors *t, const fh_job *job)
+{
+    double bytes = 0;
+    for (size_t i = 0; i < t->n; i++)
+        if (t->plans[i].from->type == FH_GGUF_T_Q8_0 && !t->list[i].data) bytes += (double)t->list[i].bytes;
+    if (bytes > 0) fh_job_say(job, FH_INFO, "%s: Q8_0 is decoded to float32, exactly: %.1f MB of memory", t->gguf->path, bytes / 1e6);
+}

@@ -301,6 +301,7 @@ fh_status fh_tensors_load(fh_tensors *t, const fh_tensor *one, const fh_job *job
     fh_status rc = FH_OK;
     if (!t->gguf) return FH_OK;
     if (one) return fh_gguf_load(t, (size_t)(one - t->list), job, err);
+    fh_gguf_tell_memory(t, job);
     for (size_t i = 0; i < t->n && rc >= 0; i++) rc = fh_gguf_load(t, i, job, err);
     return rc;
 }

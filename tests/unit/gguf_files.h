@@ -10,7 +10,7 @@ typedef struct image { fh_buf values, tensors, data; uint64_t n_values, n_tensor
 
 static inline void put(fh_buf *b, uint64_t v, unsigned bytes)
 {
-    for (unsigned i = 0; i < bytes; i++) fh_buf_add(b, &(uint8_t){(uint8_t)(v >> 8 * i)}, 1);
+    for (unsigned i = 0; i < bytes; i++) fh_buf_add(b, &(uint8_t){i < 8 ? (uint8_t)(v >> 8 * i) : 0}, 1);
 }
 
 static inline void put_string(fh_buf *b, const char *s, size_t n)
