@@ -122,7 +122,9 @@ static uint64_t read_sizes(maker *m)
     fh_json_add_u64(m->out, a->positions, number(m, "context_length", true, 0));
     fh_json_add_u64(m->out, a->heads, heads);
     if (a->kv_heads) fh_json_add_u64(m->out, a->kv_heads, kv_heads);
-    else if (kv_heads != heads) fail(m, FH_EUNSUPPORTED, "%llu key-value heads for %llu heads, which %s does not have", (unsigned long long)kv_heads, (unsigned long long)heads, a->type);
+    else if (kv_heads != heads)
+        fail(m, FH_EUNSUPPORTED, "%llu key-value heads for %llu heads, which %s does not have", (unsigned long long)kv_heads,
+             (unsigned long long)heads, a->type);
     if (a->head_dim) fh_json_add_u64(m->out, a->head_dim, head_dim);
     else if (head_dim * heads != hidden) fail(m, FH_EUNSUPPORTED, "heads of %llu elements, which %s does not have", (unsigned long long)head_dim, a->type);
     if (number(m, "attention.value_length", false, head_dim) != head_dim)
@@ -151,9 +153,11 @@ static void read_flags(maker *m)
         if (v && !fh_gguf_bool(v, 0, &parallel)) fail(m, FH_EFORMAT, "'%s' is no boolean", v->key);
         fh_json_add_bool(m->out, "use_parallel_residual", parallel);
     }
-    static const char *const unknown[] = {"attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale", "residual_scale", "embedding_scale", "expert_count"};
+    static const char *const unknown[] = {"attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale", "residual_scale", "embedding_scale",
+                                          "expert_count"};
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
-        if (find(m, unknown[i]) && real(m, unknown[i], 0) != 0) fail(m, FH_EUNSUPPORTED, "'%s.%s' is set: such models are not run", m->g->arch, unknown[i]);
+        if (find(m, unknown[i]) && real(m, unknown[i], 0) != 0)
+            fail(m, FH_EUNSUPPORTED, "'%s.%s' is set: such models are not run", m->g->arch, unknown[i]);
 }
 
 /* ---- windows and scales ----------------------------------------------------------------------------------------- */

@@ -393,8 +393,8 @@ static void read_kind(maker *m, const char *model)
     for (size_t i = 0; pre && i < sizeof cuttings / sizeof *cuttings; i++)
         if (strcmp(cuttings[i].pre, pre) == 0) m->cutting = &cuttings[i];
     if (!m->cutting)
-        fail(m, FH_EUNSUPPORTED, "how texts are cut ('tokenizer.ggml.pre' is %s%s%s) is not known: gpt-2, llama-bpe, qwen2, smollm, olmo and mpt are", pre ? "'" : "",
-             pre ? fh_show(shown, sizeof shown, pre, strlen(pre)) : "missing", pre ? "'" : "");
+        fail(m, FH_EUNSUPPORTED, "how texts are cut ('tokenizer.ggml.pre' is %s%s%s) is not known: gpt-2, llama-bpe, qwen2, smollm, olmo and mpt are",
+             pre ? "'" : "", pre ? fh_show(shown, sizeof shown, pre, strlen(pre)) : "missing", pre ? "'" : "");
 }
 
 static char *make_tokenizer(maker *m)
@@ -424,7 +424,8 @@ static char *make_tokenizer(maker *m)
 
 static char *make_config(maker *m)
 {
-    static const char *const keys[][2] = {{"bos_token", "bos_token_id"}, {"eos_token", "eos_token_id"}, {"unk_token", "unknown_token_id"}, {"pad_token", "padding_token_id"}};
+    static const char *const keys[][2] = {
+        {"bos_token", "bos_token_id"}, {"eos_token", "eos_token_id"}, {"unk_token", "unknown_token_id"}, {"pad_token", "padding_token_id"}};
     const char *template = NULL;
     uint64_t id;
     char *text = NULL;

@@ -242,9 +242,11 @@ static void neox_rotates_a_part(void **state)
     }
 }
 
+#define LONGROPE ",\"head_dim\":4,\"rope_scaling\":{\"rope_type\":\"longrope\","
+
 static void a_longrope_of_one_list_divides_each_frequency(void **state)
 {
-    fh_config c = parsed(LLAMA(",\"head_dim\":4,\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1,2.5],\"long_factor\":[1,2.5],\"attention_factor\":1.25}"));
+    fh_config c = parsed(LLAMA(LONGROPE "\"short_factor\":[1,2.5],\"long_factor\":[1,2.5],\"attention_factor\":1.25}"));
     assert_true(c.body_supported);
     assert_int_equal(c.rope.type, FH_ROPE_DIVIDED);
     assert_int_equal(fh_json_count(c.rope.divisors), 2);
@@ -256,10 +258,10 @@ static void what_the_body_does_not_know_is_named(void **state)
 {
     static const struct { const char *text, *why; } odd[] = {
         {LLAMA(",\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":4}"), "longrope"},
-        {LLAMA(",\"head_dim\":4,\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1,2],\"long_factor\":[1,3],\"attention_factor\":1}"), "equal factors"},
-        {LLAMA(",\"head_dim\":4,\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1,2],\"long_factor\":[1],\"attention_factor\":1}"), "equal factors"},
-        {LLAMA(",\"head_dim\":4,\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1],\"long_factor\":[1],\"attention_factor\":1}"), "1 RoPE factors"},
-        {LLAMA(",\"head_dim\":4,\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1,2],\"long_factor\":[1,2]}"), "attention_factor"},
+        {LLAMA(LONGROPE "\"short_factor\":[1,2],\"long_factor\":[1,3],\"attention_factor\":1}"), "equal factors"},
+        {LLAMA(LONGROPE "\"short_factor\":[1,2],\"long_factor\":[1],\"attention_factor\":1}"), "equal factors"},
+        {LLAMA(LONGROPE "\"short_factor\":[1],\"long_factor\":[1],\"attention_factor\":1}"), "1 RoPE factors"},
+        {LLAMA(LONGROPE "\"short_factor\":[1,2],\"long_factor\":[1,2]}"), "attention_factor"},
         {LLAMA(",\"hidden_act\":\"mish\""), "mish"},
         {LLAMA(",\"head_dim\":15"), "even"},
         {LLAMA(",\"rope_parameters\":{\"partial_rotary_factor\":0.5}"), "in part"},

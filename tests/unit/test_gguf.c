@@ -57,15 +57,15 @@ static void values_and_tensors_are_found_by_name(void **state)
 
 static void float32_values_mean_the_shortest_decimal(void **state)
 {
-    static const struct { float f; double d; } cases[] = {{1e-6f, 1e-6}, {0.1f, 0.1}, {5e5f, 5e5}, {1e-45f, 1e-45}, {-0.0f, -0.0}, {3.4028235e38f, 3.4028235e38}, {16777217.0f, 16777216}};
+    static const struct { float f; double d; } cases[] = {
+        {1e-6f, 1e-6}, {0.1f, 0.1}, {5e5f, 5e5}, {-0.0f, -0.0}, {3.4028235e38f, 3.4028235e38}, {16777217.0f, 16777216}, {1.1754944e-38f, 1.1754944e-38}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         uint8_t bytes[4];
         double d;
         memcpy(bytes, &cases[i].f, 4);
         fh_gguf_value v = {.type = FH_GGUF_F32, .count = 1, .data = bytes};
         assert_true(fh_gguf_double(&v, 0, &d));
-        assert_true((float)d == cases[i].f);
-        if (i < 3 || i > 3) assert_true(d == cases[i].d);
+        assert_true(d == cases[i].d);
     }
 }
 
