@@ -231,6 +231,10 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_jso
         fh_json_add_double(r, "loss", learned.loss);
         fh_json_add_double(r, "loss_before", learned.loss_before);
         fh_json_add_u64(r, "passes", learned.passes);
+        fh_json_add_double(r, "target_seconds", learned.target_seconds);
+        fh_json_add_double(r, "target_gflops", learned.target_operations / learned.target_seconds / 1e9);
+        fh_json_add_double(r, "pass_seconds", learned.pass_seconds / fh_max(learned.made, 1));
+        fh_json_add_double(r, "pass_gflops", learned.pass_operations / learned.pass_seconds / 1e9);
     } else {
         fh_json_add_null(r, "loss");
     }

@@ -89,7 +89,12 @@ typedef struct fh_learn_params {
     uint64_t seed;        /* of the order */
     bool unit;            /* hold rows at unit length, for runtimes that route by cosine */
 } fh_learn_params;
-typedef struct fh_learn_report { double loss_before, loss; size_t states; unsigned passes; } fh_learn_report; /* nats, on the tenth of the states held out */
+typedef struct fh_learn_report {
+    double loss_before, loss; size_t states; unsigned passes; /* nats, on the tenth of the states held out */
+    double target_seconds, target_operations;                 /* the dense head's masses; the products' multiplications and additions */
+    double pass_seconds, pass_operations;                     /* of all passes that were made, also those after the best */
+    unsigned made;                                            /* how many */
+} fh_learn_report;
 /* Distil the dense head's cluster masses into centroids [K, D], which come in as the start and go out as the best found on the
  * states held out.  assignment [V] token -> cluster.  FH_ECHECK: too few states. */
 fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,

@@ -35,10 +35,10 @@ PER_NODE = 2048, 256, 16
 NORM_SPREAD, SIZE_SPREAD = 0.10, 0.5
 SPECTRUM = 0.35
 # Of a state: medians, against a row of norm 1, and standard deviations of the logarithm.
-PULL_MEDIAN, PULL_SPREAD = 0.65, 0.5
-NOISE_MEDIAN, NOISE_SPREAD = 2.0, 0.8
-TOPIC_FAMILY = 0.42    # how much of the family's centre there is in a topic, beside the group's
-STATE_SCALE = 8.0      # how sure the softmax is; the order of logits does not depend on it
+PULL_MEDIAN, PULL_SPREAD = 0.68, 0.5
+NOISE_MEDIAN, NOISE_SPREAD = 1.45, 0.97
+TOPIC_FAMILY = 0.55    # how much of the family's centre there is in a topic, beside the group's
+STATE_SCALE = 19.0     # how sure the softmax is; the order of logits does not depend on it
 CHUNK = 4096           # rows or states made at a time
 DOCUMENT = 64          # states that share a document
 
