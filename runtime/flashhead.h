@@ -133,6 +133,31 @@ double fh_merge_lse(double a, double b);
 typedef struct fh_sampling { float temperature, top_p, min_p; uint32_t top_k; } fh_sampling;
 fh_status fh_sample(const fh_sampling *how, const uint32_t *ids, const float *logits, size_t n, double random, uint32_t *id, fh_err *err);
 
+/* Repetition penalty (Keskar et al. 2019, arXiv 1909.05858, as the reference libraries have it): the logit of a token that was seen is
+ * divided by `factor` where it is above 0, else multiplied.  Comes before everything that fh_sampling says. */
+typedef struct fh_penalty {
+    float factor;        /* above 0; 1: off */
+    const uint8_t *seen; /* [V] 1: this token; NULL: none */
+} fh_penalty;
+fh_status fh_penalty_check(const fh_penalty *how, fh_err *err); /* FH_EUSAGE; NULL is none */
+float fh_penalize(const fh_penalty *how, uint32_t id, float logit); /* the penalised logit */
+
+/* Draws from the softmax of *all* live tokens' exact logits, whatever the clusters are, reading only as many exact rows as may win:
+ * Gumbel noise, and for each row a bound of its exact logit from its encoded one.  Needs exact rows (FH_ENOTFOUND). */
+typedef struct fh_bounds fh_bounds; /* of one head; immutable; 8 bytes a row */
+/* Reads every row once. */
+fh_status fh_bounds_new(fh_bounds **out, const fh_head *head, fh_scratch *scratch, fh_err *err);
+void fh_bounds_free(fh_bounds *bounds); /* accepts NULL; before the head is closed */
+typedef struct fh_draw {
+    uint32_t id;
+    size_t clusters, rows; /* looked into; read exactly (all encoded rows are read, unless they are the exact ones) */
+    bool dense;            /* all exact rows were read: the bound left more than an eighth of them, or there is none */
+} fh_draw;
+/* temperature > 0.  `noise` names the noise: the same number and state give the same token, and other numbers, well mixed or not,
+ * independent draws.  penalty may be NULL. */
+fh_status fh_head_draw(const fh_head *head, fh_scratch *scratch, const fh_bounds *bounds, const float *state, float temperature,
+                       const fh_penalty *penalty, uint64_t noise, fh_draw *out, fh_err *err);
+
 #ifdef __cplusplus
 }
 #endif

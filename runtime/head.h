@@ -36,6 +36,7 @@ struct fh_scratch {
     uint64_t *heaps; size_t heaps_bytes;   /* grown by need: see head_topk.c */
     uint32_t *extras; size_t extras_bytes; /* grown by need: see fh_query_begin */
     double *watch, last;         /* [FH_STEPS] or NULL: fh_scratch_watch; and when the step under way began */
+    void *draw; size_t draw_bytes;         /* grown by need: see fh_head_draw */
 };
 
 /* ---- order ------------------------------------------------------------------------------------------------------ */

@@ -231,6 +231,7 @@ void fh_scratch_free(fh_scratch *s)
     fh_free(s->quantized);
     fh_free(s->heaps);
     fh_free(s->extras);
+    fh_free(s->draw);
     fh_free(s);
 }
 

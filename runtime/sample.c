@@ -13,6 +13,18 @@ static fh_status check(const fh_sampling *how, double random, fh_err *err)
     return FH_OK;
 }
 
+fh_status fh_penalty_check(const fh_penalty *how, fh_err *err)
+{
+    if (!how || (how->factor > 0 && isfinite(how->factor))) return FH_OK;
+    return fh_fail(err, FH_EUSAGE, "repetition penalty %g: not a number above 0", (double)how->factor);
+}
+
+float fh_penalize(const fh_penalty *how, uint32_t id, float logit)
+{
+    if (!how || !how->seen || !how->seen[id]) return logit;
+    return logit > 0 ? logit / how->factor : logit * how->factor;
+}
+
 /* The weight of a candidate beside the best one's 1, at a temperature. */
 static double weight(uint64_t key, double best, double temperature)
 {
