@@ -25,7 +25,7 @@ typedef struct fh_pack_input {
     const fh_json *provenance;          /* an object, or NULL */
     /* the bundle; body NULL and tokenizer.text NULL: a head-only file */
     fh_pack_text config, generation;    /* config.json, needed with a body; generation_config.json */
-    fh_pack_text tokenizer, tokenizer_config;
+    fh_pack_text tokenizer, tokenizer_config, chat_template; /* chat_template.jinja */
     const fh_tensors *body;             /* the checkpoint's tensors */
     const char *const *leave_out;
     size_t n_leave_out; /* names of those equal to the head: the artifact has their rows once, in slot order */

@@ -255,7 +255,8 @@ static fh_status add_bundle(packer *p, fh_err *err)
                      (rc = add_text(p, "body.generation", FH_CODEC_RAW, &in->generation, err)) < 0))
         return rc;
     if (in->tokenizer.text && ((rc = add_text(p, "body.tokenizer", FH_CODEC_ZSTD, &in->tokenizer, err)) < 0 ||
-                               (rc = add_text(p, "body.tokenizer_config", FH_CODEC_ZSTD, &in->tokenizer_config, err)) < 0))
+                               (rc = add_text(p, "body.tokenizer_config", FH_CODEC_ZSTD, &in->tokenizer_config, err)) < 0 ||
+                               (rc = add_text(p, "body.chat_template", FH_CODEC_ZSTD, &in->chat_template, err)) < 0))
         return rc;
     if (!in->body) return FH_OK;
     if ((rc = fh_fhead_begin(p->w, "body.tensors", FH_CODEC_RAW, 0, err)) < 0) return rc;
@@ -269,7 +270,7 @@ static size_t count_sections(const packer *p)
 {
     const fh_pack_input *in = p->in;
     return 4u + (p->head->bias != NULL) + (p->head->centroid_scales != NULL) + (p->head->token_scales != NULL) + p->exact +
-           (in->body ? 2u + (in->generation.text != NULL) : 0) + (in->tokenizer.text ? 1u + (in->tokenizer_config.text != NULL) : 0);
+           (in->body ? 2u + (in->generation.text != NULL) : 0) + (in->tokenizer.text ? 1u + (in->tokenizer_config.text != NULL) + (in->chat_template.text != NULL) : 0);
 }
 
 fh_status fh_pack(const fh_pack_params *params, const fh_job *job, fh_pack_report *report, fh_err *err)

@@ -104,7 +104,8 @@ static fh_status record_file(fh_json *record, const char *path, const char *key,
 /* Digests of what was read, so that a build notices when the checkpoint changes. */
 static fh_status record_source(fh_json *record, const char *dir, const fh_checkpoint *c, fh_err *err)
 {
-    static const char *const files[] = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"};
+    static const char *const files[] = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                                        "chat_template.jinja"};
     fh_status rc = FH_OK;
     char hex[65], key[64];
     uint8_t digest[32];

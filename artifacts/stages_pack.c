@@ -57,6 +57,7 @@ static fh_status fill_bundle(bundle *b, fh_pack_input *in, fh_stage_env *e, cons
     rc = FH_OK;
     in->tokenizer = (fh_pack_text){b->tokenizer.text, b->tokenizer.len};
     in->tokenizer_config = (fh_pack_text){b->tokenizer.config, b->tokenizer.config_len};
+    in->chat_template = (fh_pack_text){b->tokenizer.chat, b->tokenizer.chat_len};
     in->config = (fh_pack_text){c->config.text, c->config.text_len};
     if (c->config.generation_text) in->generation = (fh_pack_text){c->config.generation_text, strlen(c->config.generation_text)};
     in->body = c->tensors;

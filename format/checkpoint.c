@@ -290,10 +290,12 @@ static fh_status tokenizer_of_gguf(fh_tokenizer_text *t, const char *path, fh_er
 
 static fh_status tokenizer_of_directory(fh_tokenizer_text *t, const char *dir, fh_err *err)
 {
-    char *beside = fh_path_join(dir, "tokenizer_config.json");
-    fh_status rc = beside ? FH_OK : fh_fail(err, FH_ENOMEM, "%s: out of memory", dir);
+    char *beside = fh_path_join(dir, "tokenizer_config.json"), *chat = fh_path_join(dir, "chat_template.jinja");
+    fh_status rc = beside && chat ? FH_OK : fh_fail(err, FH_ENOMEM, "%s: out of memory", dir);
     if (rc >= 0 && fh_file_exists(t->name)) rc = fh_file_read(&t->text, &t->len, t->name, MAX_TOKENIZER, err);
     if (rc >= 0 && t->text && fh_file_exists(beside)) rc = fh_file_read(&t->config, &t->config_len, beside, MAX_CONFIG, err);
+    if (rc >= 0 && t->text && fh_file_exists(chat)) rc = fh_file_read(&t->chat, &t->chat_len, chat, MAX_CONFIG, err);
+    fh_free(chat);
     fh_free(beside);
     return rc;
 }
@@ -314,5 +316,6 @@ void fh_tokenizer_text_free(fh_tokenizer_text *t)
     fh_free(t->name);
     fh_free(t->text);
     fh_free(t->config);
+    fh_free(t->chat);
     memset(t, 0, sizeof *t);
 }

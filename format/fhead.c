@@ -13,6 +13,7 @@ static const char *const known_features[] = {NULL};
 static const char *const known_sections[] = {
     "head.centroids", "head.centroid_scales", "head.tokens",  "head.token_scales", "head.permutation",     "head.dead", "head.bias",
     "head.exact",     "body.config",          "body.generation", "body.tensors",   "body.tokenizer", "body.tokenizer_config",
+    "body.chat_template",
 };
 
 bool fh_section_name_ok(const char name[FH_SECTION_NAME], size_t *len)

@@ -199,11 +199,12 @@ bool fh_is_gguf(const char *path);
  * against the head's shape (FH_ECHECK naming both); quantization_config refused. */
 fh_status fh_checkpoint_open(fh_checkpoint *out, const char *dir, const fh_job *job, fh_err *err);
 void fh_checkpoint_close(fh_checkpoint *c);
-/* tokenizer.json and tokenizer_config.json of a checkpoint, or what a GGUF's metadata make of them; nothing else of it is opened. */
+/* tokenizer.json, tokenizer_config.json and chat_template.jinja of a checkpoint, or what a GGUF's metadata make of them; nothing else of it is opened. */
 typedef struct fh_tokenizer_text {
     char *name;                     /* for messages: the path of tokenizer.json, or of the GGUF */
     char *text; size_t len;         /* NULL: there is none */
     char *config; size_t config_len; /* NULL: there is none */
+    char *chat; size_t chat_len;     /* NULL: there is none but what `config` says */
 } fh_tokenizer_text;
 fh_status fh_tokenizer_text_read(fh_tokenizer_text *out, const char *path, fh_err *err);
 void fh_tokenizer_text_free(fh_tokenizer_text *t); /* accepts a zeroed one */

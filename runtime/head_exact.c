@@ -45,7 +45,7 @@ static void decode(float *out, const fh_rows *rows, const void *scales, size_t r
         }
         size_t in_line = i % FH_LINE_VALUES, half = FH_LINE_VALUES / 2; /* kernels.h says how they lie */
         int value = row[i / FH_LINE_VALUES * half + in_line % half] >> (in_line < half ? 0 : 4) & 15;
-        out[i] = (float)(value < 8 ? value : value - 16) * fh_scale_at(FH_I4, scales, r * groups + i / FH_INT4_GROUP);
+        out[i] = (float)(value < 8 ? value : value - 16) * fh_scale_at(FH_I4, scales, r * groups + i / FH_GROUP);
     }
 }
 

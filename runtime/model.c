@@ -19,12 +19,13 @@ static bool is_checkpoint(const char *path)
 /* ---- tokenizers -------------------------------------------------------------------------------------------------- */
 
 /* A checkpoint without one is no error here. */
-static fh_status tokenizer_of_checkpoint(fh_model *m, const char *path, const fh_job *job, fh_err *err)
+static fh_status tokenizer_of_checkpoint(fh_model *m, const char *path, unsigned need, const fh_job *job, fh_err *err)
 {
     fh_tokenizer_text t;
     fh_status rc = fh_tokenizer_text_read(&t, path, err);
     if (rc < 0) return rc;
     if (t.text) rc = fh_tokenizer_open(&m->tokenizer, t.text, t.len, t.config, t.name, job, err);
+    if (rc == FH_OK && t.text && (need & FH_MODEL_CHAT)) rc = fh_chat_open(&m->chat, t.config, t.chat, m->name, err);
     fh_tokenizer_text_free(&t);
     return rc;
 }
@@ -44,16 +45,19 @@ static fh_status text_section(fh_fhead *file, const char *name, char **text, siz
     return FH_OK;
 }
 
-static fh_status tokenizer_of_bundle(fh_model *m, fh_fhead *file, const fh_job *job, fh_err *err)
+static fh_status tokenizer_of_bundle(fh_model *m, fh_fhead *file, unsigned need, const fh_job *job, fh_err *err)
 {
     const void *data;
     size_t bytes, len;
-    char *config = NULL;
+    char *config = NULL, *jinja = NULL;
     fh_status rc;
     if (!fh_fhead_find(file, "body.tokenizer")) return FH_OK;
     if ((rc = fh_fhead_data(file, "body.tokenizer", &data, &bytes, err)) < 0) return rc;
     if ((rc = text_section(file, "body.tokenizer_config", &config, &len, err)) < 0) return rc;
     rc = fh_tokenizer_open(&m->tokenizer, data, bytes, config, m->name, job, err);
+    if (rc == FH_OK && (need & FH_MODEL_CHAT) && (rc = text_section(file, "body.chat_template", &jinja, &len, err)) == FH_OK)
+        rc = fh_chat_open(&m->chat, config, jinja, m->name, err);
+    fh_free(jinja);
     fh_free(config);
     return rc;
 }
@@ -103,7 +107,7 @@ static fh_status open_checkpoint(fh_model *m, const char *dir, unsigned need, co
 {
     fh_status rc = FH_OK;
     if (need & (FH_MODEL_TOKENIZER | FH_MODEL_HEAD)) {
-        rc = tokenizer_of_checkpoint(m, dir, job, err);
+        rc = tokenizer_of_checkpoint(m, dir, need, job, err);
         if (rc == FH_EUNSUPPORTED && !(need & FH_MODEL_TOKENIZER)) {
             fh_job_say(job, FH_WARN, "%s: its tokenizer is not one we have: rows past the vocabulary cannot be told from others", dir);
             rc = FH_OK;
@@ -199,7 +203,7 @@ static fh_status open_with_base(fh_model *m, const char *base, unsigned need, co
     if ((rc = check_base(m, base, err)) < 0) return rc;
     if ((rc = dense_of_checkpoint(m, job, err)) < 0) return rc;
     if ((need & FH_MODEL_TOKENIZER) &&
-        ((rc = tokenizer_of_checkpoint(m, base, job, err)) < 0 || (rc = want_tokenizer(m, need, base, err)) < 0))
+        ((rc = tokenizer_of_checkpoint(m, base, need, job, err)) < 0 || (rc = want_tokenizer(m, need, base, err)) < 0))
         return rc;
     return need & FH_MODEL_BODY ? body_of_checkpoint(m, job, err) : FH_OK;
 }
@@ -214,7 +218,7 @@ static fh_status open_artifact(fh_model *m, const char *path, const char *base, 
     if ((rc = config_of_bundle(m, file, job, err)) < 0) return rc;
     if ((need & FH_MODEL_BODY) && !m->config)
         return fh_fail(err, FH_ENOTFOUND, "%s: holds a head only: give the model it was made from with --model DIR", path);
-    if ((need & FH_MODEL_TOKENIZER) && ((rc = tokenizer_of_bundle(m, file, job, err)) < 0 || (rc = want_tokenizer(m, need, path, err)) < 0))
+    if ((need & FH_MODEL_TOKENIZER) && ((rc = tokenizer_of_bundle(m, file, need, job, err)) < 0 || (rc = want_tokenizer(m, need, path, err)) < 0))
         return rc;
     return need & FH_MODEL_BODY ? body_of_bundle(m, file, err) : FH_OK;
 }
@@ -236,6 +240,7 @@ void fh_model_close(fh_model *m)
     if (!m) return;
     fh_body_close(m->body);
     fh_tokenizer_close(m->tokenizer);
+    fh_chat_close(m->chat);
     fh_tensors_close(m->bundle_tensors);
     fh_config_free(&m->bundle_config);
     fh_checkpoint_close(&m->checkpoint);

@@ -89,6 +89,27 @@ fh_status fh_stream_push(fh_stream *s, uint32_t id, const char **text, size_t *l
 fh_status fh_stream_flush(fh_stream *s, const char **text, size_t *len, fh_err *err);
 void fh_stream_free(fh_stream *s);
 
+/* ---- conversations ------------------------------------------------------------------------------------------- */
+
+typedef struct fh_chat fh_chat; /* how a model's conversations are written */
+typedef enum fh_role { FH_SYSTEM, FH_USER, FH_ASSISTANT } fh_role;
+typedef struct fh_message { fh_role role; const char *text; size_t len; } fh_message;
+/* `config` is tokenizer_config.json, `jinja` chat_template.jinja, which goes before the former's `chat_template`; each may be NULL.  A
+ * template that is not known is no error yet. */
+fh_status fh_chat_open(fh_chat **out, const char *config, const char *jinja, const char *name, fh_err *err);
+void fh_chat_close(fh_chat *c); /* accepts NULL */
+/* Settle on the model's own template (NULL), or on one by name ("chatml", ..., "raw": lines of plain text).  FH_EUNSUPPORTED: the model's
+ * own is not known; FH_ENOTFOUND: it has none; FH_EUSAGE: no such name. */
+fh_status fh_chat_use(fh_chat *c, const char *name, fh_err *err);
+const char *fh_chat_style(const fh_chat *c); /* its name; NULL: none yet */
+const char *fh_chat_end(const fh_chat *c);   /* the token that ends a reply, beside those of generation_config; NULL: no other */
+bool fh_chat_is_raw(const fh_chat *c);       /* encode with the post-processor's tokens; otherwise what is rendered has them itself */
+/* A conversation up to the reply: an optional system message, then user and assistant in turn, a user's last.  Byte for byte what the
+ * reference's apply_chat_template(add_generation_prompt=True) gives.  `date`: "01 Jan 2026", which some templates write.  *text is
+ * freed by the caller.  FH_EUNSUPPORTED: a system message where the template has no place for one. */
+fh_status fh_chat_render(const fh_chat *c, const fh_message *m, size_t n, const char *date, char **text, size_t *len, fh_err *err);
+const char *fh_chat_style_of(const char *digest); /* of the template with this SHA-256, 64 hex digits; NULL: not known */
+
 /* ---- body -------------------------------------------------------------------------------------------------- */
 
 typedef struct fh_body fh_body;   /* immutable: weights used in place */
@@ -123,10 +144,11 @@ typedef struct fh_model {
     fh_dense dense;                /* the dense head; rows.data NULL where the file has no exact rows */
     float *bias; uint8_t *dead;    /* owned */
     fh_tokenizer *tokenizer;       /* NULL when there is none */
+    fh_chat *chat;                 /* with FH_MODEL_CHAT, where there is a tokenizer */
     fh_body *body;
     char *name;
 } fh_model;
-enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4 }; /* what is needed: missing is an error */
+enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4, FH_MODEL_CHAT = 8 }; /* what is needed: missing is an error */
 /* path: a checkpoint (a directory or a .gguf), a .fhead that bundles a model, or a head-only .fhead together with `base` (a checkpoint whose
  * fingerprint must be the artifact's, FH_ECHECK otherwise; NULL if none).  With a base, body, tokenizer and dense rows are the base's.  Only
  * what is needed is opened; for a head the tokenizer too, where there is one, to tell its dead rows.  *out must not be moved. */
