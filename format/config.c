@@ -287,6 +287,8 @@ static void read_generation(fh_reader *r, fh_config *c)
     c->top_p = share(r, "top_p", 1);
     c->min_p = share(r, "min_p", 0);
     c->top_k = fh_reader_u32(r, "top_k", 0, 0);
+    c->repetition_penalty = fh_reader_double(r, NULL, "repetition_penalty", 1);
+    if (!(c->repetition_penalty > 0)) fh_reader_fail(r, FH_EFORMAT, "'repetition_penalty' is not above 0");
 }
 
 static fh_status parse_generation(fh_config *c, const char *generation, const char *name, fh_err *err)
@@ -349,7 +351,7 @@ fh_status fh_config_parse(fh_config *out, const char *text, size_t len, const ch
                           fh_err *err)
 {
     fh_status rc;
-    fh_config c = {.temperature = 1, .top_p = 1, .tie = -1};
+    fh_config c = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .tie = -1};
     memset(out, 0, sizeof *out);
     if ((rc = fh_json_parse(&c.json, text, len, name, err)) < 0) goto out;
     if (fh_json_type(c.json) != FH_JSON_OBJECT) {

@@ -175,6 +175,7 @@ typedef struct fh_config {
     uint32_t eos[FH_MAX_IDS]; size_t n_eos;      /* where generation stops: generation_config, else config */
     uint32_t always[FH_MAX_IDS]; size_t n_always;/* every *_token_id of generation_config.json: always candidates, ascending, unique */
     bool do_sample; double temperature, top_p, min_p; uint32_t top_k; /* of generation_config, for --model-sampling; 1, 1, 0, 0 */
+    double repetition_penalty;         /* likewise; 1 */
     fh_json *json;                     /* config.json as it stands, for family facts beyond these */
     const fh_json *model;              /* where those stand: json itself, or its text_config in a multimodal wrapper */
     char *text; size_t text_len;       /* its bytes */

@@ -1,135 +1,151 @@
-/* Generation: body, head, choice, one token at a time. */
-#include "runtime/runtime.h"
+/* Generation: body, head, choice, one token at a time, on a sequence whose cache is kept. */
+#include "runtime/generate_private.h"
 
-#include <math.h>
 #include <string.h>
 
-typedef struct chooser {
+enum { PREFILL = 512 }; /* tokens of a prompt at a time */
+
+struct fh_session {
     const fh_model *m;
-    const fh_generate_params *p;
-    fh_pool *pool;
-    fh_scratch *scratch;
-    fh_rng rng;
-    uint32_t *ids, *clusters;
-    float *logits;
-    size_t room;
-    uint32_t probes;
-} chooser;
+    fh_generate_params p;
+    fh_chooser chooser;
+    fh_kv *kv;
+    uint32_t *tokens; size_t n, room; /* the sequence; the cache holds fh_kv_length of them */
+    float *hidden;                    /* [PREFILL, D] */
+    uint32_t limit;                   /* the longest sequence */
+};
 
-static bool dense(const chooser *c) { return c->p->head == FH_HEAD_DENSE || !c->m->head; }
-/* The artifact's own exact rows where it has them; a head-only one leaves the dense head to its base model. */
-static bool dense_in_file(const chooser *c) { return c->m->head && fh_head_get_info(c->m->head)->exact; }
-
-static fh_status open_chooser(chooser *c, fh_err *err)
+fh_status fh_session_new(fh_session **out, const fh_model *m, const fh_generate_params *p, const fh_job *job, fh_err *err)
 {
-    const fh_model *m = c->m;
-    if (m->head) {
-        fh_status rc = fh_scratch_on(&c->scratch, m->head, c->pool, err);
-        if (rc < 0) return rc;
-        const fh_head_info *info = fh_head_get_info(m->head);
-        c->probes = c->p->query.probes ? c->p->query.probes : info->probes;
-        if (c->probes > info->clusters) c->probes = info->clusters;
-        c->room = fh_head_max_candidates(m->head, &c->p->query);
-        if (!(c->clusters = fh_malloc(fh_max(c->probes, 1) * sizeof *c->clusters))) return fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_status rc;
+    fh_session *s = fh_calloc(1, sizeof *s);
+    if (!s) return fh_fail(err, FH_ENOMEM, "out of memory");
+    s->m = m, s->p = *p;
+    s->limit = m->config->max_position ? m->config->max_position : UINT32_MAX;
+    if (!(s->hidden = fh_malloc(PREFILL * (size_t)m->config->hidden * sizeof *s->hidden))) {
+        rc = fh_fail(err, FH_ENOMEM, "out of memory");
+        goto out;
     }
-    c->room = fh_max(c->room, m->config->vocab);
-    c->ids = fh_malloc(c->room * sizeof *c->ids);
-    c->logits = fh_malloc(c->room * sizeof *c->logits);
-    return c->ids && c->logits ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if ((rc = fh_chooser_open(&s->chooser, m, &s->p, job, err)) < 0 || (rc = fh_kv_new(&s->kv, m->body, err)) < 0) goto out;
+    *out = s, s = NULL;
+out:
+    fh_session_free(s);
+    return rc;
 }
 
-/* Live tokens and their logits from the dense head. */
-static fh_status dense_candidates(chooser *c, const float *state, size_t *count, fh_err *err)
+void fh_session_free(fh_session *s)
 {
-    const fh_model *m = c->m;
-    fh_status rc = dense_in_file(c) ? fh_head_dense_logits(m->head, c->scratch, state, c->logits, err) : fh_dense_logits(&m->dense, c->pool, state, 1, c->logits, err);
-    if (rc < 0) return rc;
-    size_t n = 0;
-    for (uint32_t t = 0; t < m->config->vocab; t++)
-        if (!m->dense.dead || !m->dense.dead[t]) c->ids[n] = t, c->logits[n++] = c->logits[t];
-    *count = n;
+    if (!s) return;
+    fh_chooser_close(&s->chooser);
+    fh_kv_free(s->kv);
+    fh_free(s->tokens);
+    fh_free(s->hidden);
+    fh_free(s);
+}
+
+static bool is_end(const fh_session *s, uint32_t id)
+{
+    const fh_config *c = s->m->config;
+    for (size_t i = 0; !s->p.ignore_eos && i < c->n_eos; i++)
+        if (c->eos[i] == id) return true;
+    for (size_t i = 0; i < s->p.n_ends; i++)
+        if (s->p.ends[i] == id) return true;
+    return false;
+}
+
+static fh_status room_for(fh_session *s, size_t n, fh_err *err)
+{
+    size_t bytes;
+    if (n <= s->room) return FH_OK;
+    size_t room = fh_max(n, s->room + s->room / 2);
+    uint32_t *more = fh_mul(room, sizeof *more, &bytes) ? fh_realloc(s->tokens, bytes) : NULL;
+    if (!more) return fh_fail(err, FH_ENOMEM, "out of memory for %zu tokens", n);
+    s->tokens = more, s->room = room;
     return FH_OK;
 }
 
-static fh_status choose(chooser *c, const float *state, uint32_t *id, fh_err *err)
+static fh_status check_prompt(const fh_session *s, const uint32_t *prompt, size_t n, fh_err *err)
 {
-    fh_status rc;
-    size_t n;
-    bool greedy = !(c->p->sampling.temperature > 0);
-    if (!dense(c) && greedy) {
-        if ((rc = fh_head_greedy(c->m->head, c->scratch, state, 1, &c->p->query, id, err)) < 0) return rc;
-        return *id == UINT32_MAX ? fh_fail(err, FH_ECHECK, "no token is left to choose from") : FH_OK;
-    }
-    if (dense(c) && greedy && dense_in_file(c)) {
-        float best;
-        return fh_head_dense_topk(c->m->head, c->scratch, state, 1, 1, id, &best, err);
-    }
-    if (dense(c)) {
-        if ((rc = dense_candidates(c, state, &n, err)) < 0) return rc;
-    } else {
-        if ((rc = fh_head_route(c->m->head, c->scratch, state, 1, c->probes, c->clusters, NULL, err)) < 0) return rc;
-        if ((rc = fh_head_score(c->m->head, c->scratch, state, c->clusters, c->probes, &c->p->query, c->ids, c->logits, &n, err)) < 0) return rc;
-    }
-    return fh_sample(&c->p->sampling, c->ids, c->logits, n, greedy ? 0 : fh_rng_double(&c->rng), id, err);
+    if (!n) return fh_fail(err, FH_EUSAGE, "the prompt is empty: nothing can be continued");
+    if (n > s->limit) return fh_fail(err, FH_EUSAGE, "the prompt has %zu tokens, the model takes %u", n, s->limit);
+    for (size_t i = 0; i < n; i++)
+        if (prompt[i] >= s->m->config->vocab)
+            return fh_fail(err, FH_ECHECK, "token %u of the prompt is past the head's %u rows", prompt[i], s->m->config->vocab);
+    return FH_OK;
 }
 
-static bool is_eos(const fh_config *c, uint32_t id)
+/* The prompt into the cache, less what is there of it; *state is that of its last token. */
+static fh_status prefill(fh_session *s, const uint32_t *prompt, size_t n, const fh_job *job, const float **state, size_t *reused, fh_err *err)
 {
-    for (size_t i = 0; i < c->n_eos; i++) if (c->eos[i] == id) return true;
-    return false;
+    size_t d = s->m->config->hidden, at = 0, have = fh_min(fh_kv_length(s->kv), s->n);
+    fh_status rc = room_for(s, n, err);
+    if (rc < 0) return rc;
+    while (at < have && at + 1 < n && s->tokens[at] == prompt[at]) at++; /* the last token is run again: its state is needed */
+    fh_kv_truncate(s->kv, (uint32_t)at);
+    memcpy(s->tokens, prompt, n * sizeof *prompt);
+    s->n = n, *reused = at;
+    while (at < n) {
+        uint32_t len = (uint32_t)fh_min(PREFILL, n - at);
+        if (fh_job_stopped(job)) return fh_fail(err, FH_EINTERRUPTED, "interrupted");
+        if ((rc = fh_body_forward(s->m->body, s->chooser.pool, 1, &s->kv, &len, prompt + at, s->hidden, err)) < 0) return rc;
+        at += len, *state = s->hidden + (len - 1) * d;
+    }
+    fh_chooser_context(&s->chooser, s->tokens, s->n);
+    return FH_OK;
+}
+
+/* What one token reads of the head: an exact draw all encoded rows with their scales and bounds, and some or all exact ones. */
+static double step_bytes(const fh_session *s, const fh_generate_stats *stats)
+{
+    const fh_model *m = s->m;
+    if (s->chooser.bounds) {
+        const fh_head_parts *p = fh_head_get_parts(m->head);
+        double slots = (double)p->clusters * p->cap, exact = fh_head_dense_bytes(m->head) / (double)p->vocab, encoded = (double)p->tokens.stride + 3 * sizeof(float);
+        double rows = stats->draws ? stats->exact_rows / (double)stats->draws : 0;
+        return (stats->exact_dense == stats->draws && p->tokens_exact ? 0 : slots * encoded) + rows * exact;
+    }
+    if (fh_chooser_is_dense(&s->chooser)) return (double)m->config->vocab * (double)m->config->hidden * (double)fh_dtype_size(m->dense.rows.dtype);
+    return fh_head_step_bytes(m->head, s->chooser.probes, s->p.query.no_hot ? 0 : fh_head_get_info(m->head)->n_hot);
+}
+
+fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const fh_job *job, fh_generate_stats *stats, fh_err *err)
+{
+    const float *state = NULL;
+    double began = fh_now(), first = began, head_time = 0;
+    uint32_t id = 0;
+    fh_status rc = check_prompt(s, prompt, n, err);
+    *stats = (fh_generate_stats){.prompt_tokens = n, .body_bytes = (double)fh_body_bytes(s->m->body)};
+    if (rc < 0 || (rc = prefill(s, prompt, n, job, &state, &stats->reused_tokens, err)) < 0) return rc;
+    for (size_t i = 0; i < s->p.tokens; i++) {
+        double t0 = fh_now();
+        if ((rc = fh_chooser_choose(&s->chooser, state, stats, &id, err)) < 0) return rc;
+        double t1 = fh_now();
+        if (i == 0) first = t1, stats->ttft_seconds = t1 - began; else head_time += t1 - t0;
+        if ((stats->ended = is_end(s, id))) break;
+        if ((rc = room_for(s, s->n + 1, err)) < 0) return rc;
+        s->tokens[s->n++] = id;
+        fh_chooser_follow(&s->chooser, s->tokens, s->n);
+        stats->tokens++;
+        if (s->p.on_token && !s->p.on_token(s->p.ctx, id)) break;
+        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); break; }
+        if (i + 1 == s->p.tokens) break;
+        if (fh_kv_length(s->kv) >= s->limit) { stats->full = true; break; }
+        uint32_t one = 1;
+        if ((rc = fh_body_forward(s->m->body, s->chooser.pool, 1, &s->kv, &one, &id, s->hidden, err)) < 0) return rc;
+        state = s->hidden;
+    }
+    double spent = fh_now() - first;
+    if (stats->tokens > 1) stats->tpot_seconds = spent / (double)(stats->tokens - 1 + stats->ended), stats->head_share = head_time / spent;
+    stats->step_bytes = step_bytes(s, stats);
+    return rc;
 }
 
 fh_status fh_generate(const fh_model *m, const uint32_t *prompt, size_t n, const fh_generate_params *p, const fh_job *job, fh_generate_stats *stats, fh_err *err)
 {
-    enum { PREFILL = 512 };
-    fh_status rc;
-    fh_kv *kv = NULL;
-    chooser c = {.m = m, .p = p, .pool = fh_job_pool(job)};
-    size_t d = m->config->hidden;
-    float *hidden = fh_malloc(fh_min(n, PREFILL) * d * sizeof *hidden);
-    uint32_t id = 0, limit = m->config->max_position ? m->config->max_position : UINT32_MAX;
-    double began = fh_now(), head_time = 0;
-    *stats = (fh_generate_stats){.prompt_tokens = n, .body_bytes = (double)fh_body_bytes(m->body)};
-    if (!hidden) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if (n > limit) { rc = fh_fail(err, FH_EUSAGE, "the prompt has %zu tokens, the model takes %u", n, limit); goto out; }
-    for (size_t i = 0; i < n; i++)
-        if (prompt[i] >= m->config->vocab) { rc = fh_fail(err, FH_ECHECK, "token %u of the prompt is past the head's %u rows", prompt[i], m->config->vocab); goto out; }
-    if ((rc = open_chooser(&c, err)) < 0 || (rc = fh_kv_new(&kv, m->body, err)) < 0) goto out;
-    fh_rng_seed(&c.rng, p->seed, 0x67);
-    const float *state = hidden;
-    for (size_t at = 0; at < n;) { /* the prompt, in pieces */
-        uint32_t len = (uint32_t)fh_min(PREFILL, n - at);
-        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        if ((rc = fh_body_forward(m->body, c.pool, 1, &kv, &len, prompt + at, hidden, err)) < 0) goto out;
-        at += len, state = hidden + (len - 1) * d;
-    }
-    double first = 0;
-    for (size_t i = 0; i < p->tokens; i++) {
-        double t0 = fh_now();
-        if ((rc = choose(&c, state, &id, err)) < 0) goto out;
-        double t1 = fh_now();
-        if (i == 0) first = t1, stats->ttft_seconds = t1 - began; else head_time += t1 - t0;
-        stats->ended = !p->ignore_eos && is_eos(m->config, id);
-        if (stats->ended) break;
-        stats->tokens++;
-        if (p->on_token && !p->on_token(p->ctx, id)) break;
-        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        if (i + 1 == p->tokens) break;
-        if (fh_kv_length(kv) >= limit) { stats->full = true; break; }
-        uint32_t one = 1;
-        if ((rc = fh_body_forward(m->body, c.pool, 1, &kv, &one, &id, hidden, err)) < 0) goto out;
-        state = hidden;
-    }
-    double spent = fh_now() - first;
-    if (stats->tokens > 1) stats->tpot_seconds = spent / (double)(stats->tokens - 1 + stats->ended), stats->head_share = head_time / spent;
-    if (dense(&c)) stats->step_bytes = (double)m->config->vocab * (double)d * (double)fh_dtype_size(m->dense.rows.dtype);
-    else stats->step_bytes = fh_head_step_bytes(m->head, c.probes, p->query.no_hot ? 0 : fh_head_get_info(m->head)->n_hot);
-out:
-    fh_kv_free(kv);
-    fh_scratch_free(c.scratch);
-    fh_free(c.ids);
-    fh_free(c.clusters);
-    fh_free(c.logits);
-    fh_free(hidden);
+    fh_session *s = NULL;
+    *stats = (fh_generate_stats){.prompt_tokens = n};
+    fh_status rc = fh_session_new(&s, m, p, job, err);
+    if (rc == FH_OK) rc = fh_session_run(s, prompt, n, job, stats, err);
+    fh_session_free(s);
     return rc;
 }

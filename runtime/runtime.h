@@ -166,20 +166,50 @@ typedef struct fh_generate_params {
     fh_head_kind head;
     fh_query query;                /* of FlashHead */
     fh_sampling sampling;          /* temperature 0: greedy */
+    float penalty;                 /* repetition penalty; 0 or 1: none */
+    size_t repeat_last;            /* of so many tokens of the sequence; 0: of all */
+    bool exact;                    /* FlashHead with a temperature: draw from the softmax of all tokens, see fh_head_draw; top-k, top-p and min-p are not looked at */
+    bool measure_mass;             /* FlashHead with a temperature: measure the covered mass by the dense head, every time */
     uint64_t seed;
     bool ignore_eos;
+    const uint32_t *ends; size_t n_ends; /* further ids that end it, ignore_eos or not */
     /* Called with every new token; false stops. */
     bool (*on_token)(void *ctx, uint32_t id); void *ctx;
 } fh_generate_params;
+/* Where a covered mass comes from: not known; estimated from routing's scores; calibration's average; measured by the dense head. */
+typedef enum fh_mass_kind { FH_MASS_NONE, FH_MASS_ROUTING, FH_MASS_CALIBRATION, FH_MASS_MEASURED } fh_mass_kind;
 typedef struct fh_generate_stats {
     size_t prompt_tokens, tokens;
+    size_t reused_tokens;          /* of the prompt: already in the cache */
     double ttft_seconds;           /* prompt in to first token out */
     double tpot_seconds;           /* mean time of the tokens after the first */
     double head_share;             /* of the time of those tokens */
     double step_bytes, body_bytes; /* that one token reads of head and body */
-    bool ended, full;              /* by an eos; at the model's longest sequence */
+    bool ended, full;              /* by an eos or end; at the model's longest sequence */
+    size_t draws;                  /* tokens drawn by chance, the end's too */
+    fh_mass_kind mass_kind; double mass; /* mean covered mass of the draws among FlashHead's candidates, before top-k, top-p and min-p; temperature 1 unless measured */
+    double exact_rows, exact_clusters; size_t exact_dense; /* of exact draws: rows read one by one, clusters looked into, draws that read all rows */
 } fh_generate_stats;
 /* Continue a prompt of n >= 1 ids.  The model has body and head open. */
 fh_status fh_generate(const fh_model *m, const uint32_t *prompt, size_t n, const fh_generate_params *p, const fh_job *job, fh_generate_stats *stats, fh_err *err);
+
+/* A sequence that is gone on with, as a conversation is: a prompt that begins like what is in the cache is run from where it differs.
+ * The model is borrowed, and what *p points to.  The random numbers go on from call to call.  Stopped by the job, FH_EINTERRUPTED, it may
+ * be gone on with too. */
+typedef struct fh_session fh_session;
+fh_status fh_session_new(fh_session **out, const fh_model *m, const fh_generate_params *p, const fh_job *job, fh_err *err);
+fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const fh_job *job, fh_generate_stats *stats, fh_err *err);
+void fh_session_free(fh_session *s); /* accepts NULL */
+
+/* Stop strings in a text that comes in pieces: nothing of one, or after it, comes out, and what may begin one is held back.  The pieces do
+ * not matter: the stop string that is complete first counts. */
+typedef struct fh_stops fh_stops;
+fh_status fh_stops_new(fh_stops **out, const char *const *text, size_t n, fh_err *err); /* FH_EUSAGE: empty, or not UTF-8; copied */
+/* *text is borrowed until the next call.  Once a stop string was found nothing comes out. */
+fh_status fh_stops_push(fh_stops *s, const char *in, size_t in_len, const char **text, size_t *len, fh_err *err);
+fh_status fh_stops_flush(fh_stops *s, const char **text, size_t *len, fh_err *err); /* the text is at its end */
+bool fh_stops_found(const fh_stops *s);
+void fh_stops_reset(fh_stops *s); /* another text */
+void fh_stops_free(fh_stops *s);  /* accepts NULL */
 
 #endif

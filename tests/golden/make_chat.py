@@ -2,7 +2,7 @@
 """tests/golden/make_chat.py DIR: what published chat templates write for invented conversations -> chat/expected.json.
 
 DIR holds the templates as they are published (chat_template of tokenizer_config.json, or chat_template.jinja), named STYLE.jinja or
-STYLE@ANYTHING.jinja after the row of runtime/chat.c that has to write the same.  The templates are other people's and are not kept here:
+STYLE@ANYTHING.jinja after the row of runtime/chat.c that has to write the same; chat/*.jinja, which are ours, come first.  The templates are other people's and are not kept here:
 expected.json has their SHA-256 (less a final line break) and what they wrote.  Needs jinja2 (3.1); the environment is the reference
 library's: sandboxed, trim_blocks, lstrip_blocks, loop controls, raise_exception, tojson, strftime_now.
 
@@ -63,7 +63,8 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     env, out = environment(), []
-    for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.jinja"))):
+    here = os.path.dirname(os.path.abspath(__file__))
+    for path in sorted(glob.glob(os.path.join(here, "chat", "*.jinja"))) + sorted(glob.glob(os.path.join(sys.argv[1], "*.jinja"))):
         text = open(path, encoding="utf-8", newline="").read()
         style = os.path.basename(path)[: -len(".jinja")].split("@")[0]
         bos, eos = tokens_of(style)
@@ -88,7 +89,6 @@ def main():
             shared.append(key)
         t["texts"] = shared.index(key)
     result = {"date": DATE, "systems": SYSTEMS, "talks": TALKS, "templates": out, "texts": [k[1] for k in shared]}
-    here = os.path.dirname(os.path.abspath(__file__))
     with open(os.path.join(here, "chat", "expected.json"), "w", encoding="utf-8") as f:
         json.dump(result, f, ensure_ascii=True, indent=None, separators=(",", ":"))
         f.write("\n")

@@ -1,0 +1,33 @@
+/* runtime/generate_private.h: choosing a token from a state; private to generation. */
+#ifndef FH_GENERATE_PRIVATE_H
+#define FH_GENERATE_PRIVATE_H
+
+#include "runtime/runtime.h"
+
+typedef struct fh_chooser {
+    const fh_model *m;
+    const fh_generate_params *p;
+    fh_pool *pool;
+    fh_scratch *scratch;
+    fh_bounds *bounds;           /* exact sampling */
+    fh_rng rng;
+    uint32_t *ids, *clusters;    /* candidates; the probed clusters */
+    float *logits, *all;         /* of the candidates; [V] measured mass */
+    float *scores; uint8_t *probed; /* [K] estimated mass */
+    uint32_t *count; uint8_t *seen; /* [V] how often a token stands among the last ones; the same as 0 or 1 */
+    uint32_t probes;
+    fh_mass_kind mass_kind;
+    double mass_known;           /* calibration's */
+} fh_chooser;
+
+fh_status fh_chooser_open(fh_chooser *c, const fh_model *m, const fh_generate_params *p, const fh_job *job, fh_err *err);
+void fh_chooser_close(fh_chooser *c);
+bool fh_chooser_is_dense(const fh_chooser *c);
+/* The sequence so far is tokens [n]: what a repetition penalty looks at.  After a change elsewhere than at its end. */
+void fh_chooser_context(fh_chooser *c, const uint32_t *tokens, size_t n);
+/* The same, of which the last token is new. */
+void fh_chooser_follow(fh_chooser *c, const uint32_t *tokens, size_t n);
+/* Adds to the counts of *stats: draws, mass, exact. */
+fh_status fh_chooser_choose(fh_chooser *c, const float *state, fh_generate_stats *stats, uint32_t *id, fh_err *err);
+
+#endif
