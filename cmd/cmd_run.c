@@ -266,7 +266,7 @@ static fh_status once(const args *a, const fh_model *m, fh_generate_params *how,
     fh_reply reply = {.print = !a->common.json, .stops = stops, .err = err};
     fh_generate_stats s = {0};
     fh_status rc = prompt_ids(&prompt, &n, a, m, err);
-    if (rc < 0 || (m->tokenizer && (rc = fh_stream_new(&reply.stream, m->tokenizer, true, err)) < 0)) goto out;
+    if (rc < 0 || (rc = fh_generate_check(m, prompt, n, err)) < 0 || (m->tokenizer && (rc = fh_stream_new(&reply.stream, m->tokenizer, true, err)) < 0)) goto out;
     if (reply.print && !a->chat && a->prompt.set && strcmp(a->prompt.v, "-") && (rc = fh_print(a->prompt.v, strlen(a->prompt.v), err)) < 0) goto out;
     how->on_token = fh_reply_token, how->ctx = &reply;
     rc = fh_generate(m, prompt, n, how, job, &s, err);

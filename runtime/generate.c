@@ -12,8 +12,10 @@ struct fh_session {
     fh_kv *kv;
     uint32_t *tokens; size_t n, room; /* the sequence; the cache holds fh_kv_length of them */
     float *hidden;                    /* [PREFILL, D] */
-    uint32_t limit;                   /* the longest sequence */
 };
+
+/* The longest sequence. */
+static uint32_t limit_of(const fh_model *m) { return m->config->max_position ? m->config->max_position : UINT32_MAX; }
 
 fh_status fh_session_new(fh_session **out, const fh_model *m, const fh_generate_params *p, const fh_job *job, fh_err *err)
 {
@@ -21,7 +23,6 @@ fh_status fh_session_new(fh_session **out, const fh_model *m, const fh_generate_
     fh_session *s = fh_calloc(1, sizeof *s);
     if (!s) return fh_fail(err, FH_ENOMEM, "out of memory");
     s->m = m, s->p = *p;
-    s->limit = m->config->max_position ? m->config->max_position : UINT32_MAX;
     if (!(s->hidden = fh_malloc(PREFILL * (size_t)m->config->hidden * sizeof *s->hidden))) {
         rc = fh_fail(err, FH_ENOMEM, "out of memory");
         goto out;
@@ -64,13 +65,14 @@ static fh_status room_for(fh_session *s, size_t n, fh_err *err)
     return FH_OK;
 }
 
-static fh_status check_prompt(const fh_session *s, const uint32_t *prompt, size_t n, fh_err *err)
+fh_status fh_generate_check(const fh_model *m, const uint32_t *prompt, size_t n, fh_err *err)
 {
+    uint32_t limit = limit_of(m);
     if (!n) return fh_fail(err, FH_EUSAGE, "the prompt is empty: nothing can be continued");
-    if (n > s->limit) return fh_fail(err, FH_EUSAGE, "the prompt has %zu tokens, the model takes %u", n, s->limit);
+    if (n > limit) return fh_fail(err, FH_EUSAGE, "the prompt has %zu tokens, the model takes %u", n, limit);
     for (size_t i = 0; i < n; i++)
-        if (prompt[i] >= s->m->config->vocab)
-            return fh_fail(err, FH_ECHECK, "token %u of the prompt is past the head's %u rows", prompt[i], s->m->config->vocab);
+        if (prompt[i] >= m->config->vocab)
+            return fh_fail(err, FH_ECHECK, "token %u of the prompt is past the head's %u rows", prompt[i], m->config->vocab);
     return FH_OK;
 }
 
@@ -113,7 +115,7 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
     const float *state = NULL;
     double began = fh_now(), first = began, head_time = 0;
     uint32_t id = 0;
-    fh_status rc = check_prompt(s, prompt, n, err);
+    fh_status rc = fh_generate_check(s->m, prompt, n, err);
     *stats = (fh_generate_stats){.prompt_tokens = n, .body_bytes = (double)fh_body_bytes(s->m->body)};
     if (rc < 0 || (rc = prefill(s, prompt, n, job, &state, &stats->reused_tokens, err)) < 0) return rc;
     for (size_t i = 0; i < s->p.tokens; i++) {
@@ -129,7 +131,7 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
         if (s->p.on_token && !s->p.on_token(s->p.ctx, id)) break;
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); break; }
         if (i + 1 == s->p.tokens) break;
-        if (fh_kv_length(s->kv) >= s->limit) { stats->full = true; break; }
+        if (fh_kv_length(s->kv) >= limit_of(s->m)) { stats->full = true; break; }
         uint32_t one = 1;
         if ((rc = fh_body_forward(s->m->body, s->chooser.pool, 1, &s->kv, &one, &id, s->hidden, err)) < 0) return rc;
         state = s->hidden;

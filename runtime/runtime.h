@@ -193,6 +193,9 @@ typedef struct fh_generate_stats {
 /* Continue a prompt of n >= 1 ids.  The model has body and head open. */
 fh_status fh_generate(const fh_model *m, const uint32_t *prompt, size_t n, const fh_generate_params *p, const fh_job *job, fh_generate_stats *stats, fh_err *err);
 
+/* What is said of a prompt before anything is run. */
+fh_status fh_generate_check(const fh_model *m, const uint32_t *prompt, size_t n, fh_err *err);
+
 /* A sequence that is gone on with, as a conversation is: a prompt that begins like what is in the cache is run from where it differs.
  * The model is borrowed, and what *p points to.  The random numbers go on from call to call.  Stopped by the job, FH_EINTERRUPTED, it may
  * be gone on with too. */
