@@ -35,6 +35,8 @@ uint16_t fh_f32_to_bf16(float x);
 uint16_t fh_f32_to_f16(float x);
 /* n values of f32, bf16 or f16 to float32; src may be unaligned. */
 void fh_to_f32(float *dst, fh_dtype from, const void *src, size_t n);
+/* One stored row, with its scales where it is of integers: each value the float nearest to integer times scale. */
+void fh_dec_row(fh_dtype encoding, const void *src, const void *scales, size_t cols, float *dst);
 
 /* A matrix somewhere in memory, read-only: row r begins at data + r * stride. */
 typedef struct fh_rows {

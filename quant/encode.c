@@ -81,18 +81,6 @@ void fh_enc_row(fh_dtype encoding, const float *src, size_t cols, void *dst, voi
     memset(bytes + used, 0, fh_enc_stride(encoding, cols) - used);
 }
 
-void fh_dec_row(fh_dtype encoding, const void *src, const void *scales, size_t cols, float *dst)
-{
-    const int8_t *q = src;
-    const uint8_t *bytes = src;
-    if (!fh_dtype_is_integer(encoding)) fh_to_f32(dst, encoding, src, cols);
-    for (size_t i = 0; encoding == FH_I8 && i < cols; i++) dst[i] = (float)q[i] * *(const float *)scales;
-    for (size_t i = 0; encoding == FH_I4 && i < cols; i++) {
-        int v = bytes[i / 128 * 64 + i % 64] >> (i % 128 < 64 ? 0 : 4) & 15;
-        dst[i] = (float)((v ^ 8) - 8) * fh_scale_at(FH_I4, scales, i / FH_GROUP);
-    }
-}
-
 /* ---- many rows ------------------------------------------------------------------------------------------------------------ */
 
 enum { STEP = 256 }; /* rows a task: some hundred microseconds */

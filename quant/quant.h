@@ -14,7 +14,6 @@
 size_t fh_enc_stride(fh_dtype encoding, size_t cols);
 /* One row.  dst: stride bytes, written whole.  scales: fh_scale_bytes, for int8 and int4 only (else NULL). */
 void fh_enc_row(fh_dtype encoding, const float *src, size_t cols, void *dst, void *scales);
-void fh_dec_row(fh_dtype encoding, const void *src, const void *scales, size_t cols, float *dst);
 
 typedef struct fh_quant_error { double mean, p99, max; uint32_t worst; } fh_quant_error; /* relative: |row - decoded| / |row|, live rows; worst: row of max */
 

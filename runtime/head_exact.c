@@ -29,26 +29,6 @@ struct fh_bounds {
 
 /* ---- bounds ----------------------------------------------------------------------------------------------------- */
 
-/* A row as numbers: what its encoding stands for, each the float nearest to integer times scale. */
-static void decode(float *out, const fh_rows *rows, const void *scales, size_t r)
-{
-    size_t d = rows->cols, groups = fh_scale_bytes(FH_I4, d) / sizeof(uint16_t);
-    const uint8_t *row = fh_row(rows, r);
-    if (!fh_dtype_is_integer(rows->dtype)) {
-        fh_to_f32(out, rows->dtype, row, d);
-        return;
-    }
-    for (size_t i = 0; i < d; i++) {
-        if (rows->dtype == FH_I8) {
-            out[i] = (float)(int8_t)row[i] * fh_scale_at(FH_I8, scales, r);
-            continue;
-        }
-        size_t in_line = i % FH_LINE_VALUES, half = FH_LINE_VALUES / 2; /* kernels.h says how they lie */
-        int value = row[i / FH_LINE_VALUES * half + in_line % half] >> (in_line < half ? 0 : 4) & 15;
-        out[i] = (float)(value < 8 ? value : value - 16) * fh_scale_at(FH_I4, scales, r * groups + i / FH_GROUP);
-    }
-}
-
 /* A float not below x; infinite where x is not a number (rows of a damaged file may hold anything). */
 static float at_least(double x) { return x <= (double)FLT_MAX / 2 ? nextafterf((float)(x * (1 + 0x1p-40)), INFINITY) : INFINITY; }
 
@@ -63,8 +43,9 @@ static void bound_task(void *ctx, size_t task, unsigned worker)
     float *exact = j->room + 2 * worker * d, *encoded = exact + d;
     for (size_t slot = task * j->step; slot < end; slot++) {
         double error = 0, own = 0, other = 0;
-        decode(exact, &head->exact, NULL, slot);
-        decode(encoded, &p->tokens, p->token_scales, slot);
+        const uint8_t *scales = p->token_scales;
+        fh_to_f32(exact, head->exact.dtype, fh_row(&head->exact, slot), d);
+        fh_dec_row(p->tokens.dtype, fh_row(&p->tokens, slot), scales ? scales + slot * fh_scale_bytes(p->tokens.dtype, d) : NULL, d, encoded);
         for (size_t i = 0; i < d; i++) {
             double w = (double)exact[i], v = (double)encoded[i];
             error += (w - v) * (w - v), own += w * w, other += v * v;
