@@ -28,22 +28,22 @@ check() { # check SENTENCE COMMAND...
 arm() { $CROSS_RUN build/cross/fhtool "$@"; }
 
 make_artifact() {
-    "$FHTOOL" convert tests/golden/llama -C "$dir/work" -q && "$FHTOOL" hidden -C "$dir/work" --text self --tokens 300 -q &&
-        "$FHTOOL" cluster -C "$dir/work" -q && cp -r "$dir/work" "$dir/arm" && "$FHTOOL" pack -C "$dir/work" -o "$dir/here.fhead" -q
+    "$FHTOOL" convert tests/golden/llama -C "$dir/stages" -q && "$FHTOOL" hidden -C "$dir/stages" --text self --tokens 300 -q &&
+        "$FHTOOL" cluster -C "$dir/stages" -q && cp -r "$dir/stages" "$dir/arm" && "$FHTOOL" pack -C "$dir/stages" -o "$dir/here.fhead" -q
 }
 same_bytes() {
     [ ! -e "$dir/arm/quantized.safetensors" ] && arm pack -C "$dir/arm" -o "$dir/arm.fhead" -q &&
-        cmp "$dir/work/routing.safetensors" "$dir/arm/routing.safetensors" && cmp "$dir/here.fhead" "$dir/arm.fhead"
+        cmp "$dir/stages/routing.safetensors" "$dir/arm/routing.safetensors" && cmp "$dir/here.fhead" "$dir/arm.fhead"
 }
 same_answers() { # same_answers ISA FLAGS...
     isa=$1
     shift
-    "$FHTOOL" query "$dir/here.fhead" --hidden "$dir/work/states.safetensors" --json -q "$@" > "$dir/here.json" &&
-        FH_ISA=$isa arm query "$dir/here.fhead" --hidden "$dir/work/states.safetensors" --json -q "$@" > "$dir/arm.json" &&
+    "$FHTOOL" query "$dir/here.fhead" --hidden "$dir/stages/states.safetensors" --json -q "$@" > "$dir/here.json" &&
+        FH_ISA=$isa arm query "$dir/here.fhead" --hidden "$dir/stages/states.safetensors" --json -q "$@" > "$dir/arm.json" &&
         cmp "$dir/here.json" "$dir/arm.json" && grep -q '"logits"' "$dir/arm.json"
 }
 neon_is_what_runs() { arm --version | tee "$dir/version" && grep -q 'kernels neon' "$dir/version"; }
-others_are_refused() { ! FH_ISA=avx2 arm query "$dir/here.fhead" --hidden "$dir/work/states.safetensors"; }
+others_are_refused() { ! FH_ISA=avx2 arm query "$dir/here.fhead" --hidden "$dir/stages/states.safetensors"; }
 same_tokens() {
     for f in "$FHTOOL" 'arm'; do
         $f run "$dir/here.fhead" --ids 5,6,7 -n 20 --ignore-eos --json -q > "$dir/run.json" || return 1
