@@ -67,7 +67,8 @@ fh_dot_groups *fh_kernels_groups(const fh_kernels *k)
     if (k == &fh_kernels_avx512) return fh_dot_i4_avx512;
     if (k == &fh_kernels_avx512_vnni) return fh_dot_i4_avx512_vnni;
 #elif defined(__aarch64__)
-    if (k == &fh_kernels_neon || k == &fh_kernels_neon_dotprod) return fh_dot_i4_neon;
+    if (k == &fh_kernels_neon) return fh_dot_i4_neon;
+    if (k == &fh_kernels_neon_dotprod) return fh_dot_i4_neon_dotprod;
 #endif
     return fh_dot_i4_ref;
 }

@@ -63,7 +63,7 @@ extern const fh_kernels fh_kernels_neon, fh_kernels_neon_dotprod;
 
 /* For int4 rows, of the same instruction set; the definition where it has none. */
 fh_dot_groups *fh_kernels_groups(const fh_kernels *k);
-fh_dot_groups fh_dot_i4_ref, fh_dot_i4_avx2, fh_dot_i4_avx512, fh_dot_i4_avx512_vnni, fh_dot_i4_neon;
+fh_dot_groups fh_dot_i4_ref, fh_dot_i4_avx2, fh_dot_i4_avx512, fh_dot_i4_avx512_vnni, fh_dot_i4_neon, fh_dot_i4_neon_dotprod;
 
 /* The i-th table that this CPU can run, slowest first; NULL past the last. */
 const fh_kernels *fh_kernels_at(size_t i);

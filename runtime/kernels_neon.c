@@ -247,47 +247,56 @@ FH_TARGET_SDOT static void fh_dot_i8_neon_dotprod(const void *const *rows, const
     i8_rows(true, 4, rows, scales, n, d, states, m, out, ldo);
 }
 
-/* ---- int4 rows ------------------------------------------------------------------------------------------------------- */
+/* ---- int4 rows ------------------------------------------------------------------------------------------------------ */
 
-/* The integer products of 16 values and 16 bytes of the state, summed in fours. */
-INLINE int32x4_t quads(int8x16_t v, const int8_t *state)
+/* 16 values times 16 elements of the state from i on, summed in fours; at most 4 * 8 * 32639 each, which a float holds exactly. */
+INLINE float32x4_t quads(bool dot, int8x16_t v, const fh_state *s, size_t i)
 {
-    int8x16_t q = vld1q_s8(state);
-    return vpaddq_s32(vpaddlq_s16(vmull_s8(vget_low_s8(v), vget_low_s8(q))), vpaddlq_s16(vmull_high_s8(v, q)));
+    const int32x4_t zero = vdupq_n_s32(0);
+    if (dot) return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(fh_sdot(zero, v, vld1q_s8(s->hi + i)), 8), fh_sdot(zero, v, vld1q_s8(s->lo + i))));
+    int16x8_t low = vmovl_s8(vget_low_s8(v)), high = vmovl_high_s8(v), q0 = vld1q_s16(s->q + i), q1 = vld1q_s16(s->q + i + 8);
+    int32x4_t a = vpaddq_s32(vmull_s16(vget_low_s16(low), vget_low_s16(q0)), vmull_high_s16(low, q0));
+    int32x4_t b = vpaddq_s32(vmull_s16(vget_low_s16(high), vget_low_s16(q1)), vmull_high_s16(high, q1));
+    return vcvtq_f32_s32(vpaddq_s32(a, b));
 }
 
-void fh_dot_i4_neon(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+INLINE void i4_rows(bool dot, const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
                     float *out, size_t ldo)
 {
-    const uint8x16_t eights = vdupq_n_u8(8), low = vdupq_n_u8(15);
+    size_t lines = (d + FH_LINE_VALUES - 1) / FH_LINE_VALUES, groups = (d + FH_GROUP - 1) / FH_GROUP;
     for (size_t r = 0; r < n; r++)
         for (size_t s = 0; s < m; s++) {
-            const fh_state *x = states[s];
-            float32x4_t acc[8];
-            UNROLL for (int i = 0; i < 8; i++) acc[i] = vdupq_n_f32(0);
-            for (size_t i = 0; i < d; i += 32) { /* a group: in one half of 32 bytes */
-                const uint8_t *at = (const uint8_t *)rows[r] + i / FH_LINE_VALUES * LINE + i % LINE;
-                int8x16_t shift = vdupq_n_s8(i % FH_LINE_VALUES < LINE ? 0 : -4);
-                uint16_t bits;
-                memcpy(&bits, (const uint8_t *)scales[r] + i / FH_GROUP * sizeof bits, sizeof bits);
-                float32x4_t scale = vreinterpretq_f32_u32(vdupq_n_u32((uint32_t)bits << 16));
-                if (s == 0 && i % FH_LINE_VALUES == 0) __builtin_prefetch((const char *)rows[r + 1] + i / FH_LINE_VALUES * LINE);
-                int32x4_t total[2];
-                UNROLL for (int j = 0; j < 2; j++) {
-                    uint8x16_t raw = vandq_u8(vshlq_u8(vld1q_u8(at + 16 * j), shift), low);
-                    int8x16_t v = vsubq_s8(vreinterpretq_s8_u8(veorq_u8(raw, eights)), vreinterpretq_s8_u8(eights));
-                    total[j] = vaddq_s32(vshlq_n_s32(quads(v, x->hi + i + 16 * j), 8), quads(v, x->lo + i + 16 * j));
-                }
-                size_t lane = i % FH_LINE_VALUES / 16; /* of four: two in a group */
-                UNROLL for (int j = 0; j < 8; j += 2) {
-                    if (lane != (size_t)j) continue;
-                    acc[j] = vfmaq_f32(acc[j], vcvtq_f32_s32(total[0]), scale);
-                    acc[j + 1] = vfmaq_f32(acc[j + 1], vcvtq_f32_s32(total[1]), scale);
+            const uint8_t *row = rows[r];
+            float32x4_t acc[8], lanes[4]; /* acc: 4 lanes each of the 32 */
+            UNROLL for (int k = 0; k < 8; k++) acc[k] = vdupq_n_f32(0);
+            for (size_t l = 0; l < lines; l++) {
+                uint16_t four[4] = {0}; /* the scales of this line's groups; no more are read than there are */
+                memcpy(four, (const uint8_t *)scales[r] + 8 * l, groups - 4 * l >= 4 ? 8 : 2 * (groups - 4 * l));
+                float each[4];
+                vst1q_f32(each, vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16(four)), 16)));
+                if (s == 0) __builtin_prefetch((const char *)((uintptr_t)rows[r + 1] + LINE * l));
+                UNROLL for (int k = 0; k < 4; k++) {
+                    int8x16_t v = vreinterpretq_s8_u8(vld1q_u8(row + LINE * l + 16 * k));
+                    size_t i = FH_LINE_VALUES * l + 16 * (size_t)k;
+                    acc[k] = vfmaq_n_f32(acc[k], quads(dot, vshrq_n_s8(vshlq_n_s8(v, 4), 4), states[s], i), each[k / 2]);
+                    acc[4 + k] = vfmaq_n_f32(acc[4 + k], quads(dot, vshrq_n_s8(v, 4), states[s], i + 64), each[2 + k / 2]);
                 }
             }
-            UNROLL for (int i = 0; i < 4; i++) acc[i] = vaddq_f32(acc[i], acc[i + 4]);
-            out[s * ldo + r] = (float)((double)sum16(acc) * x->scale);
+            UNROLL for (int k = 0; k < 4; k++) lanes[k] = vaddq_f32(acc[k], acc[k + 4]);
+            out[s * ldo + r] = (float)((double)sum16(lanes) * states[s]->scale);
         }
+}
+
+void fh_dot_i4_neon(const void *const *rows, const void *const *scales, size_t n, size_t d, const fh_state *const *states, size_t m, float *out,
+                    size_t ldo)
+{
+    i4_rows(false, rows, scales, n, d, states, m, out, ldo);
+}
+
+FH_TARGET_SDOT void fh_dot_i4_neon_dotprod(const void *const *rows, const void *const *scales, size_t n, size_t d,
+                                           const fh_state *const *states, size_t m, float *out, size_t ldo)
+{
+    i4_rows(true, rows, scales, n, d, states, m, out, ldo);
 }
 
 const fh_kernels fh_kernels_neon = {
