@@ -10,8 +10,12 @@ show() { printf '\n$ %s\n' "$*"; "$@"; }
 
 echo '== heads: FlashHead beside the dense head and the memory speed of this machine'
 "$fhtool" build "$model" -C "$work/work" -o "$work/model.fhead" --text self -q > "$work/build.txt"
-for threads in 1 2; do show "$fhtool" bench "$work/model.fhead" --threads $threads; done
-for isa in ref avx2; do echo; echo "FH_ISA=$isa"; FH_ISA=$isa "$fhtool" bench "$work/model.fhead" --threads 1 | sed -n '/^heads/,/flash/p'; done
+show "$fhtool" bench "$work/model.fhead" --hidden "$work/work/states.safetensors" -q
+for isa in ref avx2; do
+    echo
+    echo "FH_ISA=$isa"
+    FH_ISA=$isa "$fhtool" bench "$work/model.fhead" --hidden "$work/work/states.safetensors" --threads 1 --no-batches --no-rivals -q | sed -n '/^heads/,/^parts/{/^parts/!p;}'
+done
 
 echo
 echo '== clustering: exact swaps beside FAISS k-means with greedy balancing (the published method), containment on part C of the same states'
@@ -28,3 +32,26 @@ for how in '--start faiss --metric cosine --rounds 0' '--start coarse --metric c
     "$fhtool" calibrate -C "$work/cluster" --target-containment 0.9 --hot 0 --max-cost 1 -q > "$work/calibrate.txt" || true
     sed -n '/^probes/p; /^bound/p; /^  probes/p; /^ *16 /p; /^ *64 /p; /^ *256 /p' "$work/calibrate.txt"
 done
+
+echo
+echo '== learned routing: its products, beside sgemm above'
+"$fhtool" cluster -C "$work/cluster" -q > /dev/null
+show "$fhtool" route -C "$work/cluster" --routing learned -q
+
+# The demo model is small; a synthetic head of 32768 x 1024 is as hard as a real one (docs/measurements/synthetic-heads.md).
+python3 -c 'import numpy' 2> /dev/null || { echo; echo 'synthetic heads are left out: they need numpy'; exit 0; }
+echo
+echo '== a synthetic head of 32768 x 1024: clustering beside FAISS k-means with all K and greedy balancing; heads beside their rivals'
+synthetic=$work/synthetic
+python3 "$top/tests/make_synthetic.py" "$synthetic" --vocab 32768 --hidden 1024 --states "$synthetic.states" --count 2000
+"$fhtool" convert "$synthetic" -C "$synthetic.work" -q > /dev/null
+for how in '--start faiss --metric cosine --rounds 0' '--start coarse --metric cosine'; do
+    echo
+    echo "cluster $how, routing mean"
+    # shellcheck disable=SC2086
+    "$fhtool" cluster -C "$synthetic.work" $how -q | sed -n '/^objective/p; /^swaps/p; /^seconds/p; /^peak_bytes/p'
+    "$fhtool" route -C "$synthetic.work" --routing mean -q > /dev/null
+    "$fhtool" pack -C "$synthetic.work" --head-only --exact --probes 128 -o "$synthetic.fhead" -q > /dev/null
+    "$fhtool" query "$synthetic.fhead" --hidden "$synthetic.states" --no-hot --curve 16,64,128,256 -q
+done
+show "$fhtool" bench "$synthetic.fhead" --hidden "$synthetic.states" -q
