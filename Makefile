@@ -197,6 +197,8 @@ fuzz: $(FUZZ:%=build/fuzz/bin/%) ## libFuzzer (clang) on every fuzz target, SECO
 	    || { tail -n 40 build/fuzz/$$f/log; failed="$$failed $$f"; }; \
 	done; [ -z "$$failed" ] || { echo "fuzz: failed:$$failed (inputs in build/fuzz/NAME)" >&2; exit 1; }
 
+exact-draws: build/tests/test_exact ## a million exact draws of the demo model against its softmax (some ten minutes)
+	@FH_DRAWS=1000000 FH_SHARED='$(FH_SHARED)' build/tests/test_exact 2>&1 | grep -e '^#' -e FAILED -e PASSED
 bench: all ## every claim about speed beside its baseline, on this machine
 	@sh tests/bench.sh
 demo: ## install what is missing, build, and take a small real model from checkpoint to text
@@ -231,4 +233,4 @@ clean: ## remove build/
 	rm -rf build
 list help: ## this list
 	@awk -F':.* ## ' '/^[a-z -]+:.* ## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-.PHONY: all check asan tsan cross fuzz bench demo install deps cross-deps deps-dry-run list help clean
+.PHONY: all check asan tsan cross fuzz exact-draws bench demo install deps cross-deps deps-dry-run list help clean

@@ -29,9 +29,10 @@ section build 'All stages at once. What is current is not run again; after an in
 show 'fhtool build prose-7m -C work -o prose-7m.fhead -q | tail -n 9'; end
 section status 'What a work directory holds, and what is stale.'
 show 'fhtool status -C work'; end
-section run 'Continues a prompt: greedy, or sampled with `--temperature`, `--top-k`, `--top-p`, `--min-p`, `--seed`.'
+section run 'Continues a prompt: greedy, or sampled with `--temperature`, `--top-k`, `--top-p`, `--min-p`, `--seed`, `--repetition-penalty`; ends before `--stop TEXT`. `--chat` answers a message and `-i` holds a conversation (`--system`; Ctrl-C ends a reply, `/new` begins anew, `/exit` ends), written exactly as the chat template of the model has it where that is a published one of the supported families, else as `--chat-template NAME` says. Sampling is from FlashHead'\''s candidates and says what share of the probability they hold; `--exact-sampling` draws from all tokens ([how, and how often it reads them all](docs/measurements/exact-sampling.md)).'
 show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --stats"
-show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 0.8 --top-p 0.95 --seed 3"; end
+show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 0.8 --top-p 0.95 --seed 3"
+show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 1 --exact-sampling"; end
 section 'inspect and verify' '`inspect` checks the header and shows what is inside; `verify` checks every byte, and that what is inside makes sense. This is integrity, not authenticity.'
 show 'fhtool inspect prose-7m.fhead'
 show 'fhtool verify prose-7m.fhead | tail -n 2'; end

@@ -34,7 +34,8 @@ has calibrate --text --target-containment --containment-k --confidence --max-cos
 has pack -o --probes --head-only --exact --no-clobber
 has build -o --k --text --target-containment --no-clobber
 has query --hidden --probes --top-k --dense --no-hot --curve
-has run --prompt --ids -n --head --ignore-eos --model --verify --temperature --top-k --top-p --min-p --seed --model-sampling
+has run --prompt --ids -n --head --ignore-eos --model --verify --temperature --top-k --top-p --min-p --seed --model-sampling --repetition-penalty \
+    --repeat-last --stop -i --chat --system --chat-template --exact-sampling --measure-mass --stats
 has perplexity --text --window --stride --head
 has hidden --text --tokens --ids-file -o --logits
 has tokenize --batch --no-special
