@@ -69,6 +69,7 @@ static fh_status read_line(input *in, bool *ended, fh_err *err)
         if (in->line.len && !in->line.failed && in->line.data[in->line.len - 1] == '\r') in->line.len--;
         return in->line.failed ? fh_fail(err, FH_ENOMEM, "out of memory") : FH_OK;
     }
+    if (interrupted) return fh_fail(err, FH_EINTERRUPTED, "interrupted"); /* with the end of input */
     *ended = in->line.len == 0; /* a last line without an end is one */
     return in->line.failed ? fh_fail(err, FH_ENOMEM, "out of memory") : FH_OK;
 }
@@ -152,6 +153,7 @@ static fh_status answer(talk *t, fh_err *err)
     if ((rc = fh_stream_new(&r->stream, t->m->tokenizer, true, err)) < 0) goto out;
     rc = fh_session_run(t->session, ids, n, &t->job, &s, err);
     if (r->rc < 0) rc = r->rc;
+    if (terminated && rc == FH_OK) rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); /* it came with the last token */
     if (rc == FH_EINTERRUPTED && !terminated) rc = FH_OK;
     if (rc < 0 || (rc = fh_reply_end(r)) < 0 || (r->print && (rc = fh_print("\n", 1, err)) < 0)) goto out;
     if (s.full) fh_job_say(&t->job, FH_WARN, "the model's longest sequence (%zu tokens) is reached: /new begins anew", limit);
@@ -160,7 +162,7 @@ static fh_status answer(talk *t, fh_err *err)
     record(t, &s);
     if (interrupted && !r->text.len) drop_messages(t, count(t) - 1);
     else rc = add_message(t, FH_ASSISTANT, r->text.data, r->text.len, err);
-    interrupted = 0;
+    interrupted = terminated;
 out:
     fh_free(ids);
     return rc;

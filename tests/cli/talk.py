@@ -10,12 +10,16 @@ if not os.path.exists(os.path.join(model, "model.safetensors")):
     print(f"# {model} is not there: no signals are tried")
     sys.exit(0)
 
+# A reply takes seconds: plain C, and every token drawn from a sorted vocabulary.
+SLOW = ["--threads", "1", "--temperature", "1"]
+os.environ["FH_ISA"] = "ref"
+
 
 def start():
     def defaults():  # a shell starts what stands in the background with INT ignored
         for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(s, signal.SIG_DFL)
-    return subprocess.Popen([fhtool, "run", model, "-i", "--chat-template", "raw", "--ignore-eos", "-n", "100000", "--threads", "1"],
+    return subprocess.Popen([fhtool, "run", model, "-i", "--chat-template", "raw", "--ignore-eos", "-n", "100000", *SLOW],
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=defaults)
 
 
@@ -79,9 +83,15 @@ p.send_signal(signal.SIGHUP)
 p.wait(timeout=60)
 assert p.returncode in (130, -signal.SIGHUP), p.returncode  # asked before it could take signals: ended all the same
 # Once without a conversation, as before
-p = subprocess.Popen([fhtool, "run", model, "--prompt", "It was", "--ignore-eos", "-n", "100000", "--threads", "1", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+p = subprocess.Popen([fhtool, "run", model, "--prompt", "It was", "--ignore-eos", "-n", "100000", *SLOW, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 time.sleep(0.3)
 p.send_signal(signal.SIGINT)
 out, err = p.communicate(timeout=60)
 assert p.returncode in (0, 130, -signal.SIGINT), (p.returncode, err)
+# Standard output closed on the way
+p = subprocess.Popen([fhtool, "run", model, "--prompt", "It was", "--ignore-eos", "-n", "100000", *SLOW], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+until_it_speaks(p)
+p.stdout.close()
+err = p.stderr.read().decode()
+assert p.wait(timeout=60) == 1 and err.startswith("fhtool: standard output: "), (p.returncode, err)

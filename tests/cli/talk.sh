@@ -114,13 +114,12 @@ fails 2 'run: --prompt: the text encodes to no token' fh run talk.fhead --prompt
 fails 2 'the prompt has [0-9]* tokens, the model takes 256' fh run talk.fhead --prompt "$(head -c 2000 /dev/zero | tr '\0' x)"
 fails 2 'the prompt has [0-9]* tokens, the model takes 256' fh run talk.fhead --chat --prompt "$(head -c 2000 /dev/zero | tr '\0' x)"
 printf 'a\377b' | fh run talk.fhead --prompt - -n 3 > /dev/null
+(status=0; yes | fh run talk.fhead -i --chat-template raw --ignore-eos 2> err.txt || status=$?; echo $status > status) | head -c 1 > /dev/null
+[ "$(cat status)" = 1 ] && grep -q '^fhtool: standard output: ' err.txt || die "standard output closed on the way: status $(cat status): $(cat err.txt)"
 for what in '--ids 1' '-i --chat-template raw'; do
-    (status=0; yes | fh run talk.fhead $what --ignore-eos -n 200 2> err.txt || status=$?; echo $status > status) | head -c 1 > /dev/null
-    [ "$(cat status)" = 1 ] && grep -q '^fhtool: standard output: ' err.txt || die "$what: standard output closed on the way: status $(cat status): $(cat err.txt)"
-    if [ -w /dev/full ]; then
-        status=0; echo one | fh run talk.fhead $what -n 20 > /dev/full 2> err.txt || status=$?
-        [ $status = 1 ] && grep -q 'No space left' err.txt || die "$what: /dev/full: status $status: $(cat err.txt)"
-    fi
+    [ -w /dev/full ] || continue
+    status=0; echo one | fh run talk.fhead $what -n 20 > /dev/full 2> err.txt || status=$?
+    [ $status = 1 ] && grep -q 'No space left' err.txt || die "$what: /dev/full: status $status: $(cat err.txt)"
 done
 
 exec python3 "$TOP/tests/cli/talk.py" "$FHTOOL" "$TOP/demo/prose-7m"
