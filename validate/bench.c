@@ -127,7 +127,8 @@ typedef struct bench {
 
 static const char *dense_name(const char *dtype, bool exact)
 {
-    static const char *const names[][3] = {{"f32", "dense f32", "all f32"}, {"bf16", "dense bf16", "all bf16"}, {"f16", "dense f16", "all f16"}, {"int8", "dense int8", "all int8"}};
+    static const char *const names[][3] = {{"f32", "dense f32", "all f32"}, {"bf16", "dense bf16", "all bf16"}, {"f16", "dense f16", "all f16"}, {"int8", "dense int8", "all int8"},
+                                            {"int4", "dense int4", "all int4"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) if (!strcmp(names[i][0], dtype)) return names[i][exact ? 1 : 2];
     return exact ? "dense" : "all";
 }

@@ -63,7 +63,8 @@ json tokens:int perplexity:num missed:int missed_share:unit -- perplexity once.f
 json tokens:int -- hidden tiny --text text.txt --window 32 --tokens 320 -o states.safetensors --logits
 json sequences:int tokens:int -- hidden once.fhead --ids-file states.safetensors -o again.safetensors --logits
 same states.safetensors again.safetensors
-json isa:str heads[].microseconds:num whole_model[].tokens_per_second:num -- bench once.fhead --runs 10
+json isa:str machine[].samples:int heads[].microseconds:num heads[].share_of_roofline:num parts[].p90:num rivals[].flash_is_faster:num \
+    batches[].clusters_read:num whole_model[].tokens_per_second:num -- bench once.fhead --runs 10
 # Every P is the dense head where nothing was rounded.
 fh build tiny -q -C plain -o plain.fhead $promise --rows bf16 --centroids f32 > /dev/null
 fh query plain.fhead --hidden states.safetensors --probes 18 --json | sed 's/.*"ids"/"ids"/; s/,"logits".*//' > all.txt
@@ -105,7 +106,7 @@ fh calibrate -C once $promise > text.out 2> notes.txt
 grep -Eq '^ +probes +top1 +top3' text.out
 ! grep -q '[^[:print:]]' text.out || die 'something that is not text in a report'
 fh run once.fhead --prompt 'the' -n 3 --stats > text.out 2> notes.txt
-grep -q '^the' text.out && grep -Eq '^[0-9]+ prompt tokens, 3 new; ' notes.txt
+grep -q '^the' text.out && grep -Eq '^[0-9]+ prompt tokens .*, 3 new; ' notes.txt
 
 # Head-only: asks for its base model, takes the right one alone.
 fh pack -q -C once -o head.fhead --head-only > /dev/null
