@@ -156,7 +156,8 @@ static fh_json *report_of(const fh_bench_report *b, bool given)
         if (all) wins_from(list, &b->batches, all, b->threads);
     }
     if (b->tpot[0] > 0) {
-        const fh_bench_row *flash = fh_bench_find(&b->heads, "flash", b->threads, 1, false), *exact = dense ? fh_bench_find(&b->heads, dense, b->threads, 1, false) : NULL;
+        const fh_bench_row *flash = fh_bench_find(&b->heads, "flash", b->threads, 1, false);
+        const fh_bench_row *exact = dense ? fh_bench_find(&b->heads, dense, b->threads, 1, false) : NULL;
         list = fh_json_add_array(report, "whole_model");
         if (b->tpot[1] > 0 && exact) token_row(list, "dense", b->tpot[1], b->share[1], b->body_bytes + exact->time.bytes, b->tpot[1]);
         if (flash) token_row(list, "flash", b->tpot[0], b->share[0], b->body_bytes + flash->time.bytes, b->tpot[1]);
@@ -189,5 +190,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_bench = {"bench", "time the heads of an artifact on this machine", "FILE", 1, 1, options, sizeof(args), run,
-    "A greedy token at batch 1 and at 2 to 64.  dense: the exact rows; all: every encoded row; flash: P clusters.  memory, blocks: what the machine reads in order,\n"
-    "and in blocks as long as a cluster; share_of_roofline is of that.  cold: a stretch larger than the last cache is read before every call; warm: nothing is.", "fhtool bench model.fhead --hidden states.safetensors"};
+    "A greedy token at batch 1 and at 2 to 64.  dense: the exact rows; all: every encoded row; flash: P clusters.\n"
+    "memory, blocks: what the machine reads in order, and in blocks as long as a cluster; share_of_roofline is of that.\n"
+    "cold: a stretch larger than the last cache is read before every call; warm: nothing is.",
+    "fhtool bench model.fhead --hidden states.safetensors"};

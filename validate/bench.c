@@ -127,7 +127,8 @@ typedef struct bench {
 
 static const char *dense_name(const char *dtype, bool exact)
 {
-    static const char *const names[][3] = {{"f32", "dense f32", "all f32"}, {"bf16", "dense bf16", "all bf16"}, {"f16", "dense f16", "all f16"}, {"int8", "dense int8", "all int8"},
+    static const char *const names[][3] = {{"f32", "dense f32", "all f32"}, {"bf16", "dense bf16", "all bf16"}, {"f16", "dense f16", "all f16"},
+                                            {"int8", "dense int8", "all int8"},
                                             {"int4", "dense int4", "all int4"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) if (!strcmp(names[i][0], dtype)) return names[i][exact ? 1 : 2];
     return exact ? "dense" : "all";
@@ -138,7 +139,8 @@ static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind
     static const char *const step_names[FH_STEPS] = {"route", "select", "score", "rerank"};
     fh_bench_env *e = &b->env[env];
     const fh_bench_peak *peak = &b->out->peaks[env];
-    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .probes = b->out->probes, .batch = batch, .kind = kind, .warm = warm};
+    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .probes = b->out->probes, .batch = batch, .kind = kind,
+                .warm = warm};
     double stream = 1e9 * peak->stream.gigabytes_per_second, blocks = 1e9 * peak->blocks.gigabytes_per_second, bytes[FH_STEPS], all;
     bool parts = kind == FLASH && list == &b->out->heads;
     fh_timing t;

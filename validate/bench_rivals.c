@@ -63,7 +63,10 @@ static fh_status openblas(fh_bench_list *out, fh_bench_env *envs, size_t n_envs,
     size_t slots = (size_t)h->p->clusters * h->p->cap, d = h->p->hidden, n = 0;
     fh_status rc = FH_OK;
     float *rows = fh_malloc(slots * d * sizeof *rows), *logits = fh_malloc(slots * sizeof *logits);
-    if (!rows || !logits) { rc = fh_fail(err, FH_ENOMEM, "bench: out of memory for a float32 head of %zu x %zu: leave the rivals out (--no-rivals)", slots, d); goto out; }
+    if (!rows || !logits) {
+        rc = fh_fail(err, FH_ENOMEM, "bench: out of memory for a float32 head of %zu x %zu: leave the rivals out (--no-rivals)", slots, d);
+        goto out;
+    }
     for (size_t s = 0; s < slots; s++)
         if (live(h, s)) slot_row(h, s, rows + n++ * d);
     for (size_t i = 0; i < n_envs; i++) {
