@@ -117,8 +117,10 @@ void fh_run_add_stats(fh_json *to, const fh_generate_stats *s)
 
 void fh_run_say_stats(const fh_generate_stats *s)
 {
-    fprintf(stderr, "%zu prompt tokens (%zu of them in the cache), %zu new; first token after %.2f ms, then %.3f ms a token (%.1f tokens/s), head %.0f %% of it; %.2f MB of head and %.2f MB of body read a token\n",
-            s->prompt_tokens, s->reused_tokens, s->tokens, 1e3 * s->ttft_seconds, 1e3 * s->tpot_seconds, s->tpot_seconds > 0 ? 1 / s->tpot_seconds : 0, 100 * s->head_share, s->step_bytes / 1e6, s->body_bytes / 1e6);
+    char reused[48] = "";
+    if (s->reused_tokens) snprintf(reused, sizeof reused, " (%zu of them in the cache)", s->reused_tokens);
+    fprintf(stderr, "%zu prompt tokens%s, %zu new; first token after %.2f ms, then %.3f ms a token (%.1f tokens/s), head %.0f %% of it; %.2f MB of head and %.2f MB of body read a token\n",
+            s->prompt_tokens, reused, s->tokens, 1e3 * s->ttft_seconds, 1e3 * s->tpot_seconds, s->tpot_seconds > 0 ? 1 / s->tpot_seconds : 0, 100 * s->head_share, s->step_bytes / 1e6, s->body_bytes / 1e6);
 }
 
 void fh_run_say_sampling(const fh_model *m, const fh_generate_stats *s, const fh_job *job)

@@ -102,7 +102,8 @@ static double step_bytes(const fh_session *s, const fh_generate_stats *stats)
     const fh_model *m = s->m;
     if (s->chooser.bounds) {
         const fh_head_parts *p = fh_head_get_parts(m->head);
-        double slots = (double)p->clusters * p->cap, exact = fh_head_dense_bytes(m->head) / (double)p->vocab, encoded = (double)p->tokens.stride + 3 * sizeof(float);
+        double slots = (double)p->clusters * p->cap, exact = fh_head_dense_bytes(m->head) / (double)p->vocab;
+        double encoded = (double)p->tokens.stride + (double)fh_scale_bytes(p->tokens.dtype, p->hidden) + 2 * sizeof(float);
         double rows = stats->draws ? stats->exact_rows / (double)stats->draws : 0;
         return (stats->exact_dense == stats->draws && p->tokens_exact ? 0 : slots * encoded) + rows * exact;
     }

@@ -21,7 +21,8 @@ fh_status fh_stops_new(fh_stops **out, const char *const *text, size_t n, fh_err
         size_t len = strlen(text[s->n]);
         if (!len || fh_utf8_valid(text[s->n], len) != len) {
             fh_stops_free(s);
-            return fh_fail(err, FH_EUSAGE, len ? "--stop: the text is not valid UTF-8, which is all that is ever printed" : "--stop: an empty text stops nothing");
+            return fh_fail(err, FH_EUSAGE, len ? "--stop: the text is not valid UTF-8, which is all that is ever printed"
+                                               : "--stop: an empty text stops nothing");
         }
         s->len[s->n] = len;
         if (!(ok = (s->text[s->n] = fh_strdup(text[s->n])) != NULL)) break;

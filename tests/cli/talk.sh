@@ -53,7 +53,7 @@ printf 'a\0b\n' | fh run talk.fhead -i -n 4 > /dev/null || die 'a zero byte on s
 grep -q 'fhtool: warning: with this message the conversation has [0-9]* tokens, and the model takes 256: say less, or begin anew with /new' err.txt || die "too long a message: $(cat err.txt)"
 is 'len(r["turns"])' 1
 fails 2 'standard input: a message of more than 1048576 bytes' sh -c "head -c 3000000 /dev/zero | tr '\\0' x | $FHTOOL run talk.fhead -i"
-printf 'one\n' | fh run talk.fhead -i -n 4 --stats 2>&1 > /dev/null | grep -q 'prompt tokens (0 of them in the cache), [0-9]* new' || die '--stats of a reply'
+printf 'one\ntwo\n' | fh run talk.fhead -i -n 4 --stats 2>&1 > /dev/null | grep -q 'prompt tokens ([0-9]* of them in the cache), [0-9]* new' || die '--stats of a reply'
 
 # Stop strings: nothing of them is printed, in pieces or at once; a special token by its name
 fh run talk.fhead --prompt 'the king' -n 60 --ignore-eos --json > whole.json
