@@ -106,7 +106,7 @@ fh calibrate -C once $promise > text.out 2> notes.txt
 grep -Eq '^ +probes +top1 +top3' text.out
 ! grep -q '[^[:print:]]' text.out || die 'something that is not text in a report'
 fh run once.fhead --prompt 'the' -n 3 --stats > text.out 2> notes.txt
-grep -q '^the' text.out && grep -Eq '^[0-9]+ prompt tokens .*, 3 new; ' notes.txt
+grep -q '^the' text.out && grep -Eq '^[0-9]+ prompt tokens.*, 3 new; ' notes.txt
 
 # Head-only: asks for its base model, takes the right one alone.
 fh pack -q -C once -o head.fhead --head-only > /dev/null
