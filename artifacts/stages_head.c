@@ -51,7 +51,43 @@ fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, 
     fh_json_add_string(j, "start", start_names[p->start]);
     fh_json_add_string(j, "metric", p->metric == FH_ALIKE_AUTO ? output ? "output" : "euclidean" : metric_names[p->metric]);
     fh_json_add_u64(j, "rounds", p->rounds);
+    if (p->restarts > 1) fh_json_add_u64(j, "restarts", p->restarts);
+    if (p->budget > 0) fh_json_add_double(j, "budget", p->budget);
     return j;
+}
+
+/* The cluster of each of the first V tokens in an earlier artifact or clustering; FH_NO_HOME for those it does not have. */
+static fh_status assignment_of(uint32_t **out, uint32_t *k, const char *path, size_t v, fh_err *err)
+{
+    fh_fhead *artifact = NULL;
+    fh_tensors *file = NULL;
+    fh_head_layout h;
+    const fh_tensor *a, *c;
+    fh_map map = {0};
+    uint64_t any = UINT64_MAX, shape[2] = {UINT64_MAX, UINT64_MAX};
+    uint32_t *home = fh_malloc(v * sizeof *home);
+    fh_status rc = home ? fh_map_open(&map, path, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    bool packed = map.size && map.data[0] == 0x89; /* the first byte of an artifact; a safetensors file begins with the length of its header */
+    fh_map_close(&map);
+    for (size_t t = 0; t < v; t++) home[t] = FH_NO_HOME;
+    if (packed) {
+        if ((rc = fh_fhead_open(&artifact, path, err)) < 0 || (rc = fh_fhead_check_head(artifact, &h, err)) < 0) goto out;
+        *k = h.k;
+        for (size_t s = 0; s < (size_t)h.k * h.cap; s++) if (h.permutation[s] < v) home[h.permutation[s]] = (uint32_t)(s / h.cap);
+    } else {
+        if ((rc = fh_tensors_open(&file, path, err)) < 0 || (rc = fh_tensors_need(&a, file, "assignment", 1u << FH_I32, 1, &any, err)) < 0 ||
+            (rc = fh_tensors_need(&c, file, "centroids", 1u << FH_F32, 2, shape, err)) < 0)
+            goto out;
+        *k = (uint32_t)fh_min(c->shape[0], UINT32_MAX);
+        memcpy(home, a->data, fh_min(v, a->shape[0]) * sizeof *home);
+    }
+    *out = home, home = NULL;
+out:
+    fh_free(home);
+    fh_fhead_close(artifact);
+    fh_tensors_close(file);
+    return rc;
 }
 
 fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh_json **report, fh_err *err)
@@ -60,19 +96,31 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     fh_facts f = {0};
     fh_clustering c = {0};
     fh_states s = {0};
-    float *seen = NULL;
+    float *map = NULL;
+    uint32_t *init = NULL, init_k = 0;
+    char *states = NULL;
     fh_json *record = NULL;
     fh_status rc = fh_facts_load(&f, e, err);
     if (rc < 0) return rc;
-    uint32_t k = fh_clusters_wanted(p, f.head.rows);
+    if (p->init) {
+        if ((rc = assignment_of(&init, &init_k, p->init, f.head.rows, err)) < 0) goto out;
+        if ((p->k || p->cap) && fh_clusters_wanted(p, f.head.rows) != init_k) {
+            rc = fh_fail(err, FH_EUSAGE, "%s has %u clusters, not %u: leave out --k and --cap, or --init", p->init, init_k, fh_clusters_wanted(p, f.head.rows));
+            goto out;
+        }
+    }
+    uint32_t k = init ? init_k : fh_clusters_wanted(p, f.head.rows);
     fh_cluster_params how = {.k = k, .seed = p->seed, .start = p->start, .metric = p->metric == FH_ALIKE_COSINE ? FH_METRIC_COSINE : FH_METRIC_EUCLIDEAN,
-                             .rounds = p->rounds, .on_round = p->on_round, .ctx = p->ctx};
-    char *states = fh_work_path(e->work, FH_FILE_STATES);
+                             .rounds = p->rounds, .init = init, .restarts = p->restarts, .budget = p->budget, .on_round = p->on_round, .ctx = p->ctx};
+    states = fh_work_path(e->work, FH_FILE_STATES);
     bool output = p->metric == FH_ALIKE_OUTPUT;
-    fh_rows rows = f.head;
     if (!states) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if (p->metric == FH_ALIKE_AUTO && (rc = fh_clusters_by_output(&output, e, f.head.cols, err)) < 0) goto out;
-    uint64_t memory = fh_cluster_memory(f.head.rows, f.head.cols, &how) + (output ? (uint64_t)f.head.rows * f.head.cols * sizeof(float) : 0);
+    if (output) {
+        how.map = map = fh_malloc(f.head.cols * f.head.cols * sizeof *map);
+        if (!map) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    }
+    uint64_t memory = fh_cluster_memory(f.head.rows, f.head.cols, &how);
     fh_job_say(e->job, FH_INFO, "%zu rows of %zu into %u clusters, alike by %s; needs about %.0f MiB beyond the head", f.head.rows, f.head.cols, k,
                output ? "the logits they give over the states" : how.metric == FH_METRIC_COSINE ? "direction" : "distance", (double)memory / (1 << 20));
     if (output) { /* only part A: no promise may be made on what clustering saw */
@@ -80,19 +128,26 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
         if ((rc = fh_states_load(&s, states, err)) < 0) goto out;
         if (s.d != f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu: run 'fhtool hidden' again", states, s.d, f.head.cols); goto out; }
         positions = fh_part_a(&s, &n);
-        seen = fh_malloc(f.head.rows * f.head.cols * sizeof *seen);
-        rc = positions && seen ? fh_output_rows(seen, &f.head, s.hidden, positions, n, e->job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+        rc = positions ? fh_output_map(map, s.d, s.hidden, positions, n, e->job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
         fh_free(positions);
         if (rc < 0) goto out;
-        rows = (fh_rows){seen, FH_F32, f.head.rows, f.head.cols, f.head.cols * sizeof(float)};
     }
-    if ((rc = fh_cluster(&c, &rows, f.dead, &how, e->job, err)) < 0) goto out;
-    if (output && (rc = fh_centroids(&c, &f.head, f.dead, e->job, err)) < 0) goto out; /* of the rows themselves */
+    if ((rc = fh_cluster(&c, &f.head, f.dead, &how, e->job, err)) < 0) goto out;
 
     fh_json *params = fh_cluster_record_params(p, k, output);
     if (c.interrupted) fh_json_add_bool(params, "interrupted", true);
+    if (init) {
+        uint8_t digest[32];
+        char hex[65];
+        fh_sha256_of(digest, init, f.head.rows * sizeof *init);
+        fh_sha256_hex(hex, digest);
+        fh_json_add_string(params, "init", hex);
+    }
     if (!(record = fh_record_new("cluster", params))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     fh_json_add_double(record, "objective", c.objective);
+    fh_json_add_u64(record, "rounds_done", c.rounds);
+    fh_json_add_bool(record, "spent", c.spent);
+    fh_json_add_u64(record, "seed_kept", c.seed);
     fh_json_add_string(record, "faiss", fh_faiss_version());
     fh_json_add_string(record, "blas", fh_gemm_library());
     if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0) goto out;
@@ -108,12 +163,14 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     fh_json_add_u64(r, "k", c.k);
     fh_json_add_u64(r, "cap", c.cap);
     fh_json_add_double(r, "objective", c.objective);
-    fh_json_add_string(r, "start", start_names[p->start]);
+    fh_json_add_string(r, "start", init ? "init" : start_names[p->start]);
+    if (!init) fh_json_add_u64(r, "seed", c.seed);
     fh_json_add_string(r, "metric", output ? "output" : how.metric == FH_METRIC_COSINE ? "cosine" : "euclidean");
     fh_json_add_u64(r, "rounds", c.rounds);
     fh_json_add_u64(r, "swaps", c.swaps);
     fh_json_add_double(r, "seconds", fh_now() - began);
     fh_json_add_u64(r, "peak_bytes", fh_peak_bytes());
+    if (c.spent) fh_json_add_bool(r, "spent", true);
     if (c.interrupted) fh_json_add_bool(r, "interrupted", true);
     *report = r;
     if (c.interrupted) rc = fh_fail(err, FH_EINTERRUPTED, "interrupted: the best clustering so far is kept (" FH_FILE_CLUSTERS ", objective %.4f)", c.objective);
@@ -121,7 +178,8 @@ out:
     fh_json_free(record);
     fh_clustering_free(&c);
     fh_states_free(&s);
-    fh_free(seen);
+    fh_free(map);
+    fh_free(init);
     fh_free(states);
     fh_facts_free(&f);
     return rc;

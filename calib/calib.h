@@ -99,8 +99,9 @@ typedef struct fh_learn_report {
  * states held out.  assignment [V] token -> cluster.  FH_ECHECK: too few states. */
 fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err);
-/* out [V, D]: the rows in coordinates in which Euclidean distance is the root mean square difference of their logits over the states. */
-fh_status fh_output_rows(float *out, const fh_rows *head, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err);
+/* map [D, D], 0 left of the diagonal: between rows mapped by it (w . map [0], w . map [1], ...) the Euclidean distance is the root mean square difference of the
+ * logits they give over states [positions [0..n)] of width d.  FH_ECHECK: no states; FH_EFORMAT: states that are not finite. */
+fh_status fh_output_map(float *map, size_t d, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err);
 
 /* ---- statistics ------------------------------------------------------------------------------------------ */
 

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { STATES_AT_ONCE = 4096, ROWS_AT_ONCE = 1024 };
+enum { STATES_AT_ONCE = 4096, ROWS_A_TASK = 64 };
 
 /* S [D, D] += the products of a block of states; the products of states go through the library, the blocks are added in double. */
 static fh_status second_moment(double *s, const float *states, const size_t *positions, size_t n, size_t d, const fh_job *job, fh_err *err)
@@ -28,40 +28,46 @@ static fh_status second_moment(double *s, const float *states, const size_t *pos
     return rc;
 }
 
-/* L of S = L L', in place in the lower triangle (Cholesky).  A ridge of 1e-6 of the mean diagonal keeps directions that no state has from being free. */
-static void cholesky(double *s, size_t d)
+struct column { double *s; size_t d, j; };
+
+static void column_task(void *ctx, size_t task, unsigned worker)
 {
-    double trace = 0;
-    for (size_t i = 0; i < d; i++) trace += s[i * d + i];
-    double ridge = fmax(1e-6 * trace / (double)d, 1e-30);
-    for (size_t i = 0; i < d; i++) s[i * d + i] += ridge;
-    for (size_t j = 0; j < d; j++) {
-        for (size_t i = j; i < d; i++) {
-            double v = s[i * d + j];
-            for (size_t k = 0; k < j; k++) v -= s[i * d + k] * s[j * d + k];
-            s[i * d + j] = i == j ? sqrt(fmax(v, ridge * 1e-3)) : v / s[j * d + j];
-        }
+    const struct column *c = ctx;
+    size_t d = c->d, j = c->j, begin = j + 1 + task * ROWS_A_TASK, end = fh_min(begin + ROWS_A_TASK, d);
+    const double *pivot = c->s + j * d;
+    for (size_t i = begin; i < end; i++) {
+        double *row = c->s + i * d, sum[4] = {0}; /* four sums that do not wait for each other */
+        size_t k = 0;
+        for (; k + 4 <= j; k += 4) for (size_t l = 0; l < 4; l++) sum[l] += row[k + l] * pivot[k + l];
+        for (; k < j; k++) sum[0] += row[k] * pivot[k];
+        row[j] = (row[j] - (sum[0] + sum[1] + sum[2] + sum[3])) / pivot[j];
     }
 }
 
-fh_status fh_output_rows(float *out, const fh_rows *head, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err)
+/* L of S = L L', in place in the lower triangle (Cholesky).  A ridge of 1e-6 of the mean diagonal keeps directions that no state has from being free. */
+static fh_status cholesky(double *s, size_t d, const fh_job *job, fh_err *err)
 {
-    size_t d = head->cols;
-    double *s = fh_calloc(d * d, sizeof *s);
-    float *lt = fh_calloc(d * d, sizeof *lt), *w = fh_malloc(ROWS_AT_ONCE * d * sizeof *w);
-    fh_status rc = s && lt && w ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc == FH_OK && !n) rc = fh_fail(err, FH_ECHECK, "output-aware clustering needs states, and part A has none: collect more with 'fhtool hidden --tokens'");
-    if (rc < 0 || (rc = second_moment(s, states, positions, n, d, job, err)) < 0) goto out;
-    cholesky(s, d);
-    for (size_t i = 0; i < d; i++) for (size_t j = 0; j <= i; j++) lt[j * d + i] = (float)s[i * d + j];
-    for (size_t at = 0; at < head->rows; at += ROWS_AT_ONCE) {
-        size_t m = fh_min(ROWS_AT_ONCE, head->rows - at);
-        for (size_t i = 0; i < m; i++) fh_to_f32(w + i * d, head->dtype, fh_row(head, at + i), d);
-        fh_gemm_nt(fh_job_pool(job), m, d, d, w, d, lt, d, out + at * d, d);
+    double trace = 0;
+    for (size_t i = 0; i < d; i++) trace += s[i * d + i];
+    if (!isfinite(trace)) return fh_fail(err, FH_EFORMAT, "the states are not finite: collect them again with 'fhtool hidden'");
+    double ridge = fmax(1e-6 * trace / (double)d, 1e-30);
+    for (size_t i = 0; i < d; i++) s[i * d + i] += ridge;
+    for (struct column c = {s, d, 0}; c.j < d; c.j++) {
+        double *diagonal = s + c.j * d + c.j;
+        for (size_t k = 0; k < c.j; k++) *diagonal -= s[c.j * d + k] * s[c.j * d + k];
+        *diagonal = sqrt(fmax(*diagonal, ridge * 1e-3));
+        fh_pool_run(fh_job_pool(job), (d - c.j - 1 + ROWS_A_TASK - 1) / ROWS_A_TASK, column_task, &c);
     }
-out:
+    return FH_OK;
+}
+
+fh_status fh_output_map(float *map, size_t d, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err)
+{
+    if (!n) return fh_fail(err, FH_ECHECK, "output-aware clustering needs states, and part A has none: collect more with 'fhtool hidden --tokens'");
+    double *s = fh_calloc(d * d, sizeof *s);
+    fh_status rc = s ? second_moment(s, states, positions, n, d, job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc == FH_OK) rc = cholesky(s, d, job, err);
+    for (size_t j = 0; rc == FH_OK && j < d; j++) for (size_t i = 0; i < d; i++) map[j * d + i] = i < j ? 0 : (float)s[i * d + j];
     fh_free(s);
-    fh_free(lt);
-    fh_free(w);
     return rc;
 }

@@ -23,6 +23,7 @@ typedef struct fh_round { /* of the refinement */
     double gain;       /* of the metric's own objective this round, relative */
     uint64_t swaps; double seconds, tokens_per_second;
 } fh_round;
+#define FH_NO_HOME UINT32_MAX   /* for fh_cluster_params.init: anywhere */
 #define FH_ROUNDS_NONE UINT_MAX /* for fh_cluster_params.rounds: the start as it is */
 typedef struct fh_cluster_params {
     uint32_t k;                /* 2..V */
@@ -31,6 +32,11 @@ typedef struct fh_cluster_params {
     fh_cluster_metric metric;
     unsigned rounds, sweeps;   /* at most; 0: the defaults */
     unsigned candidates;       /* clusters tried for each token; 0: the default, 24 */
+    const float *map;          /* [D, D], 0 left of the diagonal, or NULL.  Euclidean: row w is compared as (w . map [0], w . map [1], ...) */
+    const uint32_t *init;      /* [V] or NULL: begin where this assignment is instead of with `start`; tokens that do not fit (FH_NO_HOME, no such
+                                * cluster, a cluster that would be too large) go where there is room */
+    unsigned restarts;         /* starts tried, with seed, seed + 1, ...; the first of the best by the metric is kept.  0: one */
+    double budget;             /* seconds, or 0: no further round and no further start are begun after them */
     void (*on_round)(void *ctx, const fh_round *r); void *ctx;
 } fh_cluster_params;
 
@@ -42,6 +48,8 @@ typedef struct fh_clustering {
     float *raw;                /* [K, D] means of the rows of live members */
     double objective;          /* mean cosine of live rows to `mean` */
     unsigned rounds; uint64_t swaps;
+    uint64_t seed;             /* of the start that was kept */
+    bool spent;                /* the budget ended it: `rounds` rounds from `seed` give the same */
     bool interrupted;          /* stopped early: the best so far */
 } fh_clustering;
 

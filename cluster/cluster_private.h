@@ -59,7 +59,9 @@ typedef struct fh_work {
     fh_cluster_metric metric;
     const fh_dots *dots;
     const fh_job *job;
+    const float *map;        /* [D, D] or NULL, as in fh_cluster_params */
     double *norm;            /* [V] lengths of the rows; 0 for dead ones */
+    double *size;            /* [n] lengths of the live rows as they are compared, before shift and scale */
     uint32_t *ids;           /* [n] live row -> token */
     float *x;                /* [n, ld] */
     float *square;           /* [n] |x|^2 */
@@ -122,8 +124,9 @@ fh_status fh_start_random(fh_work *w, uint64_t seed, fh_err *err);
  * squares: subtract |c|^2 / 2 from scores (the nearest by distance instead of by product). */
 fh_status fh_start_greedy(fh_work *w, const float *c, bool squares, fh_err *err);
 
-typedef struct fh_refined { unsigned rounds; uint64_t swaps; bool stopped; } fh_refined;
-fh_status fh_refine(fh_work *w, const fh_cluster_params *p, fh_refined *out, fh_err *err);
+typedef struct fh_refined { unsigned rounds; uint64_t swaps; bool stopped, spent; } fh_refined;
+/* began: when the budget of p began to run. */
+fh_status fh_refine(fh_work *w, const fh_cluster_params *p, double began, fh_refined *out, fh_err *err);
 
 /* ---- FAISS (faiss.c) ---------------------------------------------------------------------------------------------- */
 

@@ -274,7 +274,7 @@ static fh_status one_round(struct swaps *s, unsigned sweeps, fh_round *r, bool *
     return rc;
 }
 
-fh_status fh_refine(fh_work *w, const fh_cluster_params *p, fh_refined *out, fh_err *err)
+fh_status fh_refine(fh_work *w, const fh_cluster_params *p, double began, fh_refined *out, fh_err *err)
 {
     unsigned rounds = p->rounds ? p->rounds : DEFAULT_ROUNDS, sweeps = p->sweeps ? p->sweeps : DEFAULT_SWEEPS;
     size_t workers = fh_pool_threads(fh_job_pool(w->job)), want = fh_min(p->candidates ? p->candidates : DEFAULT_CANDIDATES, w->k - 1);
@@ -305,6 +305,10 @@ fh_status fh_refine(fh_work *w, const fh_cluster_params *p, fh_refined *out, fh_
         out->rounds++;
         if (p->on_round) p->on_round(p->ctx, &r);
         if ((double)r.swaps <= few_of_round * (double)w->n) break;
+        if (i + 1 < rounds && p->budget > 0 && fh_now() - began >= p->budget) {
+            out->spent = true;
+            break;
+        }
     }
 out:
     fh_free(s->list);

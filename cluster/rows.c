@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS_A_TASK = 256, CLUSTERS_A_TASK = 16 };
+enum { ROWS_A_TASK = 256, CLUSTERS_A_TASK = 16, MAPPED_AT_ONCE = 4096 };
 
 /* ---- lengths ------------------------------------------------------------------------------------------------- */
 
@@ -84,18 +84,40 @@ struct fill {
     fh_work *w;
     float *row;   /* of each worker, [D] */
     double *part; /* [chunks, D] */
+    float *block; /* [MAPPED_AT_ONCE, D] of rows from `at` on, before they are mapped */
+    size_t at, m;
 };
+
+/* Row i as it is compared: mapped ones lie in x already. */
+static const float *compared(const struct fill *f, size_t i, unsigned worker)
+{
+    const fh_work *w = f->w;
+    if (w->map) return w->x + i * w->ld;
+    float *row = f->row + worker * w->d;
+    fh_to_f32(row, w->head->dtype, fh_row(w->head, w->ids[i]), w->d);
+    return row;
+}
+
+static void block_task(void *ctx, size_t task, unsigned worker)
+{
+    const struct fill *f = ctx;
+    const fh_work *w = f->w;
+    size_t begin = task * ROWS_A_TASK, end = fh_min(begin + ROWS_A_TASK, f->m);
+    for (size_t i = begin; i < end; i++) fh_to_f32(f->block + i * w->d, w->head->dtype, fh_row(w->head, w->ids[f->at + i]), w->d);
+}
 
 static void sum_task(void *ctx, size_t task, unsigned worker)
 {
     const struct fill *f = ctx;
     const fh_work *w = f->w;
-    float *row = f->row + worker * w->d;
     double *part = f->part + task * w->d;
     size_t begin = task * ROWS_A_TASK * 8, end = fh_min(begin + ROWS_A_TASK * 8, w->n);
     for (size_t i = begin; i < end; i++) {
-        fh_to_f32(row, w->head->dtype, fh_row(w->head, w->ids[i]), w->d);
+        const float *row = compared(f, i, worker);
+        double square = 0;
         for (size_t j = 0; j < w->d; j++) part[j] += (double)row[j];
+        for (size_t j = 0; j < w->d; j++) square += (double)row[j] * row[j];
+        w->size[i] = sqrt(square);
     }
 }
 
@@ -103,15 +125,34 @@ static void fill_task(void *ctx, size_t task, unsigned worker)
 {
     const struct fill *f = ctx;
     fh_work *w = f->w;
-    float *row = f->row + worker * w->d;
     size_t begin = task * ROWS_A_TASK, end = fh_min(begin + ROWS_A_TASK, w->n);
     for (size_t i = begin; i < end; i++) {
         float *x = w->x + i * w->ld;
-        double by = w->metric == FH_METRIC_COSINE ? 1 / w->norm[w->ids[i]] : w->scale;
-        fh_to_f32(row, w->head->dtype, fh_row(w->head, w->ids[i]), w->d);
+        if (w->metric == FH_METRIC_COSINE) w->size[i] = w->norm[w->ids[i]];
+        double by = w->metric == FH_METRIC_COSINE ? 1 / w->size[i] : w->scale;
+        const float *row = compared(f, i, worker);
         for (size_t j = 0; j < w->d; j++) x[j] = (float)(((double)row[j] - w->shift[j]) * by);
         w->square[i] = w->dots->one(x, x, w->ld);
     }
+}
+
+/* x = rows times the map, in panels of columns: what is left of the map's diagonal is not multiplied. */
+static fh_status mapped(struct fill *f, fh_err *err)
+{
+    fh_work *w = f->w;
+    fh_pool *pool = fh_job_pool(w->job);
+    size_t panel = fh_max(w->d / 8, 64);
+    if (!(f->block = fh_malloc(MAPPED_AT_ONCE * w->d * sizeof *f->block))) return fh_fail(err, FH_ENOMEM, "clustering: out of memory");
+    for (; f->at < w->n; f->at += f->m) {
+        f->m = fh_min(MAPPED_AT_ONCE, w->n - f->at);
+        if (fh_job_stopped(w->job)) return fh_fail(err, FH_EINTERRUPTED, "interrupted");
+        fh_job_progress(w->job, "rows", (double)f->at, (double)w->n, "tokens");
+        fh_pool_run(pool, (f->m + ROWS_A_TASK - 1) / ROWS_A_TASK, block_task, f);
+        for (size_t j = 0; j < w->d; j += panel)
+            fh_gemm_nt(pool, f->m, fh_min(panel, w->d - j), w->d - j, f->block + j, w->d, w->map + j * w->d + j, w->d, w->x + f->at * w->ld + j, w->ld);
+    }
+    fh_job_progress(w->job, "rows", (double)w->n, (double)w->n, "tokens");
+    return FH_OK;
 }
 
 fh_status fh_work_fill(fh_work *w, fh_err *err)
@@ -119,8 +160,9 @@ fh_status fh_work_fill(fh_work *w, fh_err *err)
     fh_status rc = FH_OK;
     fh_pool *pool = fh_job_pool(w->job);
     size_t chunks = (w->n + ROWS_A_TASK * 8 - 1) / (ROWS_A_TASK * 8);
-    struct fill f = {w, fh_malloc(fh_pool_threads(pool) * w->d * sizeof(float)), NULL};
+    struct fill f = {w, fh_malloc(fh_pool_threads(pool) * w->d * sizeof(float)), NULL, NULL, 0, 0};
     if (!f.row) goto nomem;
+    if (w->map && (rc = mapped(&f, err)) < 0) goto out;
     memset(w->shift, 0, w->ld * sizeof *w->shift);
     w->scale = 1;
     if (w->metric == FH_METRIC_EUCLIDEAN) {
@@ -132,8 +174,12 @@ fh_status fh_work_fill(fh_work *w, fh_err *err)
         }
         double longest = 0;
         for (size_t j = 0; j < w->d; j++) w->shift[j] /= (double)w->n;
-        for (size_t i = 0; i < w->n; i++) longest = fmax(longest, w->norm[w->ids[i]]);
-        w->scale = ldexp(1, -ilogb(longest));
+        for (size_t i = 0; i < w->n; i++) {
+            if (isfinite(w->size[i])) longest = fmax(longest, w->size[i]);
+            else rc = fh_fail(err, FH_EFORMAT, "token %u seen through the states is not finite: are they damaged? Collect them again with 'fhtool hidden'", w->ids[i]);
+        }
+        if (rc < 0) goto out;
+        if (longest > 0) w->scale = ldexp(1, -ilogb(longest));
     }
     fh_pool_run(pool, (w->n + ROWS_A_TASK - 1) / ROWS_A_TASK, fill_task, &f);
     goto out;
@@ -142,6 +188,7 @@ nomem:
 out:
     fh_free(f.row);
     fh_free(f.part);
+    fh_free(f.block);
     return rc;
 }
 
@@ -193,7 +240,7 @@ static void unit_task(void *ctx, size_t task, unsigned worker)
         for (size_t m = w->first[c]; m < w->first[c + 1]; m++) {
             uint32_t i = w->members[m];
             const float *x = w->x + i * w->ld;
-            double by = w->metric == FH_METRIC_COSINE ? 1 : 1 / (w->norm[w->ids[i]] * w->scale);
+            double by = w->metric == FH_METRIC_COSINE ? 1 : 1 / fmax(w->size[i] * w->scale, 1e-300);
             for (size_t j = 0; j < w->ld; j++) sum[j] += by * (double)x[j];
             shifts += by * w->scale;
         }

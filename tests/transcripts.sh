@@ -15,7 +15,7 @@ section convert 'Finds the head of a checkpoint (tied or not is decided and veri
 show 'fhtool convert prose-7m -C work'; end
 section hidden 'Collects what the head reads, from text (`--text FILE`, again for more) or from text that the model says itself. Text longer than `--tokens` is taken evenly from all of it. With `MODEL`: states and logits of given sequences (`--ids-file`) into a safetensors file.'
 show 'fhtool hidden -C work --text self --tokens 100000'; end
-section cluster 'Cuts the rows into K clusters of equal size: k-means (FAISS) gives a start, exact pairwise swaps refine it. Rows are alike by the logits they give over the states (`--metric output`), by distance (`euclidean`, where there are no states), or by direction (`cosine`, the published method). Ctrl-C keeps the best so far.'
+section cluster 'Cuts the rows into K clusters of equal size: k-means (FAISS) gives a start, exact pairwise swaps refine it. Rows are alike by the logits they give over the states (`--metric output`), by distance (`euclidean`, where there are no states), or by direction (`cosine`, the published method). Ctrl-C keeps the best so far. `--init OLD` goes on from such a result, or from the artifact of a base model for its fine-tune; `--restarts N` keeps the best of several starts, `--budget SECONDS` ends in time, and both can be replayed from what the report says.'
 show 'fhtool cluster -C work --k 1024'; end
 section route 'Makes the centroids by which clusters are found: `learned` (distilled from the dense head on the states), `weighted` (means weighted by how often tokens were said), `raw` (means), `mean` (normalised, the published method).'
 show 'fhtool route -C work'; end

@@ -90,7 +90,7 @@ static void check_clustering(const fh_clustering *c, const fh_rows *head, const 
         double best = 0;
         for (size_t j = 0; j < d; j++) {
             assert_true(fabs(c->mean[a * d + j] - unit[a * d + j] / norm) <= 1e-6);
-            assert_true(fabs(c->raw[a * d + j] - sum[a * d + j] / (double)alive[a]) <= 1e-6 * most);
+            assert_true(fabs(c->raw[a * d + j] - sum[a * d + j] / (double)alive[a]) <= 1e-6 * fabs(most));
             best += (double)c->centroids[a * d + j] * c->centroids[a * d + j];
         }
         assert_true(best > 0 && isfinite(best));
@@ -521,6 +521,134 @@ static void a_stopped_run_gives_the_best_so_far(void **state)
     fh_free(x);
 }
 
+/* ---- where it begins, how often and for how long ---------------------------------------------------------------------- */
+
+static bool same_homes(const fh_clustering *a, const fh_clustering *b)
+{
+    return a->v == b->v && memcmp(a->assignment, b->assignment, a->v * sizeof *a->assignment) == 0;
+}
+
+static void an_earlier_clustering_is_gone_on_with(void **state)
+{
+    size_t v = 1237, d = 24, k = 90;
+    float *x = make_head(v, d, 100, 1, 21);
+    fh_rows head = rows_of(x, v, d);
+    fh_clustering early = run(&head, NULL, (fh_cluster_params){.k = (uint32_t)k, .rounds = 1, .sweeps = 1}, 1);
+    fh_clustering same = run(&head, NULL, (fh_cluster_params){.k = (uint32_t)k, .rounds = FH_ROUNDS_NONE, .init = early.assignment}, 1);
+    assert_true(same_homes(&early, &same));
+    fh_clustering on = run(&head, NULL, (fh_cluster_params){.k = (uint32_t)k, .init = early.assignment}, 2);
+    assert_true(metric_of(on.assignment, x, v, d, k, FH_METRIC_EUCLIDEAN) > metric_of(early.assignment, x, v, d, k, FH_METRIC_EUCLIDEAN));
+    assert_true(on.swaps > 0);
+    check_clustering(&on, &head, NULL, (uint32_t)k);
+    /* Homes that cannot be: none, beyond K, all in one cluster. */
+    for (int i = 0; i < 3; i++) {
+        for (size_t t = 0; t < v; t++) early.assignment[t] = i == 0 ? FH_NO_HOME : i == 1 ? (uint32_t)(k + t) : 7;
+        fh_clustering c = run(&head, NULL, (fh_cluster_params){.k = (uint32_t)k, .init = early.assignment}, 2);
+        check_clustering(&c, &head, NULL, (uint32_t)k);
+        fh_clustering_free(&c);
+    }
+    fh_err err = {0};
+    fh_clustering c;
+    assert_int_equal(fh_cluster(&c, &head, NULL, &(fh_cluster_params){.k = (uint32_t)k, .init = early.assignment, .restarts = 2}, NULL, &err), FH_EUSAGE);
+    fh_clustering_free(&early);
+    fh_clustering_free(&same);
+    fh_clustering_free(&on);
+    fh_free(x);
+}
+
+static void of_several_starts_the_best_is_kept_and_its_seed_gives_it_again(void **state)
+{
+    size_t v = 800, d = 12, k = 50;
+    float *x = make_head(v, d, 60, 1.5, 22);
+    fh_rows head = rows_of(x, v, d);
+    bool another = false;
+    for (size_t m = 0; m < 2; m++) {
+        fh_cluster_params p = {.k = (uint32_t)k, .start = FH_START_RANDOM, .metric = metrics[m], .seed = 5, .rounds = 1, .sweeps = 2};
+        double most = -INFINITY;
+        for (uint64_t seed = 5; seed < 9; seed++) {
+            p.seed = seed;
+            fh_clustering one = run(&head, NULL, p, 1);
+            most = fmax(most, metric_of(one.assignment, x, v, d, k, metrics[m]));
+            fh_clustering_free(&one);
+        }
+        p.seed = 5, p.restarts = 4;
+        fh_clustering best = run(&head, NULL, p, 2);
+        assert_true(fabs(metric_of(best.assignment, x, v, d, k, metrics[m]) - most) <= 1e-6 * fabs(most));
+        another |= best.seed != 5;
+        p.seed = best.seed, p.restarts = 1;
+        fh_clustering again = run(&head, NULL, p, 1);
+        assert_true(same_homes(&best, &again));
+        assert_int_equal(best.rounds, again.rounds);
+        assert_int_equal(best.swaps, again.swaps);
+        fh_clustering_free(&best);
+        fh_clustering_free(&again);
+    }
+    assert_true(another); /* or the first was the best of both by chance: then these seeds show nothing */
+    fh_free(x);
+}
+
+static void what_a_spent_budget_leaves_is_had_again_by_its_rounds(void **state)
+{
+    size_t v = 1500, d = 16, k = 94;
+    float *x = make_head(v, d, 100, 1.5, 23);
+    fh_rows head = rows_of(x, v, d);
+    fh_cluster_params p = {.k = (uint32_t)k, .start = FH_START_RANDOM, .budget = 1e-9, .restarts = 3};
+    fh_clustering short_one = run(&head, NULL, p, 2);
+    assert_true(short_one.spent);
+    assert_int_equal(short_one.rounds, 1);
+    assert_int_equal(short_one.seed, 0); /* no further start */
+    p = (fh_cluster_params){.k = (uint32_t)k, .start = FH_START_RANDOM, .rounds = short_one.rounds, .seed = short_one.seed};
+    fh_clustering again = run(&head, NULL, p, 1);
+    assert_true(same_homes(&short_one, &again) && !again.spent);
+    p = (fh_cluster_params){.k = (uint32_t)k, .start = FH_START_RANDOM, .budget = 1e9};
+    fh_clustering whole = run(&head, NULL, p, 1);
+    assert_true(!whole.spent && whole.rounds > 1);
+    fh_clustering_free(&short_one);
+    fh_clustering_free(&again);
+    fh_clustering_free(&whole);
+    fh_free(x);
+}
+
+static void rows_are_compared_through_the_map(void **state)
+{
+    size_t v = 900, d = 30, k = 60;
+    float *x = make_head(v, d, 80, 1.5, 24), *map = fh_calloc(d * d, sizeof *map), *y = fh_malloc(v * d * sizeof *y);
+    fh_rng r;
+    fh_rng_seed(&r, 3, 0);
+    for (size_t j = 0; j < d; j++) for (size_t i = j; i < d; i++) map[j * d + i] = (float)(normal(&r) * (i == j ? 3 : 1));
+    for (size_t t = 0; t < v; t++) {
+        for (size_t j = 0; j < d; j++) {
+            double s = 0;
+            for (size_t i = 0; i < d; i++) s += (double)x[t * d + i] * map[j * d + i];
+            y[t * d + j] = (float)s;
+        }
+    }
+    fh_rows head = rows_of(x, v, d), seen = rows_of(y, v, d);
+    fh_cluster_params p = {.k = (uint32_t)k};
+    fh_clustering by_rows = run(&head, NULL, p, 2), by_seen = run(&seen, NULL, p, 2);
+    p.map = map;
+    fh_clustering mapped = run(&head, NULL, p, 2), one_thread = run(&head, NULL, p, 1);
+    check_clustering(&mapped, &head, NULL, (uint32_t)k); /* centroids and objective are those of the rows themselves */
+    assert_true(same_homes(&mapped, &one_thread));
+    double by_map = metric_of(mapped.assignment, y, v, d, k, FH_METRIC_EUCLIDEAN), direct = metric_of(by_seen.assignment, y, v, d, k, FH_METRIC_EUCLIDEAN);
+    assert_true(fabs(by_map - direct) <= 0.01 * fabs(direct)); /* roundings differ, and with them a few swaps */
+    assert_true(by_map > metric_of(by_rows.assignment, y, v, d, k, FH_METRIC_EUCLIDEAN));
+    fh_err err = {0};
+    fh_clustering c;
+    p.metric = FH_METRIC_COSINE;
+    assert_int_equal(fh_cluster(&c, &head, NULL, &p, NULL, &err), FH_EUSAGE);
+    p.metric = FH_METRIC_EUCLIDEAN, map[d - 1] = NAN;
+    assert_int_equal(fh_cluster(&c, &head, NULL, &p, NULL, &err), FH_EFORMAT);
+    assert_non_null(strstr(err.text, "fhtool hidden"));
+    fh_clustering_free(&by_rows);
+    fh_clustering_free(&by_seen);
+    fh_clustering_free(&mapped);
+    fh_clustering_free(&one_thread);
+    fh_free(x);
+    fh_free(y);
+    fh_free(map);
+}
+
 /* ---- failures ---------------------------------------------------------------------------------------------------- */
 
 static void faiss_failures_come_back_as_messages(void **state)
@@ -585,13 +713,18 @@ static void running_out_of_memory_anywhere_is_an_error_and_no_leak(void **state)
     size_t v = 150, d = 10;
     float *x = make_head(v, d, 20, 1, 1);
     fh_rows head = rows_of(x, v, d);
-    for (size_t s = 0; s < 3; s++) {
+    uint32_t init[150] = {0};
+    float map[100] = {0};
+    for (size_t j = 0; j < d; j++) map[j * d + j] = 1;
+    for (size_t s = 0; s < 5; s++) {
         bool done = false;
         for (long n = 1; !done; n++) {
             fh_err err = {0};
             fh_clustering c;
             fh_fault_set(FH_FAULT_ALLOC, n);
-            fh_cluster_params p = {.k = 20, .start = starts[s], .metric = metrics[s % 2]};
+            fh_cluster_params p = {.k = 20, .start = starts[s % 3], .metric = metrics[s % 2]};
+            if (s == 3) p.init = init;
+            if (s == 4) p.map = map, p.restarts = 2, p.metric = FH_METRIC_EUCLIDEAN;
             fh_status rc = fh_cluster(&c, &head, NULL, &p, NULL, &err);
             done = !fh_fault_fired();
             fh_fault_set(FH_FAULT_ALLOC, 0);
@@ -626,6 +759,10 @@ int main(void)
         cmocka_unit_test(threads_and_instruction_sets_do_not_change_a_bit),
         cmocka_unit_test(half_precision_rows_are_the_rows_they_stand_for),
         cmocka_unit_test(a_stopped_run_gives_the_best_so_far),
+        cmocka_unit_test(an_earlier_clustering_is_gone_on_with),
+        cmocka_unit_test(of_several_starts_the_best_is_kept_and_its_seed_gives_it_again),
+        cmocka_unit_test(what_a_spent_budget_leaves_is_had_again_by_its_rounds),
+        cmocka_unit_test(rows_are_compared_through_the_map),
         cmocka_unit_test(faiss_failures_come_back_as_messages),
         cmocka_unit_test(weights_and_assignments_are_judged),
         cmocka_unit_test(the_memory_needed_is_known_before),

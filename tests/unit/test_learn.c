@@ -122,12 +122,18 @@ static void too_few_states_are_said_to_be(void **state)
     assert_non_null(strstr(err.text, "511"));
 }
 
-static void distance_between_output_rows_is_the_difference_of_logits(void **state)
+static void distance_between_mapped_rows_is_the_difference_of_logits(void **state)
 {
-    static float y[V][D];
-    fh_rows head = {w, FH_F32, V, D, sizeof w[0]};
+    static float y[V][D], map[D][D];
     (void)state;
-    assert_int_equal(fh_output_rows(&y[0][0], &head, &h[0][0], positions, N, NULL, &err), FH_OK);
+    assert_int_equal(fh_output_map(&map[0][0], D, &h[0][0], positions, N, NULL, &err), FH_OK);
+    for (int j = 0; j < D; j++) {
+        for (int i = 0; i < j; i++) assert_true(map[j][i] == 0);
+        for (int a = 0; a < V; a++) {
+            y[a][j] = 0;
+            for (int i = 0; i < D; i++) y[a][j] += w[a][i] * map[j][i];
+        }
+    }
     for (int a = 0; a < V; a += 5)
         for (int b = a + 1; b < V; b += 7) {
             double distance = 0, mean = 0;
@@ -141,12 +147,14 @@ static void distance_between_output_rows_is_the_difference_of_logits(void **stat
         }
 }
 
-static void output_rows_of_no_states_are_refused(void **state)
+static void a_map_of_no_states_or_of_damaged_ones_is_refused(void **state)
 {
-    static float y[V][D];
-    fh_rows head = {w, FH_F32, V, D, sizeof w[0]};
+    static float map[D][D], damaged[2][D];
+    const size_t both[2] = {0, 1};
     (void)state;
-    assert_int_equal(fh_output_rows(&y[0][0], &head, &h[0][0], positions, 0, NULL, &err), FH_ECHECK);
+    assert_int_equal(fh_output_map(&map[0][0], D, &h[0][0], positions, 0, NULL, &err), FH_ECHECK);
+    damaged[1][D - 1] = NAN;
+    assert_int_equal(fh_output_map(&map[0][0], D, &damaged[0][0], both, 2, NULL, &err), FH_EFORMAT);
 }
 
 static void a_thinned_corpus_is_taken_evenly_and_in_windows(void **state)
@@ -185,14 +193,13 @@ static void every_allocation_of_learning_may_fail(void **state)
 {
     (void)state;
     for (long n = 1;; n++) {
-        static float y[V][D];
+        static float map[D][D];
         float c[K * D];
         fh_learn_params p = {.passes = 1};
         fh_learn_report r;
-        fh_rows head = {w, FH_F32, V, D, sizeof w[0]};
         start(c);
         fh_fault_set(FH_FAULT_ALLOC, n);
-        fh_status rc = fh_output_rows(&y[0][0], &head, &h[0][0], positions, N, NULL, &err);
+        fh_status rc = fh_output_map(&map[0][0], D, &h[0][0], positions, N, NULL, &err);
         if (rc == FH_OK) rc = fh_learn_routing(c, K, assignment, &dense, &h[0][0], positions, N, &p, NULL, &r, &err);
         bool fired = fh_fault_fired();
         fh_fault_set(FH_FAULT_ALLOC, 0);
@@ -209,8 +216,8 @@ int main(void)
         cmocka_unit_test(any_number_of_threads_learns_the_same),
         cmocka_unit_test(rows_held_at_unit_length_stay_there_and_still_learn),
         cmocka_unit_test(too_few_states_are_said_to_be),
-        cmocka_unit_test(distance_between_output_rows_is_the_difference_of_logits),
-        cmocka_unit_test(output_rows_of_no_states_are_refused),
+        cmocka_unit_test(distance_between_mapped_rows_is_the_difference_of_logits),
+        cmocka_unit_test(a_map_of_no_states_or_of_damaged_ones_is_refused),
         cmocka_unit_test(a_thinned_corpus_is_taken_evenly_and_in_windows),
 #ifdef FH_FAULTS
         cmocka_unit_test(every_allocation_of_learning_may_fail),
