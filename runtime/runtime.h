@@ -41,6 +41,13 @@ void fh_head_exact_logits(const fh_head *head, const float *state, const uint32_
 /* Centroid scores [batch, K], as fh_head_route computes them bit for bit. */
 fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err);
 
+/* The kernels that this CPU can run, by number from 0, which is the definition itself, plain C.  False past the last. */
+bool fh_head_parity_name(size_t table, const char **isa, const char **variant);
+/* All of the head's rows (centroids, tokens, exact ones) times the first few of n states, by these kernels: bit for bit what the definition gives;
+ * number 0 within its stated error of the same sums in double.  worst: of number 0, the largest error as a share of what is allowed. */
+typedef struct fh_parity { uint64_t compared, differ; double worst; } fh_parity;
+fh_status fh_head_parity(const fh_head *head, size_t table, fh_pool *pool, const float *states, size_t n, fh_parity *out, fh_err *err);
+
 /* A scratch on threads that are there: two pools on the same CPUs hinder each other, the one waiting where the other works.  The pool is
  * borrowed until the scratch is freed (NULL: the calling thread alone). */
 fh_status fh_scratch_on(fh_scratch **out, const fh_head *head, fh_pool *pool, fh_err *err);
