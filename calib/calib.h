@@ -62,15 +62,59 @@ fh_status fh_states_save(const fh_states *s, const char *path, const fh_json *me
 fh_status fh_states_load(fh_states *out, const char *path, fh_err *err);
 void fh_states_free(fh_states *s);
 
-/* ---- curves ---------------------------------------------------------------------------------------------- */
+/* ---- measuring ------------------------------------------------------------------------------------------- */
 
 enum { FH_MAX_TOP = 50 };
+/* The share of probability that a FlashHead with a back-off spreads evenly over the live tokens that are no candidates; none where there are no such.
+ * Stated, not fitted: whoever compares two artifacts must use one number. */
+#define FH_BACKOFF 1e-3
+/* One way to look at states: through a head, at some P. */
+typedef struct fh_lens {
+    const fh_head *head;
+    bool no_hot;                  /* without its hot list */
+    bool by_mass;                 /* clusters in order of the probability that the dense head gives to their tokens, not by their scores: no routing
+                                   * covers more */
+    bool exact_rows;              /* tokens by the dense head's own logits, instead of by the encoded rows */
+    bool no_rerank;
+    const uint32_t *probes; size_t n_probes; /* rising; more than K counts as K */
+} fh_lens;
+/* Of one position, through a lens at one P. */
+typedef struct fh_seen {
+    uint32_t best;                /* FlashHead's token; FH_NO_TOKEN where there is no candidate */
+    double mass;                  /* covered */
+    double kl;                    /* nats, KL(FlashHead over its candidates || dense) */
+    double kl_dense;              /* nats, KL(dense || FlashHead with its back-off): finite whatever is missed */
+} fh_seen;
+typedef struct fh_sight {
+    size_t number, position;      /* which of those measured; row of states */
+    const uint32_t *top;          /* [top] the dense head's best, best first; FH_NO_TOKEN where there are no more live ones */
+    float margin;                 /* the best one's logit less the second's; 0 with a top of 1 */
+    double entropy;               /* nats, of the dense head */
+    const uint32_t *need;         /* [lenses, top] through each, how many probes until the first j + 1 of these are candidates; 0: they always are */
+    const fh_seen *seen;          /* for each lens in turn [n_probes] */
+} fh_sight;
+typedef struct fh_observe_params { size_t top; double backoff; bool silent; } fh_observe_params; /* zeros: 10, FH_BACKOFF; silent: no progress */
+/* Every position through every lens, against the dense head; on_sight is called in their order, on this thread, with what is borrowed until it returns.
+ * positions: rows of states (NULL: 0..n-1).  Not finite: FH_ECHECK. */
+typedef void fh_on_sight(void *ctx, const fh_sight *s);
+fh_status fh_observe(const fh_dense *dense, const fh_lens *lenses, size_t n_lenses, const fh_observe_params *params, const float *states,
+                     const size_t *positions, size_t n, fh_on_sight *on_sight, void *ctx, const fh_job *job, fh_err *err);
+
+/* ---- curves ---------------------------------------------------------------------------------------------- */
+
 typedef struct fh_point { /* at one P, averaged over positions */
     uint32_t probes;
     double top1, top3, top5, top10; /* share of positions where all of the dense top-k are candidates */
     double agreement, mass, kl;     /* kl: nats, KL(FlashHead over its candidates || dense) */
 } fh_point;
-/* points[i].probes is given, the rest is filled.  dense: the model's own rows.  positions: rows of states (NULL: 0..n-1). */
+/* What is measured at one position: whether all of the dense top-k are candidates, whether the answer is the dense head's, the covered mass, the KL. */
+typedef enum fh_measure { FH_TOP1, FH_TOP3, FH_TOP5, FH_TOP10, FH_AGREES, FH_COVERS, FH_DIVERGES, FH_MEASURES } fh_measure;
+/* values [n_points, FH_MEASURES] of position number i of n; called in order, from the calling thread. */
+typedef void fh_curve_row(void *ctx, size_t i, const double *values);
+/* Every position at every P; points[i].probes rise.  positions: rows of states (NULL: 0..n-1).  FH_ECHECK: logits that are not finite. */
+fh_status fh_curve_each(const fh_head *head, const fh_dense *dense, const float *states, const size_t *positions, size_t n, bool no_hot,
+                        const fh_point *points, size_t n_points, fh_curve_row *row, void *ctx, const fh_job *job, fh_err *err);
+/* The means: points[i].probes is given, the rest is filled.  dense: the model's own rows.  positions: rows of states (NULL: 0..n-1). */
 fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *states, const size_t *positions, size_t n, bool no_hot,
                    fh_point *points, size_t n_points, const fh_job *job, fh_err *err);
 /* The dense head's best `k` live tokens of each position, best first; ids [n, k]. */

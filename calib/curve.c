@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { BLOCK = 64, TOP = 10, FIELDS = 7 };
+enum { BLOCK = 64, TOP = 10 };
 
 /* ---- gathering states --------------------------------------------------------------------------------------- */
 
@@ -103,7 +103,7 @@ out:
     return rc;
 }
 
-/* ---- curves ------------------------------------------------------------------------------------------------ */
+/* ---- measuring ---------------------------------------------------------------------------------------------- */
 
 /* Clusters by falling score, equal scores by rising number: a stable radix sort on the bits of the score, 11 at a time. */
 static void order_clusters(const float *score, uint32_t n, uint32_t *order, uint32_t *key, uint32_t *order2, uint32_t *key2)
@@ -131,22 +131,49 @@ static void order_clusters(const float *score, uint32_t n, uint32_t *order, uint
 
 /* A candidate that is scored again: one that drops out of the R best as P grows never comes back. */
 typedef struct again { float logit, exact; uint32_t id; bool known; } again;
-typedef struct curve_job {
-    const fh_head *head;
+
+/* The dense head at one position. */
+typedef struct truth { double lse, entropy; float margin; bool bad; } truth;
+
+typedef struct observing {
     const fh_dense *dense;
-    bool no_hot;
-    const float *h, *z, *s, *f;   /* [BLOCK, D], [BLOCK, V], [BLOCK, K], [BLOCK, slots] */
-    const fh_point *points; size_t n_points;
-    const uint8_t *fixed;         /* [V] 1: a candidate whatever the probes are */
+    const fh_lens *lenses; size_t n_lenses;
+    size_t top, seen_each;        /* of the dense head's best; sum of n_probes over lenses */
+    double backoff;
+    float *h, *z, *s, *f;         /* [BLOCK, D], [BLOCK, V], [BLOCK, most K], [BLOCK, most slots] */
+    uint32_t *best, *need;        /* [BLOCK, top], [BLOCK, lenses, top] */
+    truth *truth;                 /* [BLOCK] */
+    fh_seen *seen;                /* [BLOCK, seen_each] */
+    uint8_t **fixed;              /* [lenses] -> [V] 1: a candidate whatever the probes are */
+    size_t most_clusters, most_again;
     uint32_t *work;               /* [workers, 4 K] */
     again *again;                 /* [workers, R] */
-    double *out;                  /* [BLOCK, n_points, FIELDS] */
-    bool bad[BLOCK];
-} curve_job;
+    size_t lens, seen_at;         /* the one under way, and where its results begin */
+} observing;
 
-/* What the candidates so far hold, by their encoded logits f: e = sum exp(f - m), ed = sum exp(f - m)(f - z). */
+static void truth_task(void *ctx, size_t i, unsigned worker)
+{
+    observing *c = ctx;
+    size_t vocab = c->dense->vocab;
+    const float *z = c->z + i * vocab;
+    const uint8_t *dead = c->dense->dead;
+    float logits[FH_MAX_TOP];
+    double sum = 0, first = 0;
+    best_of(z, vocab, dead, c->top, c->best + i * c->top, logits);
+    for (size_t t = 0; t < vocab; t++) {
+        if (dead && dead[t]) continue;
+        double e = exp((double)z[t] - logits[0]);
+        sum += e, first += e * ((double)z[t] - logits[0]);
+    }
+    c->truth[i] = (truth){.lse = log(sum) + logits[0], .entropy = fmax(log(sum) - first / sum, 0), .margin = c->top > 1 ? logits[0] - logits[1] : 0};
+    c->truth[i].bad = !isfinite(c->truth[i].lse);
+    (void)worker;
+}
+
+/* What the candidates so far hold, by their own logits f: e = sum exp(f - m), ed = sum exp(f - m)(f - z), pf = sum p f with p of the dense head. */
 typedef struct tally {
-    double mass, e, ed;
+    double mass, e, ed, pf;
+    size_t count;
     again *again; size_t n, most; /* the R best, best first */
     float best; uint32_t best_id; /* of the others */
 } tally;
@@ -156,8 +183,8 @@ static bool better(float a, uint32_t a_id, float b, uint32_t b_id) { return a > 
 static void count_token(tally *t, uint32_t id, float f, float z, double lse, float m)
 {
     if (f == -INFINITY) return;
-    double e = exp((double)f - m);
-    t->mass += exp((double)z - lse);
+    double e = exp((double)f - m), p = exp((double)z - lse);
+    t->mass += p, t->pf += p * (double)f, t->count++;
     t->e += e, t->ed += e * ((double)f - z);
     if (t->n == t->most) { /* full: the worst of these gives way */
         again *last = t->n ? &t->again[t->n - 1] : NULL;
@@ -173,117 +200,220 @@ static void count_token(tally *t, uint32_t id, float f, float z, double lse, flo
     t->again[at] = (again){.logit = f, .id = id};
 }
 
-/* The answer with these candidates, and the sums with exact logits where they take the place of encoded ones. */
-static uint32_t answer(tally *t, const fh_head *head, const float *state, const float *z, float m, double *e, double *ed)
+/* The answer with these candidates, exact logits in the place of encoded ones where they are scored again. */
+static fh_seen answer(tally *t, const observing *c, const fh_head *head, const float *state, const float *z, const truth *is, float m, size_t live)
 {
+    fh_seen seen = {.best = t->best_id};
     float best = t->best;
-    uint32_t best_id = t->best_id;
-    *e = t->e, *ed = t->ed;
+    double e = t->e, ed = t->ed, pf = t->pf;
     for (size_t i = 0; i < t->n; i++) {
         again *a = &t->again[i];
         if (!a->known) fh_head_exact_logits(head, state, &a->id, 1, &a->exact), a->known = true;
         double now = exp((double)a->exact - m), was = exp((double)a->logit - m);
-        *e += now - was, *ed += now * ((double)a->exact - z[a->id]) - was * ((double)a->logit - z[a->id]);
-        if (better(a->exact, a->id, best, best_id)) best = a->exact, best_id = a->id;
+        e += now - was, ed += now * ((double)a->exact - z[a->id]) - was * ((double)a->logit - z[a->id]);
+        pf += exp((double)z[a->id] - is->lse) * ((double)a->exact - (double)a->logit);
+        if (better(a->exact, a->id, best, seen.best)) best = a->exact, seen.best = a->id;
     }
-    return best_id;
+    double lse = log(e) + m, others = (double)(live - fh_min(t->count, live)), rest = fmax(1 - t->mass, 0), log_q = pf - t->mass * lse;
+    if (others > 0) log_q += t->mass * log1p(-c->backoff) + rest * log(c->backoff / others);
+    seen.mass = fmin(t->mass, 1);
+    seen.kl = e > 0 ? fmax(ed / e - lse + is->lse, 0) : INFINITY;
+    seen.kl_dense = e > 0 ? fmax(-is->entropy - log_q, 0) : INFINITY;
+    return seen;
 }
 
-static void curve_task(void *ctx, size_t i, unsigned worker)
+/* Clusters scored by the probability that the dense head gives to their tokens. */
+static void score_by_mass(float *s, const fh_head_parts *p, const uint8_t *dead, const float *z, double lse)
 {
-    curve_job *c = ctx;
-    const fh_head_parts *p = fh_head_get_parts(c->head);
-    const uint32_t *slots = fh_head_slots(c->head), *perm = p->permutation;
-    const uint8_t *dead = fh_head_dead_map(c->head);
-    size_t n_slots = (size_t)p->clusters * p->cap;
-    const float *z = c->z + i * p->vocab, *f = c->f + i * n_slots, *s = c->s + i * p->clusters;
-    uint32_t *order = c->work + (size_t)worker * 4 * p->clusters, *key = order + p->clusters, *order2 = key + p->clusters, *key2 = order2 + p->clusters;
-    uint32_t top[TOP], rank[TOP], need[TOP];
-    float logits[TOP], m = -INFINITY;
-    best_of(z, p->vocab, dead, TOP, top, logits);
-    order_clusters(s, p->clusters, order, key, order2, key2);
-    double lse = 0;
-    for (uint32_t t = 0; t < p->vocab; t++) if (!dead[t]) lse += exp((double)z[t] - logits[0]);
-    lse = log(lse) + logits[0];
-    for (size_t j = 0; j < n_slots; j++) if (f[j] > m) m = f[j];
-    c->bad[i] = !(isfinite(lse) && isfinite(m));
-    if (c->bad[i]) return;
-    /* how many probes it takes until the first j + 1 of the dense head's best are candidates */
-    for (uint32_t r = 0; r < p->clusters; r++) key[order[r]] = r;
-    for (size_t j = 0, most = 0; j < TOP; j++) {
-        rank[j] = top[j] == FH_NO_TOKEN || c->fixed[top[j]] ? 0 : key[slots[top[j]] / p->cap] + 1;
-        most = fh_max(most, rank[j]), need[j] = (uint32_t)most;
+    for (uint32_t k = 0; k < p->clusters; k++) {
+        double mass = 0;
+        for (size_t j = (size_t)k * p->cap; j < ((size_t)k + 1) * p->cap; j++)
+            if (p->permutation[j] != FH_NO_TOKEN && !dead[p->permutation[j]]) mass += exp((double)z[p->permutation[j]] - lse);
+        s[k] = (float)mass;
     }
-    tally t = {.again = c->again + worker * p->rerank, .most = p->rerank, .best = -INFINITY, .best_id = FH_NO_TOKEN};
+}
+
+static void lens_task(void *ctx, size_t i, unsigned worker)
+{
+    observing *c = ctx;
+    const fh_lens *v = &c->lenses[c->lens];
+    const fh_head_parts *p = fh_head_get_parts(v->head);
+    const uint32_t *slots = fh_head_slots(v->head), *perm = p->permutation, *top = c->best + i * c->top;
+    const uint8_t *fixed = c->fixed[c->lens], *dead = fh_head_dead_map(v->head);
+    size_t n_slots = (size_t)p->clusters * p->cap;
+    const float *z = c->z + i * p->vocab, *h = c->h + i * p->hidden;
+    truth *is = &c->truth[i];
+    float *s = c->s + i * p->clusters, *f = c->f + i * n_slots, m = -INFINITY;
+    uint32_t *order = c->work + (size_t)worker * 4 * c->most_clusters, *key = order + p->clusters, *order2 = key + p->clusters, *key2 = order2 + p->clusters;
+    uint32_t *need = c->need + (i * c->n_lenses + c->lens) * c->top;
+    if (is->bad) return;
+    if (v->by_mass) score_by_mass(s, p, dead, z, is->lse);
+    for (size_t j = 0; j < n_slots && v->exact_rows; j++) f[j] = perm[j] != FH_NO_TOKEN && !dead[perm[j]] ? z[perm[j]] : -INFINITY;
+    for (size_t j = 0; j < n_slots; j++) if (f[j] > m) m = f[j];
+    if ((is->bad = !isfinite(m))) return;
+    order_clusters(s, p->clusters, order, key, order2, key2);
+    for (uint32_t r = 0; r < p->clusters; r++) key[order[r]] = r;
+    for (size_t j = 0, most = 0; j < c->top; j++) {
+        most = fh_max(most, top[j] == FH_NO_TOKEN || fixed[top[j]] ? 0 : key[slots[top[j]] / p->cap] + 1);
+        need[j] = (uint32_t)most;
+    }
+    tally t = {.again = c->again + worker * c->most_again, .most = v->exact_rows || v->no_rerank ? 0 : p->rerank, .best = -INFINITY, .best_id = FH_NO_TOKEN};
     for (uint32_t id = 0; id < p->vocab; id++)
-        if (c->fixed[id]) count_token(&t, id, f[slots[id]], z[id], lse, m);
+        if (fixed[id]) count_token(&t, id, f[slots[id]], z[id], is->lse, m);
     uint32_t done = 0;
-    for (size_t q = 0; q < c->n_points; q++) {
-        uint32_t probes = c->points[q].probes < p->clusters ? c->points[q].probes : p->clusters;
+    for (size_t q = 0; q < v->n_probes; q++) {
+        uint32_t probes = v->probes[q] < p->clusters ? v->probes[q] : p->clusters;
         for (; done < probes; done++) {
             size_t slot = (size_t)order[done] * p->cap;
             for (size_t j = slot; j < slot + p->cap; j++)
-                if (perm[j] != FH_NO_TOKEN && !c->fixed[perm[j]]) count_token(&t, perm[j], f[j], z[perm[j]], lse, m);
+                if (perm[j] != FH_NO_TOKEN && !fixed[perm[j]]) count_token(&t, perm[j], f[j], z[perm[j]], is->lse, m);
         }
-        double *o = c->out + (i * c->n_points + q) * FIELDS, e, ed;
-        uint32_t best = answer(&t, c->head, c->h + i * p->hidden, z, m, &e, &ed);
-        double kl = e > 0 ? ed / e - (log(e) + m) + lse : INFINITY;
-        o[0] = need[0] <= probes, o[1] = need[2] <= probes, o[2] = need[4] <= probes, o[3] = need[9] <= probes;
-        o[4] = best == top[0], o[5] = fmin(t.mass, 1), o[6] = fmax(kl, 0);
+        c->seen[i * c->seen_each + c->seen_at + q] = answer(&t, c, v->head, h, z, is, m, p->vocab - p->n_dead);
     }
 }
 
-static int by_probes(const fh_point *a, const fh_point *b) { return (a->probes > b->probes) - (a->probes < b->probes); }
+static fh_status observing_open(observing *c, unsigned workers, fh_err *err)
+{
+    size_t slots = 1, d = c->dense->rows.cols, vocab = c->dense->vocab;
+    c->most_clusters = c->most_again = 1;
+    if (c->top < 1 || c->top > FH_MAX_TOP) return fh_fail(err, FH_EUSAGE, "top-k %zu is out of range (1..%d)", c->top, FH_MAX_TOP);
+    for (size_t i = 0; i < c->n_lenses; i++) {
+        const fh_lens *v = &c->lenses[i];
+        const fh_head_parts *p = fh_head_get_parts(v->head);
+        for (size_t q = 1; q < v->n_probes; q++) /* walking the clusters once needs rising P */
+            if (v->probes[q - 1] > v->probes[q]) return fh_fail(err, FH_EUSAGE, "the numbers of probes of a curve must rise");
+        if (p->vocab != vocab || p->hidden != d)
+            return fh_fail(err, FH_EUSAGE, "a head of %u tokens and width %u beside a dense head of %zu and %zu", p->vocab, p->hidden, vocab, d);
+        slots = fh_max(slots, (size_t)p->clusters * p->cap);
+        c->most_clusters = fh_max(c->most_clusters, p->clusters), c->most_again = fh_max(c->most_again, p->rerank);
+        c->seen_each += v->n_probes;
+    }
+    c->h = fh_malloc(BLOCK * d * sizeof *c->h), c->z = fh_malloc(BLOCK * vocab * sizeof *c->z);
+    c->s = fh_malloc(BLOCK * c->most_clusters * sizeof *c->s), c->f = fh_malloc(BLOCK * slots * sizeof *c->f);
+    c->best = fh_malloc(BLOCK * c->top * sizeof *c->best), c->need = fh_malloc((BLOCK * c->n_lenses * c->top + 1) * sizeof *c->need);
+    c->truth = fh_malloc(BLOCK * sizeof *c->truth), c->seen = fh_malloc((BLOCK * c->seen_each + 1) * sizeof *c->seen);
+    c->work = fh_malloc(workers * 4 * c->most_clusters * sizeof *c->work), c->again = fh_malloc(workers * c->most_again * sizeof *c->again);
+    c->fixed = fh_calloc(c->n_lenses + 1, sizeof *c->fixed);
+    if (!c->h || !c->z || !c->s || !c->f || !c->best || !c->need || !c->truth || !c->seen || !c->work || !c->again || !c->fixed)
+        return fh_fail(err, FH_ENOMEM, "out of memory");
+    for (size_t i = 0; i < c->n_lenses; i++) {
+        const fh_head_parts *p = fh_head_get_parts(c->lenses[i].head);
+        if (!(c->fixed[i] = fh_calloc(vocab, 1))) return fh_fail(err, FH_ENOMEM, "out of memory");
+        for (size_t j = 0; j < p->n_always; j++) c->fixed[i][p->always[j]] = 1;
+        for (size_t j = 0; j < p->n_hot && !c->lenses[i].no_hot; j++) c->fixed[i][p->hot[j]] = 1;
+    }
+    return FH_OK;
+}
+
+static void observing_close(observing *c)
+{
+    for (size_t i = 0; c->fixed && i < c->n_lenses; i++) fh_free(c->fixed[i]);
+    fh_free(c->h);
+    fh_free(c->z);
+    fh_free(c->s);
+    fh_free(c->f);
+    fh_free(c->best);
+    fh_free(c->need);
+    fh_free(c->truth);
+    fh_free(c->seen);
+    fh_free(c->work);
+    fh_free(c->again);
+    fh_free(c->fixed);
+}
+
+static fh_status measure_block(observing *c, size_t m, const fh_job *job, fh_err *err)
+{
+    fh_pool *pool = fh_job_pool(job);
+    fh_status rc = fh_dense_logits(c->dense, pool, c->h, m, c->z, err);
+    if (rc < 0) return rc;
+    fh_pool_run(pool, m, truth_task, c);
+    for (c->lens = c->seen_at = 0; c->lens < c->n_lenses; c->seen_at += c->lenses[c->lens++].n_probes) {
+        const fh_lens *v = &c->lenses[c->lens];
+        if (!v->by_mass && (rc = fh_head_cluster_scores(v->head, pool, c->h, m, c->s, err)) < 0) return rc;
+        if (!v->exact_rows && (rc = fh_head_slot_logits(v->head, pool, c->h, m, c->f, err)) < 0) return rc;
+        fh_pool_run(pool, m, lens_task, c);
+    }
+    return FH_OK;
+}
+
+fh_status fh_observe(const fh_dense *dense, const fh_lens *lenses, size_t n_lenses, const fh_observe_params *params, const float *states,
+                     const size_t *positions, size_t n, fh_on_sight *on_sight, void *ctx, const fh_job *job, fh_err *err)
+{
+    observing c = {.dense = dense, .lenses = lenses, .n_lenses = n_lenses, .top = params->top ? params->top : TOP,
+                   .backoff = params->backoff > 0 ? params->backoff : FH_BACKOFF};
+    fh_status rc = observing_open(&c, fh_pool_threads(fh_job_pool(job)), err);
+    for (size_t at = 0; rc == FH_OK && at < n; at += BLOCK) {
+        size_t m = fh_min(BLOCK, n - at);
+        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); break; }
+        gather(c.h, states, positions, at, m, dense->rows.cols);
+        if ((rc = measure_block(&c, m, job, err)) < 0) break;
+        for (size_t i = 0; i < m && rc == FH_OK; i++) {
+            const truth *is = &c.truth[i];
+            if (is->bad) { rc = fh_fail(err, FH_ECHECK, "the logits of position %zu are not finite", at + i); break; }
+            fh_sight s = {.number = at + i, .position = positions ? positions[at + i] : at + i, .top = c.best + i * c.top,
+                          .margin = is->margin, .entropy = is->entropy,
+                          .need = c.need + i * n_lenses * c.top, .seen = c.seen + i * c.seen_each};
+            on_sight(ctx, &s);
+        }
+        if (rc == FH_OK && !params->silent) fh_job_progress(job, "measuring", (double)(at + m), (double)n, "positions");
+    }
+    observing_close(&c);
+    return rc;
+}
+
+/* ---- curves ------------------------------------------------------------------------------------------------ */
+
+typedef struct rows { const fh_point *points; size_t n; fh_curve_row *row; void *ctx; double *values; } rows;
+
+static void make_row(void *ctx, const fh_sight *s)
+{
+    rows *r = ctx;
+    for (size_t q = 0; q < r->n; q++) {
+        uint32_t probes = r->points[q].probes;
+        const fh_seen *seen = &s->seen[q];
+        double *o = r->values + q * FH_MEASURES;
+        o[FH_TOP1] = s->need[0] <= probes, o[FH_TOP3] = s->need[2] <= probes, o[FH_TOP5] = s->need[4] <= probes, o[FH_TOP10] = s->need[9] <= probes;
+        o[FH_AGREES] = seen->best == s->top[0], o[FH_COVERS] = seen->mass, o[FH_DIVERGES] = seen->kl;
+    }
+    r->row(r->ctx, s->number, r->values);
+}
+
+fh_status fh_curve_each(const fh_head *head, const fh_dense *dense, const float *states, const size_t *positions, size_t n, bool no_hot,
+                        const fh_point *points, size_t n_points, fh_curve_row *row, void *ctx, const fh_job *job, fh_err *err)
+{
+    fh_status rc;
+    rows r = {points, n_points, row, ctx, fh_malloc((n_points * FH_MEASURES + 1) * sizeof(double))};
+    uint32_t *probes = fh_malloc((n_points + 1) * sizeof *probes);
+    if (!r.values || !probes) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    for (size_t q = 0; q < n_points; q++) probes[q] = points[q].probes;
+    fh_lens lens = {.head = head, .no_hot = no_hot, .probes = probes, .n_probes = n_points};
+    rc = fh_observe(dense, &lens, 1, &(fh_observe_params){0}, states, positions, n, make_row, &r, job, err);
+out:
+    fh_free(r.values);
+    fh_free(probes);
+    return rc;
+}
+
+typedef struct sums { double *of; size_t n; } sums; /* [n_points, FH_MEASURES] */
+static void add_row(void *ctx, size_t i, const double *values)
+{
+    sums *s = ctx;
+    for (size_t j = 0; j < s->n; j++) s->of[j] += values[j];
+    (void)i;
+}
 
 fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *states, const size_t *positions, size_t n, bool no_hot,
                    fh_point *points, size_t n_points, const fh_job *job, fh_err *err)
 {
-    fh_status rc = FH_OK;
-    const fh_head_parts *p = fh_head_get_parts(head);
-    size_t d = p->hidden, slots = (size_t)p->clusters * p->cap;
-    unsigned workers = fh_pool_threads(fh_job_pool(job));
-    curve_job c = {.head = head, .dense = dense, .no_hot = no_hot, .points = points, .n_points = n_points};
-    float *h = fh_malloc(BLOCK * d * sizeof *h), *z = fh_malloc((size_t)BLOCK * p->vocab * sizeof *z), *s = fh_malloc((size_t)BLOCK * p->clusters * sizeof *s);
-    float *f = fh_malloc(BLOCK * slots * sizeof *f);
-    uint8_t *fixed = fh_calloc(p->vocab, 1);
-    double *sum = fh_calloc(n_points * FIELDS + 1, sizeof *sum);
-    c.out = fh_malloc((BLOCK * n_points * FIELDS + 1) * sizeof *c.out);
-    c.work = fh_malloc((size_t)workers * 4 * p->clusters * sizeof *c.work);
-    c.again = fh_malloc((workers * p->rerank + 1) * sizeof *c.again);
-    if (!h || !z || !s || !f || !fixed || !sum || !c.out || !c.work || !c.again) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    for (size_t q = 1; q < n_points; q++) /* walking the clusters once needs rising P */
-        if (by_probes(&points[q - 1], &points[q]) > 0) { rc = fh_fail(err, FH_EUSAGE, "the numbers of probes of a curve must rise"); goto out; }
-    for (size_t i = 0; i < p->n_always; i++) fixed[p->always[i]] = 1;
-    for (size_t i = 0; i < p->n_hot && !no_hot; i++) fixed[p->hot[i]] = 1;
-    c.h = h, c.z = z, c.s = s, c.f = f, c.fixed = fixed;
-    for (size_t at = 0; at < n; at += BLOCK) {
-        size_t m = fh_min(BLOCK, n - at);
-        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        gather(h, states, positions, at, m, d);
-        if ((rc = fh_dense_logits(dense, fh_job_pool(job), h, m, z, err)) < 0) goto out;
-        if ((rc = fh_head_cluster_scores(head, fh_job_pool(job), h, m, s, err)) < 0) goto out;
-        if ((rc = fh_head_slot_logits(head, fh_job_pool(job), h, m, f, err)) < 0) goto out;
-        fh_pool_run(fh_job_pool(job), m, curve_task, &c);
-        for (size_t i = 0; i < m; i++) {
-            if (c.bad[i]) { rc = fh_fail(err, FH_ECHECK, "the logits of position %zu are not finite", at + i); goto out; }
-            for (size_t q = 0; q < n_points * FIELDS; q++) sum[q] += c.out[i * n_points * FIELDS + q];
-        }
-        fh_job_progress(job, "measuring", (double)(at + m), (double)n, "positions");
+    sums s = {fh_calloc(n_points * FH_MEASURES + 1, sizeof *s.of), n_points * FH_MEASURES};
+    if (!s.of) return fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_status rc = fh_curve_each(head, dense, states, positions, n, no_hot, points, n_points, add_row, &s, job, err);
+    for (size_t q = 0; rc == FH_OK && q < n_points; q++) {
+        double *o = s.of + q * FH_MEASURES;
+        for (size_t j = 0; j < FH_MEASURES; j++) o[j] /= n ? (double)n : 1; /* divided, not multiplied by a share of 1: all of them are 1 */
+        points[q] = (fh_point){.probes = points[q].probes, .top1 = o[FH_TOP1], .top3 = o[FH_TOP3], .top5 = o[FH_TOP5], .top10 = o[FH_TOP10],
+                               .agreement = o[FH_AGREES], .mass = o[FH_COVERS], .kl = o[FH_DIVERGES]};
     }
-    for (size_t q = 0; q < n_points; q++) {
-        const double *o = sum + q * FIELDS;
-        double share = n ? 1 / (double)n : 0;
-        points[q] = (fh_point){points[q].probes, o[0] * share, o[1] * share, o[2] * share, o[3] * share, o[4] * share, o[5] * share, o[6] * share};
-    }
-out:
-    fh_free(h);
-    fh_free(z);
-    fh_free(s);
-    fh_free(f);
-    fh_free(fixed);
-    fh_free(sum);
-    fh_free(c.out);
-    fh_free(c.work);
-    fh_free(c.again);
+    fh_free(s.of);
     return rc;
 }

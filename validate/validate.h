@@ -14,8 +14,7 @@
  * FlashHead gives candidates only, so that the mass outside them needs a back-off to be a probability: a share `backoff` of the
  * mass is spread evenly over the live tokens that are no candidates, the softmax over the candidates gets the rest.  Where no live
  * token is left out (P = K) the share is 0 and the result is the dense head's on the encoded rows.  A next token that is dead counts
- * like a live one that is no candidate.  The share is stated, not fitted: whoever compares two artifacts must use one number. */
-#define FH_BACKOFF 1e-3
+ * like a live one that is no candidate. */
 typedef struct fh_perplexity_params {
     uint32_t window, stride;  /* 1 <= stride < window <= the model's longest sequence */
     bool flash;               /* by the model's FlashHead instead of its dense head */
