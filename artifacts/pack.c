@@ -35,6 +35,15 @@ static bool fits(const fh_rows *m, size_t rows, size_t cols, const void *scales)
            fh_dtype_is_integer(m->dtype) == (scales != NULL);
 }
 
+static fh_head_layout layout_of(const fh_head_parts *head)
+{
+    return (fh_head_layout){.vocab = head->vocab, .hidden = head->hidden, .k = head->clusters, .cap = head->cap, .probes = head->probes,
+                            .centroids = head->centroids, .centroid_scales = head->centroid_scales, .tokens = head->tokens,
+                            .token_scales = head->token_scales, .permutation = head->permutation, .dead = head->dead,
+                            .n_dead = head->n_dead, .bias = head->bias, .hot = head->hot, .n_hot = head->n_hot,
+                            .always = head->always, .n_always = head->n_always};
+}
+
 static fh_status judge(packer *p, fh_err *err)
 {
     const fh_pack_input *in = p->in;
@@ -59,11 +68,7 @@ static fh_status judge(packer *p, fh_err *err)
     if (in->n_leave_out && !p->exact && head->tokens.dtype != in->dtype)
         return misfit(p, "tensors equal to the head are left out of the body, but the exact rows are not packed", err);
 
-    layout = (fh_head_layout){.vocab = head->vocab, .hidden = head->hidden, .k = head->clusters, .cap = head->cap, .probes = head->probes,
-                              .centroids = head->centroids, .centroid_scales = head->centroid_scales, .tokens = head->tokens,
-                              .token_scales = head->token_scales, .permutation = head->permutation, .dead = head->dead,
-                              .n_dead = head->n_dead, .bias = head->bias, .hot = head->hot, .n_hot = head->n_hot,
-                              .always = head->always, .n_always = head->n_always};
+    layout = layout_of(head);
     if ((rc = fh_head_layout_check(&layout, in->name, err)) < 0) return rc;
     return fh_head_layout_check_rows(&layout, in->name, p->job, err);
 }
@@ -152,8 +157,15 @@ static char *header_text(const packer *p)
     if (h->rerank) fh_json_add_u64(head, "rerank", h->rerank);
     add_ids(head, "hot", h->hot, h->n_hot);
     add_ids(head, "always", h->always, h->n_always);
-    if (in->calibration) fh_json_add_copy(j, "calibration", in->calibration);
-    else fh_json_add_null(j, "calibration");
+    if (in->calibration) {
+        fh_head_layout layout = layout_of(h);
+        char hex[65];
+        fh_head_layout_digest(hex, &layout);
+        fh_json_add_copy(j, "calibration", in->calibration);
+        fh_json_add_string(j, "calibrated_head", hex);
+    } else {
+        fh_json_add_null(j, "calibration");
+    }
     bundle = fh_json_add_object(j, "bundle");
     fh_json_add_bool(bundle, "body", in->body != NULL);
     fh_json_add_bool(bundle, "tokenizer", in->tokenizer.text != NULL);

@@ -213,6 +213,8 @@ fh_status fh_tokenizer_text_read(fh_tokenizer_text *out, const char *path, fh_er
 void fh_tokenizer_text_free(fh_tokenizer_text *t); /* accepts a zeroed one */
 /* SHA-256 over the head tensor and the config facts that matter (vocab, hidden, dtype, soft-cap, bias), 64 hex digits. */
 void fh_fingerprint(char out[65], const fh_rows *head, const fh_rows *bias_or_null, double final_softcap);
+/* The same of rows that lie in another order: token i's is row order[i], i < n (NULL: i). */
+void fh_fingerprint_in_order(char out[65], const fh_rows *head, const uint32_t *order, size_t n, const fh_rows *bias_or_null, double final_softcap);
 
 /* ---- .fhead (docs/fhead-format.md is the specification) -------------------------------------------------------- */
 
@@ -286,6 +288,9 @@ typedef struct fh_head_layout {
 fh_status fh_fhead_check_head(fh_fhead *f, fh_head_layout *out, fh_err *err);
 /* The same judgement of arrays wherever they lie (FH_ECHECK); `name` is for messages. */
 fh_status fh_head_layout_check(const fh_head_layout *h, const char *name, fh_err *err);
+/* What a calibration is of: SHA-256 over the sections head.permutation, head.centroid_scales, head.token_scales, head.centroids and head.tokens, one after
+ * another, as they are stored (those that are there), 64 hex digits. */
+void fh_head_layout_digest(char out[65], const fh_head_layout *h);
 /* Bytes that one step reads at P probes (0: its own; at most K) with `n_hot` tokens on the hot list: centroids, clusters, hot and always rows,
  * rows reranked; scales counted. */
 double fh_head_layout_step_bytes(const fh_head_layout *h, uint32_t probes, size_t n_hot);
