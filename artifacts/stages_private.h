@@ -44,9 +44,6 @@ typedef struct fh_encoded { fh_tensors *file; fh_head_parts parts; char routing[
 fh_status fh_encoded_load(fh_encoded *out, fh_stage_env *e, const fh_facts *f, fh_err *err);
 void fh_encoded_free(fh_encoded *q);
 
-/* Rows scored again where nobody says otherwise (docs/decisions/0006). */
-static inline uint32_t fh_rerank_default(fh_dtype tokens) { return tokens == FH_I4 ? 32 : 16; }
-
 /* Run what is missing or stale so that the named result is current. */
 fh_status fh_need(fh_stage_env *e, const char *file, fh_err *err);
 

@@ -4,12 +4,13 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden; bool no_batches, no_rivals; } args;
+typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; bool no_batches, no_rivals; } args;
 static const fh_opt options[] = {
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
     {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
     {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "states to ask with (default: Gaussian ones)", 0, 0, NULL},
     {"no-batches", FH_OPT_FLAG, offsetof(args, no_batches), NULL, "batch 1 alone", 0, 0, NULL},
+    {"against-estimate", FH_OPT_STR, offsetof(args, against), "FILE", "what 'estimate --json' said of it beforehand: compare", 0, 0, NULL},
     {"no-rivals", FH_OPT_FLAG, offsetof(args, no_rivals), NULL, "without OpenBLAS and FAISS, which take the head in float32", 0, 0, NULL},
     FH_COMMON_OPTS, FH_OPT_END,
 };
@@ -165,9 +166,96 @@ static fh_json *report_of(const fh_bench_report *b, bool given)
     return report;
 }
 
+/* ---- beside what was expected ---------------------------------------------------------------------------------------- */
+
+static double number(const fh_json *object, const char *key)
+{
+    double v;
+    return fh_json_double(fh_json_get(object, key), &v) ? v : NAN;
+}
+
+/* An estimate of another head says nothing of this one; P alone may differ. */
+static fh_status same_head(const fh_json *e, const fh_head *head, unsigned threads, const char *file, fh_err *err)
+{
+    const fh_head_info *info = fh_head_get_info(head);
+    const struct { const char *key; uint64_t here; } numbers[] = {
+        {"vocab", info->vocab}, {"hidden", info->hidden}, {"k", info->clusters}, {"cap", info->cap}, {"rerank", info->rerank}};
+    const struct { const char *key, *here; } words[] = {{"centroids", info->centroids}, {"tokens", info->tokens}};
+    uint64_t there;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        if (!fh_json_u64(fh_json_get(e, numbers[i].key), &there)) return fh_fail(err, FH_EFORMAT, "%s: has no \"%s\": is it what 'fhtool estimate --json' printed?", file, numbers[i].key);
+        if (there != numbers[i].here)
+            return fh_fail(err, FH_EUSAGE, "%s: estimated with %s %llu, the artifact has %llu: estimate it with the artifact's own settings", file, numbers[i].key,
+                           (unsigned long long)there, (unsigned long long)numbers[i].here);
+    }
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        const char *said = fh_json_string(fh_json_get(e, words[i].key));
+        if (!said || strcmp(said, words[i].here))
+            return fh_fail(err, FH_EUSAGE, "%s: estimated with %s in %s, the artifact has them in %s: estimate it with the artifact's own settings", file, words[i].key,
+                           said ? said : "?", words[i].here);
+    }
+    if (!fh_json_u64(fh_json_get(fh_json_get(e, "machine"), "threads"), &there)) return fh_fail(err, FH_EUSAGE, "%s: was made with --no-measure: nothing to compare", file);
+    if (there != threads) return fh_fail(err, FH_EUSAGE, "%s: estimated for %llu threads, not %u: give the same --threads", file, (unsigned long long)there, threads);
+    return FH_OK;
+}
+
+static const fh_json *named(const fh_json *list, const char *what)
+{
+    for (const fh_json *j = list ? fh_json_first(list) : NULL; j; j = fh_json_next(j)) {
+        const char *s = fh_json_string(fh_json_get(j, "what"));
+        if (s && !strcmp(s, what)) return j;
+    }
+    return NULL;
+}
+
+static void compared(fh_json *list, const char *what, const char *unit, double expected, double measured)
+{
+    fh_json *j = fh_json_add_object(list, NULL);
+    fh_json_add_string(j, "what", what);
+    fh_json_add_string(j, "unit", unit);
+    fh_json_add_double(j, "estimated", expected);
+    fh_json_add_double(j, "measured", measured);
+    fh_json_add_double(j, "estimated_over_measured", measured > 0 ? expected / measured : NAN);
+}
+
+static fh_status against(fh_json *report, const fh_json *e, const fh_bench_report *b, const char *file, fh_err *err)
+{
+    const fh_json *expected = fh_json_get(e, "expected"), *dense = named(expected, "dense"), *flash = named(expected, "flash"), *curve = fh_json_get(e, "curve");
+    fh_head_time *times = fh_calloc(fh_max(fh_json_count(curve), 1), sizeof *times);
+    const fh_bench_row *head[2] = {fh_bench_find(&b->heads, "flash", b->threads, 1, false), NULL};
+    size_t n = 0;
+    if (!times) return fh_fail(err, FH_ENOMEM, "bench: out of memory");
+    for (size_t i = 0; i < b->heads.n; i++)
+        if (!strncmp(b->heads.row[i].what, "dense", 5) && b->heads.row[i].threads == b->threads && !b->heads.row[i].warm) head[1] = &b->heads.row[i];
+    for (const fh_json *j = curve ? fh_json_first(curve) : NULL; j; j = fh_json_next(j)) {
+        uint64_t probes;
+        double us = number(j, "head_microseconds");
+        if (fh_json_u64(fh_json_get(j, "probes"), &probes) && probes <= UINT32_MAX && isfinite(us)) times[n++] = (fh_head_time){(uint32_t)probes, us};
+    }
+    if (!n || !dense || !flash) { fh_free(times); return fh_fail(err, FH_EFORMAT, "%s: has no \"curve\" or \"expected\": is it what 'fhtool estimate --json' printed?", file); }
+    double here = fh_head_time_at(times, n, b->probes), more = here - number(flash, "head_microseconds"); /* where another P was estimated */
+    double whole = number(flash, "milliseconds_per_token") + 1e-3 * more;
+    fh_json *list = fh_json_add_array(report, "against_estimate");
+    compared(list, "flash head", "microseconds", here, 1e6 * head[0]->time.median);
+    if (head[1]) {
+        compared(list, "dense head", "microseconds", number(dense, "head_microseconds"), 1e6 * head[1]->time.median);
+        compared(list, "head speed-up", "times", number(dense, "head_microseconds") / here, over(head[1], head[0]));
+    }
+    if (b->tpot[0] > 0) compared(list, "flash model", "milliseconds", whole, 1e3 * b->tpot[0]);
+    if (b->tpot[1] > 0) {
+        compared(list, "dense model", "milliseconds", number(dense, "milliseconds_per_token"), 1e3 * b->tpot[1]);
+        compared(list, "model speed-up", "times", number(dense, "milliseconds_per_token") / whole, b->tpot[1] / b->tpot[0]);
+    }
+    fh_free(times);
+    return FH_OK;
+}
+
+/* ---- the command ---------------------------------------------------------------------------------------------------- */
+
 static fh_status run(void *p, const fh_job *job, fh_err *err)
 {
     args *a = p;
+    fh_json *estimate = NULL;
     fh_model m = {0};
     fh_tensors *file = NULL;
     float *owned = NULL;
@@ -180,9 +268,13 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_fhead_close(f);
     if (rc == FH_OK) rc = fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err);
     if (rc == FH_OK && a->hidden.set) rc = fh_read_states(&file, &how.states, &owned, &how.n_states, a->hidden.v, fh_head_get_info(m.head)->hidden, err);
+    if (rc == FH_OK && a->against.set && (rc = fh_json_read(&estimate, a->against.v, 16 << 20, err)) == FH_OK)
+        rc = same_head(estimate, m.head, fh_pool_threads(fh_job_pool(job)), a->against.v, err);
     if (rc == FH_OK) rc = fh_bench(&m, &how, job, &b, err);
     if (rc == FH_OK) report = report_of(&b, how.states != NULL);
+    if (rc == FH_OK && estimate) rc = against(report, estimate, &b, a->against.v, err);
     rc = fh_finish(report, &a->common, rc, err);
+    fh_json_free(estimate);
     fh_free(owned);
     fh_tensors_close(file);
     fh_model_close(&m);

@@ -15,6 +15,9 @@ size_t fh_enc_stride(fh_dtype encoding, size_t cols);
 /* One row.  dst: stride bytes, written whole.  scales: fh_scale_bytes, for int8 and int4 only (else NULL). */
 void fh_enc_row(fh_dtype encoding, const float *src, size_t cols, void *dst, void *scales);
 
+/* Rows scored again where nobody says otherwise (docs/decisions/0006). */
+static inline uint32_t fh_rerank_default(fh_dtype tokens) { return tokens == FH_I4 ? 32 : 16; }
+
 typedef struct fh_quant_error { double mean, p99, max; uint32_t worst; } fh_quant_error; /* relative: |row - decoded| / |row|, live rows; worst: row of max */
 
 /* Encode `n` rows: row i of the result is row order[i] of src (order NULL: i; UINT32_MAX: a zero row).  out n * stride bytes, scales

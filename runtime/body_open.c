@@ -102,34 +102,55 @@ static const fh_json *layer_types(const fh_config *c)
     return j && fh_json_type(j) == FH_JSON_ARRAY ? j : NULL;
 }
 
-/* Which layers see a window only. */
-static fh_status set_windows(fh_body *b, const family *f, fh_err *err)
+fh_status fh_body_windows(const fh_config *c, const char *name, bool *windowed, uint32_t *window, fh_err *err)
 {
-    const fh_config *c = b->config;
+    const family *f = find_family(c->model_type);
+    if (!f) return fh_fail(err, FH_EUNSUPPORTED, "%s: '%s' is no family of ours", name, c->model_type);
+    memset(windowed, 0, c->layers * sizeof *windowed);
+    *window = 0;
     if (f->window == NO_WINDOW) return FH_OK;
     bool on = c->sliding_window && (f->window != LATER_LAYERS || fact_bool(c, "use_sliding_window", false));
     uint64_t from = fact_u64(c, "max_window_layers", 28);
     uint64_t pattern = fact_u64(c, "sliding_window_pattern", fact_u64(c, "_sliding_window_pattern", 6));
-    if (!pattern) return fh_fail(err, FH_EFORMAT, "%s: sliding_window_pattern is 0", b->name);
+    if (!pattern) return fh_fail(err, FH_EFORMAT, "%s: sliding_window_pattern is 0", name);
     const fh_json *types = f->window == EVERY_LAYER ? NULL : layer_types(c);
     if (types && fh_json_count(types) != c->layers)
-        return fh_fail(err, FH_EFORMAT, "%s: layer_types has %zu entries for %u layers", b->name, fh_json_count(types), c->layers);
+        return fh_fail(err, FH_EFORMAT, "%s: layer_types has %zu entries for %u layers", name, fh_json_count(types), c->layers);
     const fh_json *type = types ? fh_json_first(types) : NULL;
     for (uint32_t i = 0; i < c->layers; i++) {
-        bool windowed = f->window == EVERY_LAYER || (f->window == LATER_LAYERS && i >= from) || (f->window == EVEN_LAYERS && i % 2 == 0) ||
-                        (f->window == ALL_BUT_SIXTH && (i + 1) % pattern != 0);
+        windowed[i] = f->window == EVERY_LAYER || (f->window == LATER_LAYERS && i >= from) || (f->window == EVEN_LAYERS && i % 2 == 0) ||
+                      (f->window == ALL_BUT_SIXTH && (i + 1) % pattern != 0);
         if (type) {
             const char *s = fh_json_string(type);
             if (!s || (strcmp(s, "sliding_attention") != 0 && strcmp(s, "full_attention") != 0))
                 return fh_fail(err, FH_EUNSUPPORTED, "%s: layer_types names '%s', only sliding_attention and full_attention are known",
-                               b->name, s ? s : "?");
-            windowed = !strcmp(s, "sliding_attention");
+                               name, s ? s : "?");
+            windowed[i] = !strcmp(s, "sliding_attention");
             type = fh_json_next(type);
         }
-        b->layers[i].local = windowed && f->local_rope;
-        if (windowed && on) b->layers[i].window = c->sliding_window;
     }
+    if (on) *window = c->sliding_window;
     return FH_OK;
+}
+
+bool fh_body_gated(const fh_config *c)
+{
+    const family *f = find_family(c->model_type);
+    return f && f->names->gate;
+}
+
+/* Which layers see a window only. */
+static fh_status set_windows(fh_body *b, const family *f, fh_err *err)
+{
+    uint32_t layers = b->config->layers, window;
+    bool *windowed = fh_calloc(layers, sizeof *windowed);
+    fh_status rc = windowed ? fh_body_windows(b->config, b->name, windowed, &window, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", b->name);
+    for (uint32_t i = 0; rc == FH_OK && i < layers; i++) {
+        b->layers[i].local = windowed[i] && f->local_rope;
+        b->layers[i].window = windowed[i] ? window : 0;
+    }
+    fh_free(windowed);
+    return rc;
 }
 
 /* ---- weights --------------------------------------------------------------------------------------------------- */

@@ -130,6 +130,10 @@ typedef struct fh_body_source {
 fh_status fh_body_open(fh_body **out, const fh_body_source *source, const char *name, fh_err *err);
 void fh_body_close(fh_body *b);
 uint64_t fh_body_bytes(const fh_body *b);        /* weights that one decoded token reads */
+/* What config.json says of a body, for who counts without opening one: which layers see no more than *window keys (windowed [layers]; *window 0: they
+ * see all), and whether its MLPs have a gate.  FH_EUNSUPPORTED: a family, or a kind of layer, that we have not. */
+fh_status fh_body_windows(const fh_config *c, const char *name, bool *windowed, uint32_t *window, fh_err *err);
+bool fh_body_gated(const fh_config *c);
 uint32_t fh_body_max_position(const fh_body *b); /* the longest sequence: max_position, or more where the rope stretches it */
 fh_status fh_kv_new(fh_kv **out, const fh_body *b, fh_err *err);
 void fh_kv_free(fh_kv *kv);

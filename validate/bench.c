@@ -48,6 +48,7 @@ fh_bench_row *fh_bench_add(fh_bench_list *list, const char *what, const fh_bench
 {
     fh_bench_row *r = &list->row[list->n < FH_BENCH_ROWS ? list->n++ : FH_BENCH_ROWS - 1];
     *r = (fh_bench_row){.what = what, .threads = e->threads, .batch = batch, .warm = warm, .time = *t, .roof = roof, .share = NAN};
+    for (int i = 0; i < FH_STEPS; i++) r->steps[i] = NAN;
     return r;
 }
 
@@ -134,32 +135,33 @@ static const char *dense_name(const char *dtype, bool exact)
     return exact ? "dense" : "all";
 }
 
-static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind, uint32_t batch, bool warm, fh_err *err)
+static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind, uint32_t probes, uint32_t batch, bool warm, fh_err *err)
 {
     static const char *const step_names[FH_STEPS] = {"route", "select", "score", "rerank"};
     fh_bench_env *e = &b->env[env];
     const fh_bench_peak *peak = &b->out->peaks[env];
-    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .probes = b->out->probes, .batch = batch, .kind = kind,
+    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .probes = probes, .batch = batch, .kind = kind,
                 .warm = warm};
     double stream = 1e9 * peak->stream.gigabytes_per_second, blocks = 1e9 * peak->blocks.gigabytes_per_second, bytes[FH_STEPS], all;
-    bool parts = kind == FLASH && list == &b->out->heads;
+    bool watched = kind == FLASH && list != &b->out->batches, parts = list == &b->out->heads;
     fh_timing t;
     fh_status rc = fh_scratch_on(&a.scratch, b->head, e->pool, err);
     if (rc < 0) return rc;
-    if (parts) {
+    if (watched) {
         memcpy(a.steps, b->steps, sizeof a.steps);
         fh_scratch_watch(a.scratch, a.watch);
     }
-    step_bytes(bytes, b->head, b->out->probes);
-    double read = kind == DENSE ? fh_head_dense_bytes(b->head) : fh_head_step_bytes(b->head, kind == ALL ? b->info->clusters : b->out->probes, b->info->n_hot);
+    step_bytes(bytes, b->head, probes);
+    double read = kind == DENSE ? fh_head_dense_bytes(b->head) : fh_head_step_bytes(b->head, kind == ALL ? b->info->clusters : probes, b->info->n_hot);
     if (kind == ALL) read -= bytes[FH_STEP_ROUTE]; /* nothing is routed where everything is scored */
     if ((rc = fh_bench_time(&t, e, b->names[kind], warm, read, ask, &a, err)) < 0) goto out;
     all = kind == FLASH ? bytes[FH_STEP_ROUTE] / stream + (bytes[FH_STEP_SCORE] + bytes[FH_STEP_RERANK]) / blocks : read / stream;
-    fh_bench_add(list, b->names[kind], e, batch, warm, &t, all);
-    for (int s = 0; parts && s < FH_STEPS; s++) {
-        if (s == FH_STEP_RERANK && !b->info->rerank) continue;
+    fh_bench_row *row = fh_bench_add(list, b->names[kind], e, batch, warm, &t, all);
+    row->probes = kind == FLASH ? probes : 0;
+    for (int s = 0; watched && s < FH_STEPS; s++) {
         t = fh_bench_timing(a.steps[s], a.n_steps, bytes[s]);
-        fh_bench_add(&b->out->parts, step_names[s], e, 1, warm, &t, bytes[s] / (s == FH_STEP_ROUTE ? stream : blocks));
+        row->steps[s] = t.median;
+        if (parts && (s != FH_STEP_RERANK || b->info->rerank)) fh_bench_add(&b->out->parts, step_names[s], e, 1, warm, &t, bytes[s] / (s == FH_STEP_ROUTE ? stream : blocks));
     }
 out:
     fh_scratch_free(a.scratch);
@@ -193,7 +195,7 @@ static fh_status time_batches(bench *b, fh_err *err)
         fh_status rc = clusters_read(&share, b, batch, err);
         for (int kind = 0; kind < KINDS && rc == FH_OK; kind++) {
             if (!b->names[kind]) continue;
-            rc = time_head(b, 0, &b->out->batches, (which)kind, batch, false, err);
+            rc = time_head(b, 0, &b->out->batches, (which)kind, b->out->probes, batch, false, err);
             if (rc == FH_OK) b->out->batches.row[b->out->batches.n - 1].share = kind == FLASH ? share : 1;
         }
         if (rc < 0) return rc;
@@ -203,23 +205,36 @@ static fh_status time_batches(bench *b, fh_err *err)
 
 /* ---- whole tokens --------------------------------------------------------------------------------------------- */
 
+fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
+                          const fh_job *job, fh_err *err)
+{
+    fh_generate_params g = {.tokens = tokens, .ignore_eos = true, .query = {.probes = probes}, .head = head};
+    fh_status rc = FH_OK;
+    uint32_t longest = m->config->max_position ? m->config->max_position : UINT32_MAX, *ids = fh_malloc(fh_max(prompt, 1) * sizeof *ids);
+    if (!ids) return fh_fail(err, FH_ENOMEM, "bench: out of memory");
+    if (prompt >= longest) prompt = longest / 2 + 1;
+    if (g.tokens >= longest - prompt) g.tokens = fh_max(longest - prompt, 2) - 1;
+    for (uint32_t i = 0; i < prompt; i++) ids[i] = i % m->config->vocab;
+    *out = (fh_token_timing){INFINITY, INFINITY, NAN};
+    for (unsigned i = 0; rc == FH_OK && i < passes; i++) {
+        fh_generate_stats s;
+        if ((rc = fh_generate(m, ids, prompt, &g, job, &s, err)) < 0) break;
+        out->ttft = fmin(out->ttft, s.ttft_seconds);
+        if (s.tpot_seconds < out->tpot) out->tpot = s.tpot_seconds, out->head_share = s.head_share;
+    }
+    fh_free(ids);
+    return rc;
+}
+
 /* Caches as they are when a model runs alone. */
 static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_job *job, fh_err *err)
 {
-    uint32_t prompt[8] = {0};
-    fh_generate_params g = {.tokens = 129, .ignore_eos = true, .query = {.probes = out->probes}};
-    for (uint32_t i = 0; i < 8; i++) prompt[i] = i % m->config->vocab;
-    if (m->config->max_position && m->config->max_position < 140) g.tokens = m->config->max_position - 9;
     for (int head = 0; head < 2; head++) {
-        fh_generate_stats s;
-        double best = INFINITY;
+        fh_token_timing t;
         if (head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact) break;
-        g.head = (fh_head_kind)head;
-        for (int i = 0; i < 5; i++) {
-            fh_status rc = fh_generate(m, prompt, 8, &g, job, &s, err);
-            if (rc < 0) return rc;
-            if (s.tpot_seconds < best) best = s.tpot_seconds, out->tpot[head] = s.tpot_seconds, out->share[head] = s.head_share;
-        }
+        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, out->probes, 8, 129, 5, job, err);
+        if (rc < 0) return rc;
+        out->tpot[head] = t.tpot, out->share[head] = t.head_share;
     }
     out->body_bytes = (double)fh_body_bytes(m->body);
     return FH_OK;
@@ -257,12 +272,14 @@ static fh_status measure(bench *b, const fh_model *m, fh_err *err)
         if ((rc = fh_bench_peaks(&out->peaks[out->n_peaks++], &b->env[i], out->block_bytes, b->info->clusters, b->info->hidden, err)) < 0) return rc;
     for (size_t i = 0; i < b->n_envs; i++)
         for (int kind = 0; kind < KINDS; kind++)
-            for (int warm = 0; warm < (i ? 1 : 2); warm++)
-                if (b->names[kind] && (rc = time_head(b, i, &out->heads, (which)kind, 1, warm, err)) < 0) return rc;
+            for (int warm = 0; warm < (i || b->p->brief ? 1 : 2); warm++)
+                if (b->names[kind] && (rc = time_head(b, i, &out->heads, (which)kind, out->probes, 1, warm, err)) < 0) return rc;
+    for (size_t i = 0; i < fh_min(b->p->n_curve, FH_BENCH_ROWS); i++)
+        if ((rc = time_head(b, 0, &out->curve, FLASH, (uint32_t)fh_min(b->p->curve[i], b->info->clusters), 1, false, err)) < 0) return rc;
     if (!b->p->no_rivals &&
         (rc = fh_bench_rivals(&out->rivals, b->env, b->n_envs, out->peaks, b->head, out->probes, b->states, b->n_states, err)) < 0) return rc;
     if (!b->p->no_batches && (rc = time_batches(b, err)) < 0) return rc;
-    return m->body ? time_model(out, m, b->env[0].job, err) : FH_OK;
+    return m->body && !b->p->no_tokens ? time_model(out, m, b->env[0].job, err) : FH_OK;
 }
 
 fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_bench_report *out, fh_err *err)
@@ -280,7 +297,7 @@ fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *jo
     uint64_t *memory = fh_aligned(2 * out->memory_bytes);
     double *seconds = fh_malloc((1 + FH_STEPS) * (runs + 1) * sizeof *seconds);
     float *own = p->states ? NULL : fh_malloc(n_states * info->hidden * sizeof *own);
-    bench b = {.head = m->head, .info = info, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .n_envs = threads > 1 ? 2 : 1};
+    bench b = {.head = m->head, .info = info, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .n_envs = threads > 1 && !p->brief ? 2 : 1};
     if (!memory || !seconds || !b.states) { rc = fh_fail(err, FH_ENOMEM, "bench: out of memory"); goto out; }
     if (!n_states) { rc = fh_fail(err, FH_EUSAGE, "bench: no states to ask with"); goto out; }
     if (own) random_states(own, n_states * info->hidden);

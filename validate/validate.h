@@ -52,15 +52,20 @@ typedef struct fh_bench_row {
     bool warm;             /* the same state again and again; else the caches are swept before every call */
     fh_timing time;        /* of a call, whatever its batch */
     double roof;           /* seconds that reading its bytes takes at the machine's own speeds; 0 where it reads none to speak of */
+    uint32_t probes;       /* of "flash", else 0 */
+    double steps[FH_STEPS]; /* of "flash" at batch 1: the median seconds of its steps; else NAN */
     double share;          /* batches: of the clusters, that are read; rivals: of the states, that get FlashHead's token; else NAN */
 } fh_bench_row;
-enum { FH_BENCH_ROWS = 32 };
+enum { FH_BENCH_ROWS = 64 };
 typedef struct fh_bench_list { fh_bench_row row[FH_BENCH_ROWS]; size_t n; } fh_bench_list;
 
 typedef struct fh_bench_params { /* zeros: the artifact's P, 50 runs, Gaussian states, everything is measured */
     uint32_t probes; size_t runs;
+    const uint32_t *curve; size_t n_curve; /* further P at which "flash" is timed; at most FH_BENCH_ROWS */
     const float *states; size_t n_states;
     bool no_batches, no_rivals;
+    bool brief;            /* the job's threads alone, caches cold: not with one thread as well, not warm */
+    bool no_tokens;        /* no whole tokens */
     size_t memory_bytes;   /* to sweep caches with; 0: 256 MiB, or four times the last-level cache where that is more */
 } fh_bench_params;
 typedef struct fh_bench_report {
@@ -69,6 +74,7 @@ typedef struct fh_bench_report {
     fh_bench_peak peaks[2]; size_t n_peaks; /* with the job's threads, and with one where that is another number */
     fh_bench_list heads;   /* a greedy token at batch 1: "dense T" from the exact rows of type T, "all T" from the encoded ones (P = K), "flash" */
     fh_bench_list parts;   /* of "flash": "route", "select", "score", "rerank" */
+    fh_bench_list curve;   /* "flash" at each P of the curve, cold, with the job's threads */
     fh_bench_list batches; /* the same heads at batch 1, 2, 4 ... 64, cold */
     fh_bench_list rivals;  /* "OpenBLAS f32", "FAISS IVF f32" */
     double tpot[2], share[2]; /* seconds a token of the whole model and the head's share of it, by fh_head_kind: the best of 5 runs of 129 tokens */
@@ -77,6 +83,10 @@ typedef struct fh_bench_report {
 } fh_bench_report;
 /* Time the heads of an artifact (opened with FH_MODEL_HEAD; with FH_MODEL_BODY also whole tokens).  Calls take turns through the states. */
 fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_bench_report *out, fh_err *err);
+/* Whole tokens as a model runs alone, the best of `passes` runs: a prompt of `prompt` tokens, then `tokens` greedy ones. */
+typedef struct fh_token_timing { double ttft, tpot, head_share; } fh_token_timing; /* seconds; as fh_generate_stats has them */
+fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
+                          const fh_job *job, fh_err *err);
 /* The row of that name, or NULL. */
 const fh_bench_row *fh_bench_find(const fh_bench_list *list, const char *what, unsigned threads, uint32_t batch, bool warm);
 
@@ -175,5 +185,84 @@ fh_status fh_validate_gate(fh_check *out, const fh_validation *v, const char *ga
 const char *fh_validate_number(const fh_validation *v, size_t i, double *value);
 /* One self-contained HTML page; gates [n_gates] as judged. */
 fh_status fh_validate_page(const fh_validation *v, const fh_check *gates, size_t n_gates, const char *path, fh_err *err);
+/* ---- what a token costs --------------------------------------------------------------------------------------------- */
+
+/* A model as its config and the headers of its tensors describe it; no weight is looked at. */
+typedef struct fh_shape {
+    char model_type[64];
+    uint32_t vocab, hidden, layers, heads, kv_heads, head_dim, ffn, max_position; /* layers 0: a family we do not know, its head alone is counted */
+    bool gated;                /* MLPs of three matrices, else of two */
+    uint32_t windowed, window; /* layers that see no more than `window` keys */
+    fh_dtype dtype, body_dtype; /* of the head and of the body's matrices */
+    bool tied, headers;        /* headers: the dtypes are those of the tensors; else config.json's word, or bf16 */
+} fh_shape;
+/* How its head is cut and encoded. */
+typedef struct fh_setting {
+    uint32_t k, cap, probes, rerank, extras; /* extras: tokens scored on every step, hot and always */
+    fh_dtype centroids, tokens;
+} fh_setting;
+/* path: a checkpoint directory (config.json alone will do), a GGUF, or a .fhead.  *own: an artifact's setting; else k 0, and for extras the ids
+ * that are always candidates. */
+fh_status fh_shape_read(fh_shape *out, fh_setting *own, const char *path, const fh_job *job, fh_err *err);
+/* Fill in what is 0: cap 16 (or from k), k from cap, P = K/16; and rows scored again where that is FH_RERANK_USUAL.  FH_EUSAGE: k or P out of range. */
+#define FH_RERANK_USUAL UINT32_MAX
+fh_status fh_setting_fill(fh_setting *s, const fh_shape *shape, fh_err *err);
+
+/* The stages of one decoded token at `context` keys, the new one counted: bytes that come from memory, multiplications and additions.  The body is the first
+ * five, then the dense head, then FlashHead in three steps. */
+typedef enum fh_cost_stage {
+    FH_COST_EMBED, FH_COST_QKV, FH_COST_ATTENTION, FH_COST_OUTPUT, FH_COST_MLP, FH_COST_DENSE, FH_COST_ROUTE, FH_COST_SCORE, FH_COST_RERANK, FH_COSTS
+} fh_cost_stage;
+typedef struct fh_cost { const char *what; double bytes, flops; } fh_cost;
+void fh_costs(fh_cost out[FH_COSTS], const fh_shape *shape, const fh_setting *s, uint32_t context);
+typedef enum fh_whole { FH_WHOLE_BODY, FH_WHOLE_DENSE, FH_WHOLE_FLASH, FH_WHOLES } fh_whole;
+/* The body; the dense head alone; FlashHead alone. */
+void fh_cost_sums(fh_cost out[FH_WHOLES], const fh_cost costs[FH_COSTS]);
+/* Seconds that the stages from `first` to `last` take where nothing but memory and arithmetic counts: for each the longer of the two (roofline, Williams
+ * 2009).  flops_per_second 0: not known, memory alone. */
+double fh_cost_seconds(const fh_cost *costs, fh_cost_stage first, fh_cost_stage last, double bytes_per_second, double flops_per_second);
+
+/* The key-value cache: bytes that a token adds to it, as this runtime keeps it (float32) and in 16 bits; and those that are in sight at a context, windows
+ * counted (this runtime keeps the others too). */
+typedef struct fh_kv_cost { double token_bytes, token_bytes_16, in_sight_bytes; } fh_kv_cost;
+fh_kv_cost fh_kv_costs(const fh_shape *shape, uint32_t context);
+
+/* ---- estimate -------------------------------------------------------------------------------------------------------- */
+
+/* Machines by their makers' figures. */
+typedef struct fh_machine { const char *name; double gigabytes_per_second, teraflops; const char *source; } fh_machine; /* 16-bit, dense; teraflops 0: not published */
+const fh_machine *fh_machines(size_t *n);
+
+typedef struct fh_estimate_params {
+    const uint32_t *probes; size_t n_probes; /* further P whose time is estimated, rising */
+    uint32_t context;          /* of the costs; 0: 1024 or the model's limit */
+    size_t tokens;             /* of text that a build learns from; 0: 100,000 */
+    bool no_measure;           /* arithmetic alone */
+    size_t runs, memory_bytes; /* of fh_bench_params; 0: 20, and the caches' need */
+    const char *scratch_dir;   /* where the stand-in lies for a moment; NULL: $TMPDIR, or /tmp */
+} fh_estimate_params;
+typedef struct fh_head_time { uint32_t probes; double seconds; } fh_head_time;
+typedef struct fh_estimate {
+    fh_shape shape; fh_setting setting; uint32_t context;
+    fh_cost costs[FH_COSTS], sums[FH_WHOLES];
+    fh_kv_cost kv;
+    double centroid_bytes, token_bytes, exact_bytes; /* of the artifact's head, scales counted */
+    /* what was measured; zeros where it was not */
+    unsigned threads; const char *isa;
+    fh_bench_peak peak;
+    uint32_t stand_in_clusters, stand_in_layers; /* how much of the model the stand-in had */
+    double head_seconds[2];    /* by fh_head_kind: one cold call */
+    fh_head_time *curve; size_t n_curve; /* flash at each P asked for, the setting's own among them, rising */
+    double token_seconds[2], head_share[2];  /* of the whole model, short context */
+    /* the build, rough: within a factor of two on the models it was fitted to */
+    double build_seconds[4], build_bytes; /* hidden, cluster, route, calibrate; NAN where not measured */
+} fh_estimate;
+extern const char *const fh_build_stages[4];
+/* What a model costs and how fast FlashHead will make it here, from its shape: a stand-in, the model's own shape filled with noise and cut down to what a
+ * moment allows, is timed as `bench` times an artifact, and what was cut is added in proportion. */
+fh_status fh_estimate_model(fh_estimate *out, const fh_shape *shape, const fh_setting *s, const fh_estimate_params *p, const fh_job *job, fh_err *err);
+void fh_estimate_free(fh_estimate *e);
+/* The time at any P: on the line between its neighbours, or on with the nearest two.  n >= 1. */
+double fh_head_time_at(const fh_head_time *curve, size_t n, uint32_t probes);
 
 #endif
