@@ -65,6 +65,22 @@ typedef struct fh_build_params {
 /* All of them; a stage whose inputs and parameters have not changed is not run again. */
 fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err);
 
+typedef struct fh_stage_sweep_params {
+    const char *model;
+    const uint32_t *k, *probes; size_t n_k, n_probes;           /* those P that pass a K are left out there */
+    const fh_dtype *centroids, *tokens; size_t n_encodings;     /* pairs */
+    fh_text_params text;
+    const char *routing;      /* of fh_stage_route */
+    uint64_t seed;            /* of clustering */
+    size_t positions, runs;   /* that quality is measured on at most (0: 20,000); timed calls (0: 50) */
+    uint32_t prompt, tokens_spoken; /* of whole tokens; 0: 64 and 64 */
+    bool again;               /* time everything again */
+    const char *output;       /* names of results begin with it: .json, .csv, .html; NULL: "sweep" in the work directory */
+} fh_stage_sweep_params;
+/* sweep: every combination of K, P and encodings.  The work directory holds the states, and a work directory of its own for each K ("k1024") and for each K and
+ * encodings ("k1024-int8"), which later commands can go on with; quality of all P is measured in one pass, what is current is not done again. */
+fh_status fh_stage_sweep(fh_stage_env *e, const fh_stage_sweep_params *p, fh_json **report, fh_err *err);
+
 /* status: {"dir", "stages": [{"stage", "file", "state": missing | stale | current, "why"}]}. */
 fh_status fh_stage_status(fh_stage_env *e, fh_json **report, fh_err *err);
 

@@ -176,7 +176,7 @@ static fh_status make_head(void *ctx, const float *centroids, fh_head **out, fh_
     return fh_head_from_parts(out, &p, "calibrate", err);
 }
 
-static void add_point(fh_json *list, const fh_point *p)
+void fh_add_point(fh_json *list, const fh_point *p)
 {
     fh_json *j = fh_json_add_object(list, NULL);
     fh_json_add_u64(j, "probes", p->probes);
@@ -213,7 +213,7 @@ static fh_json *body_of(const fh_calibration *c, const fh_calibrate_params *p, u
     fh_json_add_string(j, "text", text);
     if (digest) fh_json_add_string(j, "text_sha256", digest);
     list = fh_json_add_array(j, "curve");
-    for (size_t i = 0; i < c->n_curve; i++) add_point(list, &c->curve[i]);
+    for (size_t i = 0; i < c->n_curve; i++) fh_add_point(list, &c->curve[i]);
     return j;
 }
 

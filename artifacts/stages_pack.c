@@ -170,13 +170,50 @@ static bool says(const fh_json *params, const char *key, const char *value)
     return s && !strcmp(s, value);
 }
 
-/* The record of a result whose inputs have not changed; NULL where it is missing or stale. */
-static fh_status current_record(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
+fh_status fh_current_record(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
 {
     fh_stage_state state;
     *out = NULL;
     fh_status rc = fh_work_state(e->work, file, params, &state, NULL, err);
     return rc < 0 || state != FH_STAGE_CURRENT ? rc : fh_work_record(e->work, file, out, err);
+}
+
+fh_status fh_cluster_ensure(fh_stage_env *e, const fh_stage_cluster_params *p, size_t v, size_t d, bool *current, fh_json **report, fh_err *err)
+{
+    fh_json *record = NULL, *params = NULL;
+    bool output;
+    fh_status rc = fh_clusters_by_output(&output, e, d, err);
+    if (rc < 0) return rc;
+    if (!(params = fh_cluster_record_params(p, fh_clusters_wanted(p, v), output))) return fh_fail(err, FH_ENOMEM, "out of memory");
+    rc = fh_current_record(&record, e, FH_FILE_CLUSTERS, params, err);
+    *current = record != NULL;
+    fh_json_free(record);
+    fh_json_free(params);
+    return rc < 0 || *current ? rc : fh_stage_cluster(e, p, report, err);
+}
+
+fh_status fh_route_ensure(fh_stage_env *e, const char *routing, bool unit, bool *current, fh_json **report, fh_err *err)
+{
+    fh_json *record = NULL;
+    fh_status rc = fh_current_record(&record, e, FH_FILE_ROUTING, NULL, err);
+    if (rc < 0) return rc;
+    const fh_json *params = fh_json_get(record, "params");
+    bool asked = false;
+    fh_json_bool(fh_json_get(params, "asked"), &asked);
+    *current = record && (routing ? says(params, "routing", routing) && asked : !asked);
+    fh_json_free(record);
+    return *current ? FH_OK : fh_stage_route(e, routing, unit, report, err);
+}
+
+fh_status fh_quantize_ensure(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, bool *current, fh_json **report, fh_err *err)
+{
+    fh_json *record = NULL;
+    fh_status rc = fh_current_record(&record, e, FH_FILE_QUANTIZED, NULL, err);
+    if (rc < 0) return rc;
+    const fh_json *params = fh_json_get(record, "params");
+    *current = record && says(params, "centroids", fh_dtype_name(centroids)) && says(params, "tokens", fh_dtype_name(tokens));
+    fh_json_free(record);
+    return *current ? FH_OK : fh_stage_quantize(e, centroids, tokens, report, err);
 }
 
 fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err)
@@ -199,35 +236,16 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     note_stage(stages, &r, "hidden", fresh);
 
     if ((rc = fh_facts_load(&f, e, err)) < 0) goto out;
-    bool output;
-    if ((rc = fh_clusters_by_output(&output, e, f.head.cols, err)) < 0) goto out;
-    params = fh_cluster_record_params(&p->cluster, fh_clusters_wanted(&p->cluster, f.head.rows), output);
-    if ((rc = current_record(&record, e, FH_FILE_CLUSTERS, params, err)) < 0) goto out;
-    current = record != NULL;
-    fh_json_free(record), record = NULL;
-    if (!current && (rc = fh_stage_cluster(e, &p->cluster, &r, err)) < 0) goto out;
+    if ((rc = fh_cluster_ensure(e, &p->cluster, f.head.rows, f.head.cols, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "cluster", !current);
-
-    if ((rc = current_record(&record, e, FH_FILE_ROUTING, NULL, err)) < 0) goto out;
-    const fh_json *rp = fh_json_get(record, "params");
-    bool asked = false;
-    fh_json_bool(fh_json_get(rp, "asked"), &asked);
-    current = record && (p->routing ? says(rp, "routing", p->routing) && asked : !asked);
-    fh_json_free(record), record = NULL;
-    if (!current && (rc = fh_stage_route(e, p->routing, p->unit, &r, err)) < 0) goto out;
+    if ((rc = fh_route_ensure(e, p->routing, p->unit, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "route", !current);
-
-    if ((rc = current_record(&record, e, FH_FILE_QUANTIZED, NULL, err)) < 0) goto out;
-    rp = fh_json_get(record, "params");
-    current = record && says(rp, "centroids", fh_dtype_name(p->centroids)) && says(rp, "tokens", fh_dtype_name(p->tokens));
-    fh_json_free(record), record = NULL;
-    if (!current && (rc = fh_stage_quantize(e, p->centroids, p->tokens, &r, err)) < 0) goto out;
+    if ((rc = fh_quantize_ensure(e, p->centroids, p->tokens, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "quantize", !current);
 
     fh_stage_calibrate_params how = {.how = p->how}; /* on the states that were just made: a text from a pipe is read once */
-    fh_json_free(params);
     if (!(params = fh_calibrate_record_params(&p->how))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = current_record(&record, e, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
+    if ((rc = fh_current_record(&record, e, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
     current = record && fh_json_get(fh_json_get(record, "inputs"), FH_FILE_STATES);
     fh_json_free(record), record = NULL;
     if (!current && (rc = fh_stage_calibrate(e, &how, &r, err)) < 0) {

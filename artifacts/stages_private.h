@@ -74,7 +74,14 @@ fh_status fh_states_to_fit(size_t *n, fh_stage_env *e, fh_err *err);
 fh_status fh_clusters_by_output(bool *output, fh_stage_env *e, size_t d, fh_err *err);
 /* The parameters that a clustering's record holds; `output`: AUTO stands for output-aware. */
 fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output);
+void fh_add_point(fh_json *list, const fh_point *p); /* as an object of `curve` */
 fh_json *fh_calibrate_record_params(const fh_calibrate_params *p);
+/* The record of a result whose inputs (and params, where given) have not changed; *out is NULL where it is missing or stale. */
+fh_status fh_current_record(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err);
+/* Run a stage unless its result is current; *report is NULL then.  V, D: of the head. */
+fh_status fh_cluster_ensure(fh_stage_env *e, const fh_stage_cluster_params *p, size_t v, size_t d, bool *current, fh_json **report, fh_err *err);
+fh_status fh_route_ensure(fh_stage_env *e, const char *routing, bool unit, bool *current, fh_json **report, fh_err *err);
+fh_status fh_quantize_ensure(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, bool *current, fh_json **report, fh_err *err);
 /* K as the flags give it for V rows. */
 uint32_t fh_clusters_wanted(const fh_stage_cluster_params *p, size_t v);
 

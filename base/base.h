@@ -182,6 +182,7 @@ void fh_job_say(const fh_job *job, fh_level level, const char *fmt, ...) FH_PRIN
 
 double fh_now(void);            /* seconds on a clock that only goes forward */
 uint64_t fh_peak_bytes(void);   /* the most memory this process has held resident */
+bool fh_peak_reset(void);       /* from now on; false where the system cannot forget (Linux can) */
 
 /* ---- dense products (OpenBLAS; not part of libflashhead) ----------------------------------------------------- */
 

@@ -1,8 +1,10 @@
 #include "base/base.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 bool fh_job_stopped(const fh_job *job) { return job && job->stop && *job->stop; }
 
@@ -36,4 +38,13 @@ uint64_t fh_peak_bytes(void)
 {
     struct rusage usage;
     return getrusage(RUSAGE_SELF, &usage) ? 0 : (uint64_t)usage.ru_maxrss * 1024; /* Linux counts in KiB */
+}
+
+bool fh_peak_reset(void)
+{
+    int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    bool done = write(fd, "5", 1) == 1; /* proc(5): the peak becomes what is resident now */
+    close(fd);
+    return done;
 }

@@ -265,4 +265,38 @@ void fh_estimate_free(fh_estimate *e);
 /* The time at any P: on the line between its neighbours, or on with the nearest two.  n >= 1. */
 double fh_head_time_at(const fh_head_time *curve, size_t n, uint32_t probes);
 
+/* ---- sweep ------------------------------------------------------------------------------------------------------------ */
+
+/* One setting of many, all of one model. */
+typedef struct fh_sweep_point {
+    fh_setting setting;
+    fh_point quality;          /* probes as in the setting */
+    fh_timing head;            /* one cold FlashHead call */
+    double dense_head;         /* seconds of the dense head's, timed beside it */
+    fh_token_timing flash, dense; /* whole tokens; tpot 0: the model's body is not one we run */
+    double step_bytes, token_bytes, token_flops; /* of head; of head and body */
+    double peak_bytes;         /* resident at most while it spoke; 0: not known */
+    bool frontier;             /* no other point is as good and faster */
+    const char *name;          /* "high accuracy", "balanced", "fast", or NULL */
+} fh_sweep_point;
+typedef struct fh_sweep {
+    fh_shape shape;
+    const char *name, *text;   /* of the model; of what quality was measured on */
+    size_t positions;
+    unsigned threads; const char *isa;
+    uint32_t prompt, tokens;   /* of the whole tokens: a prompt of so many, then so many */
+    fh_sweep_point *points; size_t n;
+} fh_sweep;
+/* Mark the frontier of agreement against the head's time, and on it three points, each faster than the one before: the fastest of those that reach
+ * FH_SWEEP_ACCURATE, FH_SWEEP_BALANCED and FH_SWEEP_FAST; where none does, the most accurate. */
+#define FH_SWEEP_ACCURATE 0.999
+#define FH_SWEEP_BALANCED 0.99
+#define FH_SWEEP_FAST 0.97
+void fh_sweep_judge(fh_sweep_point *points, size_t n);
+/* A line a point, names of columns first (RFC 4180); freed by the caller, NULL when out of memory. */
+char *fh_sweep_csv(const fh_sweep *s);
+fh_json *fh_sweep_json(const fh_sweep *s);
+/* The page, in a file. */
+fh_status fh_sweep_page(const fh_sweep *s, const char *path, fh_err *err);
+
 #endif

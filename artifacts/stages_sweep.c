@@ -1,0 +1,412 @@
+/* sweep: many settings of one model, with what they have in common done once.
+ *
+ *   DIR                 head, model, states
+ *   DIR/k1024           the same by links; clusters, routing
+ *   DIR/k1024-int8      the same by links; quantized, quality of every P, times of every P
+ *
+ * Each is a work directory like any other: `fhtool calibrate -C DIR/k1024-int8` or `pack` go on from there.
+ */
+#include "artifacts/stages_private.h"
+#include "validate/validate.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FILE_QUALITY "quality.json"
+#define FILE_TIMES "times.json"
+#define FILE_ARTIFACT "timed.fhead"
+
+enum { POSITIONS = 20000, RUNS = 50, SPOKEN = 64, PASSES = 3, NAME = 64 };
+
+/* ---- work directories below the work directory ----------------------------------------------------------------------- */
+
+/* `file` of the directory `from` beside or above (".." or "../k1024"), whatever was there before. */
+static fh_status link_file(fh_stage_env *sub, const char *from, const char *file, fh_err *err)
+{
+    char *path = fh_work_path(sub->work, file), *target = fh_path_join(from, file), there[256];
+    fh_status rc = path && target ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    ssize_t n = readlink(path, there, sizeof there - 1);
+    if (n > 0 && (there[n] = 0, !strcmp(there, target))) goto out;
+    unlink(path);
+    if (symlink(target, path)) rc = fh_fail(err, FH_EIO, "%s: cannot be linked to %s: sweep needs a file system with symbolic links", path, target);
+    fh_work_changed(sub->work, file);
+out:
+    fh_free(path);
+    fh_free(target);
+    return rc;
+}
+
+static fh_status open_sub(fh_stage_env *sub, const fh_stage_env *e, const char *name, const char *beside, fh_err *err)
+{
+    static const char *const above[] = {FH_FILE_HEAD, FH_FILE_MODEL, FH_FILE_SOURCE, FH_FILE_STATES}, *const aside[] = {FH_FILE_CLUSTERS, FH_FILE_ROUTING};
+    char *dir = fh_work_path(e->work, name), *from = beside ? fh_path_join("..", beside) : NULL;
+    *sub = (fh_stage_env){.job = e->job};
+    fh_status rc = dir && (!beside || from) ? fh_work_open(&sub->work, dir, true, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    for (size_t i = 0; rc == FH_OK && i < sizeof above / sizeof *above; i++) rc = link_file(sub, "..", above[i], err);
+    for (size_t i = 0; rc == FH_OK && beside && i < sizeof aside / sizeof *aside; i++) rc = link_file(sub, from, aside[i], err);
+    fh_free(dir);
+    fh_free(from);
+    return rc;
+}
+
+static void close_sub(fh_stage_env *sub)
+{
+    fh_work_close(sub->work);
+    sub->work = NULL;
+}
+
+/* ---- quality --------------------------------------------------------------------------------------------------------- */
+
+static double number(const fh_json *object, const char *key)
+{
+    double v;
+    return fh_json_double(fh_json_get(object, key), &v) ? v : NAN;
+}
+
+static const fh_json *at_probes(const fh_json *list, uint32_t probes)
+{
+    uint64_t p;
+    for (const fh_json *j = list ? fh_json_first(list) : NULL; j; j = fh_json_next(j))
+        if (fh_json_u64(fh_json_get(j, "probes"), &p) && p == probes) return j;
+    return NULL;
+}
+
+/* The positions that no earlier stage saw, at most `most` of them, evenly. */
+static size_t *unseen(const fh_states *s, size_t most, size_t *n)
+{
+    size_t all = 0, *positions = fh_malloc(fh_max(fh_min(s->n, most), 1) * sizeof *positions);
+    for (size_t i = 0; i < s->n; i++) all += s->part[i] != FH_PART_A;
+    *n = fh_min(all, most);
+    for (size_t i = 0, seen = 0, taken = 0; positions && i < s->n && taken < *n; i++)
+        if (s->part[i] != FH_PART_A && seen++ * *n / all == taken) positions[taken++] = i;
+    return positions;
+}
+
+static fh_status curve_of(fh_json **out, fh_stage_env *e, const fh_facts *f, uint32_t rerank, const uint32_t *probes, size_t n_probes, size_t most, fh_err *err)
+{
+    fh_encoded q = {0};
+    fh_states s = {0};
+    fh_head *head = NULL;
+    size_t n, *positions = NULL;
+    fh_point *points = fh_calloc(n_probes, sizeof *points);
+    char *path = fh_work_path(e->work, FH_FILE_STATES);
+    fh_dense dense = fh_facts_dense(f);
+    fh_status rc = points && path ? fh_encoded_load(&q, e, f, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0 || (rc = fh_states_load(&s, path, err)) < 0) goto out;
+    if (s.d != f->head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, s.d, f->head.cols); goto out; }
+    if (!(positions = unseen(&s, most, &n))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!n) { rc = fh_fail(err, FH_ECHECK, "%s: no position is left to measure quality on: give more text (--tokens)", path); goto out; }
+    if (rerank) q.parts.exact = f->head, q.parts.exact_by_token = true, q.parts.rerank = rerank;
+    if ((rc = fh_head_from_parts(&head, &q.parts, fh_work_dir(e->work), err)) < 0) goto out;
+    for (size_t i = 0; i < n_probes; i++) points[i].probes = probes[i];
+    if ((rc = fh_curve(head, &dense, s.hidden, positions, n, false, points, n_probes, e->job, err)) < 0) goto out;
+    fh_json *body = fh_json_object(), *list;
+    fh_json_add_u64(body, "positions", n);
+    list = fh_json_add_array(body, "curve");
+    for (size_t i = 0; i < n_probes; i++) fh_add_point(list, &points[i]);
+    *out = body;
+out:
+    fh_head_close(head);
+    fh_states_free(&s);
+    fh_encoded_free(&q);
+    fh_free(points);
+    fh_free(positions);
+    fh_free(path);
+    return rc;
+}
+
+/* The quality of every P, from the file where it is of this head and these P. */
+static fh_status quality(fh_json **out, fh_stage_env *e, const fh_facts *f, uint32_t rerank, const uint32_t *probes, size_t n_probes, size_t most, fh_err *err)
+{
+    fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *record = NULL, *body = NULL;
+    char *path = fh_work_path(e->work, FILE_QUALITY);
+    fh_stage_state state;
+    fh_status rc = path ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    for (size_t i = 0; i < n_probes; i++) fh_json_add_u64(list, NULL, probes[i]);
+    fh_json_add_u64(params, "rerank", rerank);
+    fh_json_add_u64(params, "positions", most);
+    if (rc < 0 || (rc = fh_work_state(e->work, FILE_QUALITY, params, &state, NULL, err)) < 0) goto out;
+    if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 64 << 20, err); goto out; }
+    double began = fh_now();
+    if ((rc = curve_of(&body, e, f, rerank, probes, n_probes, most, err)) < 0) goto out;
+    record = fh_record_new("sweep quality", params), params = NULL;
+    if (!record) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    static const char *const inputs[] = {FH_FILE_HEAD, FH_FILE_MODEL, FH_FILE_STATES, FH_FILE_QUANTIZED};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) if ((rc = fh_record_input(record, e->work, inputs[i], err)) < 0) goto out;
+    if ((rc = fh_result_json(e, FILE_QUALITY, body, record, err)) < 0) goto out;
+    fh_stage_log(e, "sweep quality", began);
+    *out = body, body = NULL;
+out:
+    fh_json_free(params);
+    fh_json_free(record);
+    fh_json_free(body);
+    fh_free(path);
+    return rc;
+}
+
+/* ---- times ----------------------------------------------------------------------------------------------------------- */
+
+static void add_tokens(fh_json *j, const fh_token_timing *t)
+{
+    fh_json_add_double(j, "ttft_seconds", t->ttft);
+    fh_json_add_double(j, "tpot_seconds", t->tpot);
+    fh_json_add_double(j, "head_share", t->head_share);
+}
+
+static fh_token_timing tokens_of(const fh_json *j)
+{
+    fh_token_timing t = {number(j, "ttft_seconds"), number(j, "tpot_seconds"), number(j, "head_share")};
+    return isfinite(t.tpot) ? t : (fh_token_timing){0};
+}
+
+static fh_status time_tokens(fh_json *list, const char *artifact, fh_head_kind kind, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, const fh_job *job,
+                             fh_err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        fh_model m = {0};
+        fh_token_timing t = {NAN, NAN, NAN};
+        double peak = NAN;
+        fh_fhead *file = NULL;
+        fh_status rc = fh_fhead_open(&file, artifact, err);
+        bool bundled = rc == FH_OK && fh_fhead_find(file, "body.tensors");
+        fh_fhead_close(file);
+        if (rc < 0) return rc;
+        bool counts = fh_peak_reset(); /* a process of its own would have opened the model, too */
+        if ((rc = fh_model_open(&m, artifact, NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err)) < 0) return rc;
+        if (bundled) rc = fh_bench_tokens(&t, &m, kind, probes ? probes[i] : 0, p->prompt ? p->prompt : SPOKEN, p->tokens_spoken ? p->tokens_spoken : SPOKEN, PASSES, job, err);
+        if (bundled && counts) peak = (double)fh_peak_bytes();
+        fh_model_close(&m);
+        if (rc < 0) return rc;
+        fh_json *j = list;
+        if (probes) j = fh_json_add_object(list, NULL), fh_json_add_u64(j, "probes", probes[i]);
+        add_tokens(j, &t);
+        fh_json_add_double(j, "peak_bytes", peak);
+        fh_job_progress(job, "whole tokens", (double)(i + 1), (double)n, "settings");
+    }
+    return FH_OK;
+}
+
+static fh_status time_heads(fh_json *body, fh_json *list, const char *artifact, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, const fh_job *job, fh_err *err)
+{
+    fh_model m = {0};
+    fh_bench_report b;
+    fh_bench_params how = {.probes = probes[n - 1], .runs = p->runs ? p->runs : RUNS, .curve = probes, .n_curve = n, .no_batches = true, .no_rivals = true, .brief = true,
+                           .no_tokens = true};
+    fh_status rc = fh_model_open(&m, artifact, NULL, FH_MODEL_HEAD, job, err);
+    if (rc == FH_OK) rc = fh_bench(&m, &how, job, &b, err);
+    fh_model_close(&m);
+    if (rc < 0) return rc;
+    for (size_t i = 0; i < b.heads.n; i++)
+        if (!strncmp(b.heads.row[i].what, "dense", 5)) fh_json_add_double((fh_json *)fh_json_get(body, "dense"), "head_seconds", b.heads.row[i].time.median);
+    for (size_t i = 0; i < n; i++) {
+        fh_json *j = (fh_json *)at_probes(list, probes[i]);
+        const fh_timing *t = &b.curve.row[i].time;
+        fh_json_add_double(j, "head_seconds", t->median);
+        fh_json_add_double(j, "head_p10_seconds", t->low);
+        fh_json_add_double(j, "head_p90_seconds", t->high);
+        fh_json_add_u64(j, "samples", t->samples);
+    }
+    return FH_OK;
+}
+
+static fh_status measure_times(fh_json **out, fh_stage_env *e, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, fh_err *err)
+{
+    fh_json *body = fh_json_object(), *dense = fh_json_add_object(body, "dense"), *list = fh_json_add_array(body, "points"), *packed = NULL;
+    char *artifact = fh_work_path(e->work, FILE_ARTIFACT);
+    fh_stage_pack_params pack = {.output = artifact, .exact = true, .probes = probes[0], .rerank = -1};
+    fh_status rc = artifact ? fh_stage_pack(e, &pack, &packed, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_json_free(packed);
+    if (rc == FH_OK) rc = time_tokens(list, artifact, FH_HEAD_FLASH, probes, n, p, e->job, err);
+    if (rc == FH_OK) rc = time_tokens(dense, artifact, FH_HEAD_DENSE, NULL, 1, p, e->job, err);
+    if (rc == FH_OK) rc = time_heads(body, list, artifact, probes, n, p, e->job, err);
+    if (artifact) unlink(artifact); /* as large as the model; pack makes it again */
+    fh_free(artifact);
+    if (rc == FH_OK) *out = body;
+    else fh_json_free(body);
+    return rc;
+}
+
+/* Times are of a machine: its kernels and threads stand among the parameters. */
+static fh_status times(fh_json **out, fh_stage_env *e, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, fh_err *err)
+{
+    fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *record = NULL, *body = NULL;
+    char *path = fh_work_path(e->work, FILE_TIMES);
+    fh_stage_state state = FH_STAGE_STALE;
+    fh_status rc = path ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    for (size_t i = 0; i < n; i++) fh_json_add_u64(list, NULL, probes[i]);
+    fh_json_add_string(params, "isa", fh_isa_name());
+    fh_json_add_u64(params, "threads", fh_pool_threads(fh_job_pool(e->job)));
+    fh_json_add_string(params, "blas", fh_gemm_library());
+    fh_json_add_u64(params, "runs", p->runs ? p->runs : RUNS);
+    fh_json_add_u64(params, "prompt", p->prompt ? p->prompt : SPOKEN);
+    fh_json_add_u64(params, "tokens", p->tokens_spoken ? p->tokens_spoken : SPOKEN);
+    if (rc < 0 || (!p->again && (rc = fh_work_state(e->work, FILE_TIMES, params, &state, NULL, err)) < 0)) goto out;
+    if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 64 << 20, err); goto out; }
+    double began = fh_now();
+    if ((rc = measure_times(&body, e, probes, n, p, err)) < 0) goto out;
+    record = fh_record_new("sweep times", params), params = NULL;
+    if (!record) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_QUANTIZED, err)) < 0) goto out;
+    if ((rc = fh_result_json(e, FILE_TIMES, body, record, err)) < 0) goto out;
+    fh_stage_log(e, "sweep times", began);
+    *out = body, body = NULL;
+out:
+    fh_json_free(params);
+    fh_json_free(record);
+    fh_json_free(body);
+    fh_free(path);
+    return rc;
+}
+
+/* ---- points ---------------------------------------------------------------------------------------------------------- */
+
+static void fill_point(fh_sweep_point *at, const fh_shape *shape, const fh_setting *s, const fh_json *good, const fh_json *quick, const fh_json *dense)
+{
+    fh_cost costs[FH_COSTS], sums[FH_WHOLES];
+    fh_costs(costs, shape, s, 1);
+    fh_cost_sums(sums, costs);
+    *at = (fh_sweep_point){.setting = *s, .dense_head = number(dense, "head_seconds"), .flash = tokens_of(quick), .dense = tokens_of(dense)};
+    at->quality = (fh_point){s->probes, number(good, "top1"), number(good, "top3"), number(good, "top5"), number(good, "top10"), number(good, "agreement"),
+                             number(good, "mass"), number(good, "kl")};
+    at->head = (fh_timing){.median = number(quick, "head_seconds"), .low = number(quick, "head_p10_seconds"), .high = number(quick, "head_p90_seconds")};
+    at->step_bytes = sums[FH_WHOLE_FLASH].bytes;
+    at->token_bytes = sums[FH_WHOLE_FLASH].bytes + sums[FH_WHOLE_BODY].bytes;
+    at->token_flops = sums[FH_WHOLE_FLASH].flops + sums[FH_WHOLE_BODY].flops;
+    at->peak_bytes = isfinite(number(quick, "peak_bytes")) ? number(quick, "peak_bytes") : 0;
+}
+
+/* All P of one K and one pair of encodings. */
+static fh_status sweep_head(fh_sweep *sweep, fh_stage_env *e, const char *beside, const fh_facts *f, fh_setting s, const fh_stage_sweep_params *p, fh_err *err)
+{
+    char name[2 * NAME];
+    fh_stage_env sub = {0};
+    fh_json *good = NULL, *quick = NULL, *report = NULL;
+    bool current;
+    size_t n = 0;
+    uint64_t positions;
+    while (n < p->n_probes && p->probes[n] <= s.k) n++;
+    const char *c = fh_dtype_name(s.centroids), *t = fh_dtype_name(s.tokens);
+    snprintf(name, sizeof name, strcmp(c, t) ? "%s-%s-%s" : "%s-%s", beside, c, t);
+    fh_job_say(e->job, FH_INFO, "%s: %zu settings", name, n);
+    if (!n) return FH_OK;
+    fh_status rc = open_sub(&sub, e, name, beside, err);
+    if (rc < 0 || (rc = fh_quantize_ensure(&sub, s.centroids, s.tokens, &current, &report, err)) < 0) goto out;
+    if ((rc = quality(&good, &sub, f, s.rerank, p->probes, n, p->positions ? p->positions : POSITIONS, err)) < 0) goto out;
+    if ((rc = times(&quick, &sub, p->probes, n, p, err)) < 0) goto out;
+    if (fh_json_u64(fh_json_get(good, "positions"), &positions)) sweep->positions = (size_t)positions;
+    for (size_t i = 0; i < n; i++) {
+        s.probes = p->probes[i];
+        fill_point(&sweep->points[sweep->n++], &sweep->shape, &s, at_probes(fh_json_get(good, "curve"), s.probes), at_probes(fh_json_get(quick, "points"), s.probes),
+                   fh_json_get(quick, "dense"));
+    }
+out:
+    fh_json_free(good);
+    fh_json_free(quick);
+    fh_json_free(report);
+    close_sub(&sub);
+    return rc;
+}
+
+static fh_status sweep_k(fh_sweep *sweep, fh_stage_env *e, const fh_facts *f, uint32_t k, const fh_stage_sweep_params *p, fh_err *err)
+{
+    char name[NAME];
+    fh_stage_env sub = {0};
+    fh_json *report = NULL;
+    bool current;
+    fh_stage_cluster_params cluster = {.k = k, .seed = p->seed};
+    snprintf(name, sizeof name, "k%u", k);
+    fh_status rc = open_sub(&sub, e, name, NULL, err);
+    if (rc == FH_OK) rc = fh_cluster_ensure(&sub, &cluster, f->head.rows, f->head.cols, &current, &report, err);
+    fh_json_free(report), report = NULL;
+    if (rc == FH_OK) rc = fh_route_ensure(&sub, p->routing, false, &current, &report, err);
+    fh_json_free(report);
+    close_sub(&sub);
+    for (size_t i = 0; rc == FH_OK && i < p->n_encodings; i++) {
+        fh_setting s = {.k = k, .probes = 1, .rerank = FH_RERANK_USUAL, .extras = (uint32_t)f->n_always, .centroids = p->centroids[i], .tokens = p->tokens[i]};
+        rc = fh_setting_fill(&s, &sweep->shape, err);
+        if (rc == FH_OK) rc = sweep_head(sweep, e, name, f, s, p, err);
+    }
+    return rc;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------------------------------- */
+
+static fh_status write_text(const char *prefix, const char *end, char *text, fh_err *err)
+{
+    char *path = fh_sprintf("%s%s", prefix, end);
+    fh_status rc = path && text ? fh_file_write(path, text, strlen(text), FH_OWNER_READS, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_free(path);
+    fh_free(text);
+    return rc;
+}
+
+static fh_status write_results(const fh_sweep *s, const fh_json *report, const char *prefix, fh_err *err)
+{
+    char *page = fh_sprintf("%s.html", prefix), *text = fh_json_print(report, true), *whole = text ? fh_sprintf("%s\n", text) : NULL;
+    fh_free(text);
+    fh_status rc = write_text(prefix, ".json", whole, err);
+    if (rc == FH_OK) rc = write_text(prefix, ".csv", fh_sweep_csv(s), err);
+    if (rc == FH_OK) rc = page ? fh_sweep_page(s, page, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_free(page);
+    return rc;
+}
+
+/* The model's name without its directories. */
+static char *base_name(const char *path)
+{
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    size_t at = n;
+    while (at && path[at - 1] != '/') at--;
+    return fh_strndup(path + at, n - at);
+}
+
+static fh_status text_name(char **out, fh_stage_env *e, fh_err *err)
+{
+    fh_json *record = NULL;
+    fh_status rc = fh_work_record(e->work, FH_FILE_STATES, &record, err);
+    if (rc < 0) return rc;
+    const char *said = fh_json_string(fh_json_get(fh_json_get(fh_json_get(record, "params"), "asked"), "text"));
+    *out = fh_strdup(said ? said : "?");
+    fh_json_free(record);
+    return *out ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+}
+
+fh_status fh_stage_sweep(fh_stage_env *e, const fh_stage_sweep_params *p, fh_json **report, fh_err *err)
+{
+    double began = fh_now();
+    fh_facts f = {0};
+    fh_setting none;
+    fh_sweep s = {.threads = fh_pool_threads(fh_job_pool(e->job)), .isa = fh_isa_name(), .prompt = p->prompt ? p->prompt : SPOKEN,
+                  .tokens = p->tokens_spoken ? p->tokens_spoken : SPOKEN};
+    fh_json *r = NULL;
+    bool current, fresh;
+    char *name = base_name(p->model), *text = NULL, *prefix = p->output ? fh_strdup(p->output) : fh_work_path(e->work, "sweep");
+    s.points = fh_calloc(fh_max(p->n_k * p->n_probes * p->n_encodings, 1), sizeof *s.points);
+    fh_status rc = name && prefix && s.points ? fh_convert_current(e, p->model, &current, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0 || (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
+    fh_json_free(r), r = NULL;
+    if ((rc = fh_states_stage(e, FH_FILE_STATES, &p->text, &fresh, err)) < 0 || (rc = text_name(&text, e, err)) < 0) goto out;
+    if ((rc = fh_shape_read(&s.shape, &none, p->model, e->job, err)) < 0 || (rc = fh_facts_load(&f, e, err)) < 0) goto out;
+    s.name = name, s.text = text;
+    for (size_t i = 0; i < p->n_k; i++) if ((rc = sweep_k(&s, e, &f, p->k[i], p, err)) < 0) goto out;
+    fh_sweep_judge(s.points, s.n);
+    r = fh_sweep_json(&s);
+    if ((rc = write_results(&s, r, prefix, err)) < 0) goto out;
+    fh_json_add_string(r, "written", prefix);
+    fh_json_add_double(r, "seconds", fh_now() - began);
+    fh_stage_log(e, "sweep", began);
+    *report = r, r = NULL;
+out:
+    fh_json_free(r);
+    fh_facts_free(&f);
+    fh_free(s.points);
+    fh_free(name);
+    fh_free(text);
+    fh_free(prefix);
+    return rc;
+}
