@@ -129,6 +129,15 @@ void fh_out_abandon(fh_out *o);                  /* removes the temporary and fr
 /* Write a whole file through fh_out. */
 fh_status fh_file_write(const char *path, const void *data, size_t n, unsigned flags, fh_err *err);
 
+/* A directory that appears whole or not at all: made as ".NAME.PID.tmp" beside its final name, synced and renamed.  What a killed run left of that
+ * name is cleared away by the next; nobody else's is touched.  Its files are the caller's to write (fh_out, fh_file_copy), below fh_outdir_path. */
+typedef struct fh_outdir fh_outdir;
+enum { FH_REPLACE_DIR = 4 }; /* one that holds something may be replaced: the caller knows it.  Else only an empty one, and with FH_NO_CLOBBER none */
+fh_status fh_outdir_open(fh_outdir **out, const char *path, unsigned flags, fh_err *err);
+const char *fh_outdir_path(const fh_outdir *o); /* of the temporary; borrowed until it is committed or abandoned */
+fh_status fh_outdir_commit(fh_outdir *o, unsigned flags, fh_err *err); /* frees o whatever happens; on failure what was there is untouched */
+void fh_outdir_abandon(fh_outdir *o);            /* removes the temporary and frees; accepts NULL */
+
 /* An advisory lock on a file, created where missing; FH_EBUSY names the process that holds it. */
 typedef struct fh_lock fh_lock;
 fh_status fh_lock_take(fh_lock **out, const char *path, fh_err *err);
@@ -179,6 +188,9 @@ bool fh_job_stopped(const fh_job *job);                         /* all of these 
 fh_pool *fh_job_pool(const fh_job *job);
 void fh_job_progress(const fh_job *job, const char *what, double done, double total, const char *unit);
 void fh_job_say(const fh_job *job, fh_level level, const char *fmt, ...) FH_PRINTF(3, 4);
+
+/* The bytes of a regular file into another, through fh_out. */
+fh_status fh_file_copy(const char *from, const char *to, unsigned flags, const fh_job *job, fh_err *err);
 
 double fh_now(void);            /* seconds on a clock that only goes forward */
 uint64_t fh_peak_bytes(void);   /* the most memory this process has held resident */
