@@ -38,6 +38,9 @@ typedef struct fh_common {
     {"-q", FH_OPT_FLAG, offsetof(fh_common, quiet), NULL, "no progress and no notes", 0, 0, NULL}, \
     {"-v", FH_OPT_FLAG, offsetof(fh_common, verbose), NULL, "more notes", 0, 0, NULL}, \
     {"-h", FH_OPT_FLAG, offsetof(fh_common, help), NULL, "this help", 0, 0, NULL}
+/* How the key-value cache is kept; fh_kv_types[pick.v]. */
+#define FH_KV_OPT(offset) {"kv-type", FH_OPT_PICK, (offset), "T", "how the key-value cache is kept: exactly, or rounded to half or a quarter of its size (default f32)", 0, 0, "f32,f16,int8"}
+extern const fh_dtype fh_kv_types[3];
 #define FH_DIR_OPT {"-C", FH_OPT_STR, offsetof(fh_common, dir), "DIR", "work directory (default ./fhead-work)", 0, 0, NULL}
 
 typedef struct fh_command {

@@ -3,12 +3,13 @@
 
 #include "cmd/text_opts.h"
 
-typedef struct args { fh_common common; fh_text_args text; fh_str ids_file, output; bool logits; } args;
+typedef struct args { fh_common common; fh_text_args text; fh_str ids_file, output; fh_pick kv_type; bool logits; } args;
 static const fh_opt options[] = {
     FH_TEXT_OPTS(offsetof(args, text)),
     {"ids-file", FH_OPT_STR, offsetof(args, ids_file), "IN", "safetensors with ids [B, T] int64, each row a sequence (with MODEL)", 0, 0, NULL},
     {"-o", FH_OPT_STR, offsetof(args, output), "OUT", "safetensors to write (with MODEL)", 0, 0, NULL},
     {"logits", FH_OPT_FLAG, offsetof(args, logits), NULL, "write the dense head's logits too (with MODEL)", 0, 0, NULL},
+    FH_KV_OPT(offsetof(args, kv_type)),
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -71,7 +72,7 @@ static fh_status write_states(const args *a, const fh_model *m, const sequences 
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
         for (size_t i = 0; i < many; i++) {
             lens[i] = (uint32_t)s->t;
-            if ((rc = fh_kv_new(&kv[i], m->body, err)) < 0) goto out;
+            if ((rc = fh_kv_new_of(&kv[i], m->body, fh_kv_types[a->kv_type.v], err)) < 0) goto out;
         }
         if ((rc = fh_body_forward(m->body, fh_job_pool(job), many, kv, lens, s->ids + b * s->t, hidden + b * s->t * d, err)) < 0) goto out;
         for (size_t i = 0; i < many; i++) fh_kv_free(kv[i]), kv[i] = NULL;
@@ -110,7 +111,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_status rc;
     if (!a->common.n_args) { /* the stage */
         fh_stage_env e;
-        if (a->ids_file.set || a->output.set || a->logits) return fh_fail(err, FH_EUSAGE, "hidden: --ids-file, -o and --logits: name the MODEL they are for");
+        if (a->ids_file.set || a->output.set || a->logits || a->kv_type.set) return fh_fail(err, FH_EUSAGE, "hidden: --ids-file, -o, --logits and --kv-type: name the MODEL they are for");
         fh_text_params text = fh_text_of(&a->text);
         rc = fh_open_work(&e, &a->common, false, job, err);
         if (rc == FH_OK) rc = fh_stage_hidden(&e, &text, &report, err);

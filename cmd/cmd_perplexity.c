@@ -3,7 +3,7 @@
 #include "cmd/cmd.h"
 #include "validate/validate.h"
 
-typedef struct args { fh_common common; fh_str text, model; fh_uint window, stride, probes; fh_pick head; fh_num backoff; bool no_hot; } args;
+typedef struct args { fh_common common; fh_str text, model; fh_uint window, stride, probes; fh_pick head, kv_type; fh_num backoff; bool no_hot; } args;
 static const fh_opt options[] = {
     {"text", FH_OPT_STR, offsetof(args, text), "FILE", "the text, read as one", 0, 0, NULL},
     {"window", FH_OPT_UINT, offsetof(args, window), "W", "tokens a window (default 512, or the model's limit)", 2, 1e6, NULL},
@@ -12,6 +12,7 @@ static const fh_opt options[] = {
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "of FlashHead (default: the artifact's)", 1, 1e9, NULL},
     {"backoff", FH_OPT_NUM, offsetof(args, backoff), "X", "of FlashHead: mass given to tokens that are no candidates (default 0.001)", 1e-9, 0.5, NULL},
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "of FlashHead: leave out the hot list", 0, 0, NULL},
+    FH_KV_OPT(offsetof(args, kv_type)),
     {"model", FH_OPT_STR, offsetof(args, model), "DIR", "the base model of a head-only artifact", 0, 0, NULL},
     FH_COMMON_OPTS, FH_OPT_END,
 };
@@ -44,10 +45,11 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if ((rc = fh_tokenizer_encode(m.tokenizer, text, len, true, &ids, &n, err)) < 0) goto out;
     uint32_t most = m.config->max_position ? m.config->max_position : 512, window = a->window.set ? (uint32_t)a->window.v : most < 512 ? most : 512;
     fh_perplexity_params how = {.window = window, .stride = a->stride.set ? (uint32_t)a->stride.v : window / 2, .flash = a->head.v == 1, .probes = (uint32_t)a->probes.v,
-                                .no_hot = a->no_hot, .backoff = a->backoff.v};
+                                .no_hot = a->no_hot, .backoff = a->backoff.v, .kv_type = fh_kv_types[a->kv_type.v]};
     if ((rc = fh_perplexity(&m, ids, n, &how, job, &said, err)) < 0) goto out;
     r = fh_json_object();
     fh_json_add_string(r, "head", how.flash ? "flash" : "dense");
+    fh_json_add_string(r, "kv_type", fh_dtype_name(how.kv_type));
     fh_json_add_u64(r, "tokens", said.tokens);
     fh_json_add_double(r, "perplexity", said.perplexity);
     fh_json_add_u64(r, "window", how.window);

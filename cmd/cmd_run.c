@@ -31,6 +31,7 @@ static const fh_opt options[] = {
     {"measure-mass", FH_OPT_FLAG, offsetof(args, measure_mass), NULL, "measure what share of the probability is sampled from (dense head, slow)", 0, 0, NULL},
     {"ignore-eos", FH_OPT_FLAG, offsetof(args, ignore_eos), NULL, "go on past end-of-text tokens", 0, 0, NULL},
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "leave out the hot list", 0, 0, NULL},
+    FH_KV_OPT(offsetof(args, kv_type)),
     {"stats", FH_OPT_FLAG, offsetof(args, stats), NULL, "say how fast it was (on standard error)", 0, 0, NULL},
     {"model", FH_OPT_STR, offsetof(args, model), "DIR", "the base model of a head-only artifact", 0, 0, NULL},
     {"verify", FH_OPT_FLAG, offsetof(args, verify), NULL, "check every byte of the artifact first", 0, 0, NULL},
@@ -102,6 +103,7 @@ void fh_run_add_stats(fh_json *to, const fh_generate_stats *s)
     fh_json_add_double(to, "head_share", s->head_share);
     fh_json_add_double(to, "head_bytes", s->step_bytes);
     fh_json_add_double(to, "body_bytes", s->body_bytes);
+    fh_json_add_u64(to, "kv_bytes", s->kv_bytes);
     fh_json_add_u64(to, "draws", s->draws);
     if (s->mass_kind != FH_MASS_NONE) {
         fh_json_add_double(to, "covered_mass", s->mass);
@@ -311,7 +313,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (!m.head && a->head.set && a->head.v == FH_HEAD_FLASH) { rc = fh_fail(err, FH_EUSAGE, "%s: is a checkpoint, which has no FlashHead: build one with 'fhtool build', or give --head dense", m.name); goto out; }
     if (talks && (rc = fh_chat_use(m.chat, a->chat_template.set ? a->chat_template.v : NULL, err)) < 0) goto out;
     if (m.tokenizer && (rc = ends_of(a, &m, &ends, &n_ends, err)) < 0) goto out;
-    fh_generate_params how = {.tokens = a->n.set ? (size_t)a->n.v : talks ? 512 : 64, .head = (fh_head_kind)a->head.v, .query = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot},
+    fh_generate_params how = {.tokens = a->n.set ? (size_t)a->n.v : talks ? 512 : 64, .head = (fh_head_kind)a->head.v, .kv_type = fh_kv_types[a->kv_type.v], .query = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot},
                               .sampling = sampling_of(a, m.config), .penalty = a->penalty.set ? (float)a->penalty.v : a->model_sampling ? (float)m.config->repetition_penalty : 1,
                               .repeat_last = (size_t)a->repeat_last.v, .exact = a->exact, .measure_mass = a->measure_mass, .seed = a->seed.v, .ignore_eos = a->ignore_eos,
                               .ends = ends, .n_ends = n_ends};

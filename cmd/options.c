@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+const fh_dtype fh_kv_types[3] = {FH_F32, FH_F16, FH_I8};
+
 static bool is_short(const fh_opt *o) { return o->name[0] == '-'; }
 
 /* Edit distance, cut off at 3: enough to say "did you mean". */

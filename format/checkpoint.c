@@ -225,7 +225,7 @@ static fh_status check_head(fh_checkpoint *c, const fh_family *f, fh_err *err)
     return FH_OK;
 }
 
-fh_status fh_checkpoint_open(fh_checkpoint *out, const char *dir, const fh_job *job, fh_err *err)
+static fh_status open_checkpoint(fh_checkpoint *out, const char *dir, bool blocks, const fh_job *job, fh_err *err)
 {
     fh_status rc;
     fh_checkpoint c = {0};
@@ -244,12 +244,23 @@ fh_status fh_checkpoint_open(fh_checkpoint *out, const char *dir, const fh_job *
     const fh_family *f = fh_family_find(c.config.model_type);
     if ((rc = choose(&c, f, job, err)) < 0) goto out;
     if ((rc = check_head(&c, f, err)) < 0) goto out;
-    if ((rc = fh_tensors_load(c.tensors, c.head, job, err)) < 0) goto out;
+    rc = blocks ? fh_tensors_load_blocks(c.tensors, c.head, job, err) : fh_tensors_load(c.tensors, c.head, job, err);
+    if (rc < 0) goto out;
     *out = c;
     memset(&c, 0, sizeof c);
 out:
     fh_checkpoint_close(&c);
     return rc;
+}
+
+fh_status fh_checkpoint_open(fh_checkpoint *out, const char *dir, const fh_job *job, fh_err *err)
+{
+    return open_checkpoint(out, dir, false, job, err);
+}
+
+fh_status fh_checkpoint_open_stored(fh_checkpoint *out, const char *dir, const fh_job *job, fh_err *err)
+{
+    return open_checkpoint(out, dir, true, job, err);
 }
 
 void fh_checkpoint_close(fh_checkpoint *c)

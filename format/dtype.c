@@ -33,6 +33,7 @@ static const struct { const char *name, *st_name; unsigned bits; } types[FH_DTYP
 
 const char *fh_dtype_name(fh_dtype t)
 {
+    if (t == FH_Q8_0) return "q8_0";
     return (unsigned)t < FH_DTYPES ? types[t].name : "unknown";
 }
 
@@ -60,6 +61,7 @@ bool fh_dtype_parse(fh_dtype *out, const char *name)
 
 size_t fh_row_bytes(fh_dtype encoding, size_t cols)
 {
+    if (encoding == FH_Q8_0) return cols / FH_Q8_VALUES * FH_Q8_BYTES;
     return encoding == FH_I4 ? fh_round_up(cols, 128) / 2 : cols * fh_dtype_size(encoding);
 }
 
@@ -152,6 +154,13 @@ void fh_dec_row(fh_dtype encoding, const void *src, const void *scales, size_t c
 {
     const int8_t *q = src;
     const uint8_t *bytes = src;
+    if (encoding == FH_Q8_0) {
+        for (size_t at = 0; at < cols; at += FH_Q8_VALUES, bytes += FH_Q8_BYTES) {
+            float scale = f16_to_f32((uint16_t)(bytes[0] | bytes[1] << 8));
+            for (size_t i = 0; i < FH_Q8_VALUES; i++) dst[at + i] = scale * (float)(int8_t)bytes[2 + i];
+        }
+        return;
+    }
     if (!fh_dtype_is_integer(encoding)) fh_to_f32(dst, encoding, src, cols);
     for (size_t i = 0; encoding == FH_I8 && i < cols; i++) dst[i] = (float)q[i] * *(const float *)scales;
     for (size_t i = 0; encoding == FH_I4 && i < cols; i++) {

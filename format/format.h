@@ -13,7 +13,8 @@ typedef enum fh_dtype {
     FH_F32, FH_BF16, FH_F16, FH_I8, FH_I4,     /* the encodings: a head's rows and centroids are one of these */
     FH_F64, FH_I64, FH_I32, FH_I16, FH_U64, FH_U32, FH_U16, FH_U8, FH_BOOL, FH_C64,
     FH_F8_E5M2, FH_F8_E4M3, FH_F8_E8M0, FH_F8_E4M3FNUZ, FH_F8_E5M2FNUZ, FH_F6_E2M3, FH_F6_E3M2, FH_F4,
-    FH_DTYPES
+    FH_DTYPES,
+    FH_Q8_0                                    /* of a GGUF's rows alone: 32 values in 34 bytes, a float16 scale and 32 int8 */
 } fh_dtype;
 const char *fh_dtype_name(fh_dtype t);               /* "bf16": as flags and reports spell it */
 const char *fh_dtype_st_name(fh_dtype t);            /* "BF16": as safetensors spells it */
@@ -21,6 +22,7 @@ unsigned fh_dtype_bits(fh_dtype t);
 static inline size_t fh_dtype_size(fh_dtype t) { return fh_dtype_bits(t) / 8; } /* bytes; for whole-byte types */
 bool fh_dtype_parse(fh_dtype *out, const char *name); /* "f32", "bf16", "f16", "int8", "int4": the encodings, as flags spell them */
 enum { FH_GROUP = 32 };                              /* values of an int4 row that share a scale */
+enum { FH_Q8_VALUES = 32, FH_Q8_BYTES = 34 };        /* of a block of FH_Q8_0; cols is a multiple of the first */
 size_t fh_row_bytes(fh_dtype encoding, size_t cols);  /* that the values of a stored row take; int4: whole lines of 64 */
 size_t fh_scale_bytes(fh_dtype encoding, size_t cols); /* of a row's scales: 4 for int8, 2 a group for int4, else 0 */
 float fh_scale_at(fh_dtype encoding, const void *scales, size_t i); /* the i-th of an array of scales */
@@ -35,7 +37,8 @@ uint16_t fh_f32_to_bf16(float x);
 uint16_t fh_f32_to_f16(float x);
 /* n values of f32, bf16 or f16 to float32; src may be unaligned. */
 void fh_to_f32(float *dst, fh_dtype from, const void *src, size_t n);
-/* One stored row, with its scales where it is of integers: each value the float nearest to integer times scale. */
+/* One stored row, with its scales where it is of integers beside them: each value the float nearest to integer times scale, of FH_Q8_0
+ * exactly that. */
 void fh_dec_row(fh_dtype encoding, const void *src, const void *scales, size_t cols, float *dst);
 
 /* A matrix somewhere in memory, read-only: row r begins at data + r * stride. */
@@ -104,6 +107,7 @@ typedef struct fh_tensor {
     unsigned rank;
     uint64_t shape[FH_MAX_RANK];
     const void *data;              /* in the map: little-endian, C order, maybe unaligned; NULL: of a GGUF, not loaded yet */
+    const void *blocks;            /* of a GGUF: the same matrix as FH_Q8_0 rows, where it is stored so and they are there; else NULL */
     uint64_t bytes;
     const char *file;              /* for messages */
 } fh_tensor;
@@ -117,6 +121,8 @@ fh_status fh_tensors_open_dir(fh_tensors **out, const char *dir, const fh_job *j
 /* Tensors that a GGUF holds in another form (Q8_0, rows in another order) are made in memory when they are asked for: all, or `one`.  The
  * tensors of safetensors are there at once. */
 fh_status fh_tensors_load(fh_tensors *t, const fh_tensor *one, const fh_job *job, fh_err *err);
+/* The same for who can do with FH_Q8_0: of matrices of that type the blocks are there, in the map or, where rows change places, in memory. */
+fh_status fh_tensors_load_blocks(fh_tensors *t, const fh_tensor *one, const fh_job *job, fh_err *err);
 void fh_tensors_close(fh_tensors *t);  /* accepts NULL */
 size_t fh_tensors_count(const fh_tensors *t);
 const fh_tensor *fh_tensors_at(const fh_tensors *t, size_t i);         /* by name, ascending */
@@ -128,6 +134,13 @@ fh_status fh_tensors_need(const fh_tensor **out, const fh_tensors *t, const char
 static inline fh_rows fh_tensor_rows(const fh_tensor *t) /* of a rank-2 tensor */
 {
     return (fh_rows){t->data, t->dtype, (size_t)t->shape[0], (size_t)t->shape[1], (size_t)t->shape[1] * fh_dtype_size(t->dtype)};
+}
+
+/* As it is stored: FH_Q8_0 where the tensor has blocks. */
+static inline fh_rows fh_tensor_stored_rows(const fh_tensor *t)
+{
+    if (!t->blocks) return fh_tensor_rows(t);
+    return (fh_rows){t->blocks, FH_Q8_0, (size_t)t->shape[0], (size_t)t->shape[1], fh_row_bytes(FH_Q8_0, (size_t)t->shape[1])};
 }
 
 /* A deterministic writer: the tensors are declared first, then their bytes come in the order declared.  `metadata` is
@@ -201,6 +214,8 @@ bool fh_is_gguf(const char *path);
 /* Of a GGUF only the head's data is there (fh_tensors_load).  Tied or untied is decided and verified as facts say (tie flag against tensors, bytes compared); vocab_size and hidden_size
  * against the head's shape (FH_ECHECK naming both); quantization_config refused. */
 fh_status fh_checkpoint_open(fh_checkpoint *out, const char *dir, const fh_job *job, fh_err *err);
+/* The same for who can do with FH_Q8_0: a head of that type has its blocks, and not its data. */
+fh_status fh_checkpoint_open_stored(fh_checkpoint *out, const char *dir, const fh_job *job, fh_err *err);
 void fh_checkpoint_close(fh_checkpoint *c);
 /* tokenizer.json, tokenizer_config.json and chat_template.jinja of a checkpoint, or what a GGUF's metadata make of them; nothing else of it is opened. */
 typedef struct fh_tokenizer_text {

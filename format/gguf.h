@@ -65,8 +65,9 @@ fh_status fh_gguf_text(const fh_gguf *g, const char *key, const char **out, fh_e
 fh_status fh_gguf_config(const fh_gguf *g, char **text, size_t *len, fh_err *err);
 /* The tensors, named as the architecture's safetensors; owns g, even on failure. */
 fh_status fh_gguf_tensors(fh_tensors **out, fh_gguf *g, fh_err *err);
-fh_status fh_gguf_load(fh_tensors *t, size_t i, const fh_job *job, fh_err *err); /* the data of t->list[i], where it is not there yet */
-void fh_gguf_tell_memory(const fh_tensors *t, const fh_job *job); /* how much memory loading what is not there yet takes, where it is more than the file */
+/* The data of t->list[i], where it is not there yet; `blocks`: of Q8_0 its blocks instead, where they can be had. */
+fh_status fh_gguf_load(fh_tensors *t, size_t i, bool blocks, const fh_job *job, fh_err *err);
+void fh_gguf_tell_memory(const fh_tensors *t, bool blocks, const fh_job *job); /* how much memory loading what is not there yet takes, where it is more than the file */
 uint64_t fh_gguf_head_count(const fh_gguf *g, const char *which); /* "head_count" or "head_count_kv" (absent: as the other); 0: not said */
 /* tokenizer.json and tokenizer_config.json, freed by the caller; NULL in *text when the file has no tokenizer.  FH_EUNSUPPORTED names a kind
  * of tokenizer that cannot be told from a GGUF. */

@@ -1,7 +1,8 @@
 /* format/gguf_tensors.c: a GGUF's tensors under the names, and in the form, of the architecture's safetensors.
  *
  * What is stored the same way is used in place.  The rest is made in memory when it is asked for, in its own type, or in float32 from
- * Q8_0, of which float32 holds every value exactly (8 bits times 11):
+ * Q8_0, of which float32 holds every value exactly (8 bits times 11).  Who can use Q8_0 gets it in place, or with its rows in the other
+ * order (fh_tensors_load_blocks):
  *
  *     q and k of llama    the writer has put row j of a head's first half to 2j, and of its second half to 2j + 1: put back
  *     q, k, v of gptneox  the writer has put all heads' q first, then k, then v: each head has its own three again
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { Q8_ELEMENTS = 32, Q8_BYTES = 34, ROWS_A_TASK = 64, SHOWN = 120 };
+enum { ROWS_A_TASK = 64, SHOWN = 120 };
 
 typedef enum change { AS_IT_IS, PAIRED_ROWS, PAIRED_KV_ROWS, HEADS_APART, TRANSPOSED, ONE_LESS } change;
 
@@ -174,7 +175,8 @@ static void describe(fh_tensor *out, const fh_gguf *g, const plan *p)
     if (t->rank == 2) out->shape[1] = t->ne[!turned];
     /* In reach: a file holds at least a fourth of it. */
     out->bytes = t->ne[0] * (t->rank == 2 ? t->ne[1] : 1) * fh_dtype_size(out->dtype);
-    if (!q8 && p->change == AS_IT_IS) out->data = t->data;
+    if (p->change == AS_IT_IS && q8) out->blocks = t->data;
+    if (p->change == AS_IT_IS && !q8) out->data = t->data;
     if (out->bytes == 0) out->data = t->data;
 }
 
@@ -220,6 +222,7 @@ out:
 typedef struct maker {
     const plan *plan;
     uint8_t *to;             /* [rows, columns] of `size` bytes an element, as stored; [columns, rows] where transposed */
+    bool blocks;             /* rows of Q8_0 stay so */
     size_t rows, columns, size;
     size_t heads, head_rows; /* rows of a head */
 } maker;
@@ -239,15 +242,6 @@ static size_t source_row(const maker *m, size_t r)
     }
 }
 
-/* A row of Q8_0: blocks of a float16 scale and 32 signed bytes. */
-static void decode_q8(float *to, const uint8_t *from, size_t n)
-{
-    for (size_t at = 0; at < n; at += Q8_ELEMENTS, from += Q8_BYTES) {
-        float scale = fh_f16_to_f32((uint16_t)(from[0] | from[1] << 8));
-        for (size_t i = 0; i < Q8_ELEMENTS; i++) to[at + i] = scale * (float)(int8_t)from[2 + i];
-    }
-}
-
 static void make_rows(void *ctx, size_t task, unsigned worker)
 {
     const maker *m = ctx;
@@ -256,34 +250,40 @@ static void make_rows(void *ctx, size_t task, unsigned worker)
     for (size_t r = task * ROWS_A_TASK; r < fh_min(m->rows, (task + 1) * ROWS_A_TASK); r++) {
         const uint8_t *from = t->data + source_row(m, r) * stored;
         if (m->plan->change != TRANSPOSED) {
-            uint8_t *to = m->to + r * m->columns * m->size;
-            if (t->type == FH_GGUF_T_Q8_0) decode_q8((float *)(void *)to, from, m->columns);
+            bool decode = t->type == FH_GGUF_T_Q8_0 && !m->blocks;
+            uint8_t *to = m->to + r * (decode ? m->columns * m->size : stored);
+            if (decode) fh_dec_row(FH_Q8_0, from, NULL, m->columns, (float *)(void *)to);
             else memcpy(to, from, stored);
             continue;
         }
-        float block[Q8_ELEMENTS];
+        float block[FH_Q8_VALUES];
         for (size_t c = 0; c < m->columns; c++) {
             bool q8 = t->type == FH_GGUF_T_Q8_0;
-            if (q8 && c % Q8_ELEMENTS == 0) decode_q8(block, from + c / Q8_ELEMENTS * Q8_BYTES, Q8_ELEMENTS);
-            const void *value = q8 ? (const void *)&block[c % Q8_ELEMENTS] : (const void *)(from + c * m->size);
+            if (q8 && c % FH_Q8_VALUES == 0) fh_dec_row(FH_Q8_0, from + fh_row_bytes(FH_Q8_0, c), NULL, FH_Q8_VALUES, block);
+            const void *value = q8 ? (const void *)&block[c % FH_Q8_VALUES] : (const void *)(from + c * m->size);
             memcpy(m->to + (c * m->rows + r) * m->size, value, m->size);
         }
     }
     (void)worker;
 }
 
-fh_status fh_gguf_load(fh_tensors *t, size_t i, const fh_job *job, fh_err *err)
+/* Q8_0 whose rows are whole in their new places. */
+static bool keeps_blocks(const plan *p) { return p->from->type == FH_GGUF_T_Q8_0 && p->change != TRANSPOSED; }
+
+fh_status fh_gguf_load(fh_tensors *t, size_t i, bool blocks, const fh_job *job, fh_err *err)
 {
     fh_tensor *tensor = &t->list[i];
     const plan *p = &t->plans[i];
-    if (tensor->data) return FH_OK;
+    blocks = blocks && keeps_blocks(p);
+    if (tensor->data || (blocks && tensor->blocks)) return FH_OK;
     if (fh_job_stopped(job)) return fh_fail(err, FH_EINTERRUPTED, "stopped");
-    maker m = {.plan = p, .size = fh_dtype_size(tensor->dtype)};
+    maker m = {.plan = p, .blocks = blocks, .size = fh_dtype_size(tensor->dtype)};
     m.columns = (size_t)(p->from->rank == 2 ? p->from->ne[0] : 1);
     m.rows = (size_t)(p->from->rank == 2 ? p->from->ne[1] : p->from->ne[0]);
     if (p->change == PAIRED_ROWS || p->change == PAIRED_KV_ROWS || p->change == HEADS_APART) m.head_rows = m.rows / (size_t)heads_for(t->gguf, p->change);
-    m.to = fh_arena_alloc(t->arena, (size_t)tensor->bytes);
-    if (!m.to) return fh_fail(err, FH_ENOMEM, "%s: tensor '%s': out of memory (%llu bytes)", tensor->file, tensor->name, (unsigned long long)tensor->bytes);
+    uint64_t bytes = blocks ? p->from->bytes : tensor->bytes;
+    m.to = fh_arena_alloc(t->arena, (size_t)bytes);
+    if (!m.to) return fh_fail(err, FH_ENOMEM, "%s: tensor '%s': out of memory (%llu bytes)", tensor->file, tensor->name, (unsigned long long)bytes);
     if (p->change == ONE_LESS) {
         float *v = (float *)(void *)m.to;
         fh_dtype from = p->from->type == FH_GGUF_T_F16 ? FH_F16 : p->from->type == FH_GGUF_T_BF16 ? FH_BF16 : FH_F32;
@@ -292,14 +292,14 @@ fh_status fh_gguf_load(fh_tensors *t, size_t i, const fh_job *job, fh_err *err)
     } else {
         fh_pool_run(fh_job_pool(job), (m.rows + ROWS_A_TASK - 1) / ROWS_A_TASK, make_rows, &m);
     }
-    tensor->data = m.to;
+    *(blocks ? &tensor->blocks : &tensor->data) = m.to;
     return FH_OK;
 }
 
-void fh_gguf_tell_memory(const fh_tensors *t, const fh_job *job)
+void fh_gguf_tell_memory(const fh_tensors *t, bool blocks, const fh_job *job)
 {
     double bytes = 0;
     for (size_t i = 0; i < t->n; i++)
-        if (t->plans[i].from->type == FH_GGUF_T_Q8_0 && !t->list[i].data) bytes += (double)t->list[i].bytes;
+        if (t->plans[i].from->type == FH_GGUF_T_Q8_0 && !t->list[i].data && !(blocks && keeps_blocks(&t->plans[i]))) bytes += (double)t->list[i].bytes;
     if (bytes > 0) fh_job_say(job, FH_INFO, "%s: Q8_0 is decoded to float32, exactly: %.1f MB of memory", t->gguf->path, bytes / 1e6);
 }

@@ -296,14 +296,24 @@ void fh_tensors_close(fh_tensors *t)
     fh_free(t);
 }
 
-fh_status fh_tensors_load(fh_tensors *t, const fh_tensor *one, const fh_job *job, fh_err *err)
+static fh_status load(fh_tensors *t, const fh_tensor *one, bool blocks, const fh_job *job, fh_err *err)
 {
     fh_status rc = FH_OK;
     if (!t->gguf) return FH_OK;
-    if (one) return fh_gguf_load(t, (size_t)(one - t->list), job, err);
-    fh_gguf_tell_memory(t, job);
-    for (size_t i = 0; i < t->n && rc >= 0; i++) rc = fh_gguf_load(t, i, job, err);
+    if (one) return fh_gguf_load(t, (size_t)(one - t->list), blocks, job, err);
+    fh_gguf_tell_memory(t, blocks, job);
+    for (size_t i = 0; i < t->n && rc >= 0; i++) rc = fh_gguf_load(t, i, blocks, job, err);
     return rc;
+}
+
+fh_status fh_tensors_load(fh_tensors *t, const fh_tensor *one, const fh_job *job, fh_err *err)
+{
+    return load(t, one, false, job, err);
+}
+
+fh_status fh_tensors_load_blocks(fh_tensors *t, const fh_tensor *one, const fh_job *job, fh_err *err)
+{
+    return load(t, one, true, job, err);
 }
 
 fh_status fh_tensors_open_memory(fh_tensors **out, const void *data, size_t size, const char *name, fh_err *err)

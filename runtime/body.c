@@ -127,7 +127,7 @@ static void place_block(void *ctx, size_t task, unsigned worker)
     const fh_body *b = f->b;
     const fh_rope *rope = c->layer->local ? b->rope_local : b->rope;
     uint32_t dims = rope ? fh_rope_dims(rope, (uint32_t)b->head_dim) : 0;
-    size_t d = b->head_dim, end = fh_min((task + 1) * BLOCK_ROWS, f->rows);
+    size_t end = fh_min((task + 1) * BLOCK_ROWS, f->rows);
     for (size_t r = task * BLOCK_ROWS; r < end; r++) {
         size_t position;
         const fh_piece *p = piece_of(f, r, &position);
@@ -138,13 +138,12 @@ static void place_block(void *ctx, size_t task, unsigned worker)
             if (c->layer->q_norm) norm_head(b, c->layer->q_norm, q);
             if (dims) fh_rope_rotate(q, cs, sn, dims);
         }
-        size_t page = position / FH_PAGE_TOKENS, slot = position % FH_PAGE_TOKENS;
         for (size_t h = 0; h < b->kv_heads; h++) {
             float *k = row + b->k_first + h * b->k_step;
             if (c->layer->k_norm) norm_head(b, c->layer->k_norm, k);
             if (dims) fh_rope_rotate(k, cs, sn, dims);
-            memcpy(fh_kv_block(p->kv, page, c->layer_index, false, h) + slot * d, k, d * sizeof *k);
-            memcpy(fh_kv_block(p->kv, page, c->layer_index, true, h) + slot * d, row + b->v_first + h * b->v_step, d * sizeof *k);
+            fh_kv_write(p->kv, position, c->layer_index, false, h, k);
+            fh_kv_write(p->kv, position, c->layer_index, true, h, row + b->v_first + h * b->v_step);
         }
     }
 }
@@ -201,12 +200,12 @@ static void embed(const forward *f, const uint32_t *tokens)
         for (size_t r = 0; r < p->rows; r++) {
             float *x = f->x + (p->row + r) * b->d;
             uint32_t id = tokens[p->row + r];
-            fh_to_f32(x, b->embedding_dtype, b->embedding_row ? b->embedding_row(b->ctx, id) : fh_row(&b->embedding, id), b->d);
+            fh_dec_row(b->embedding_dtype, b->embedding_row ? b->embedding_row(b->ctx, id) : fh_row(&b->embedding, id), NULL, b->d, x);
             if (b->embed_scale != 1) {
                 for (size_t j = 0; j < b->d; j++) x[j] *= b->embed_scale;
             }
             if (b->positions.data) {
-                fh_to_f32(f->h, b->positions.dtype, fh_row(&b->positions, p->first + r), b->d);
+                fh_dec_row(b->positions.dtype, fh_row(&b->positions, p->first + r), NULL, b->d, f->h);
                 b->math->add(x, f->h, b->d);
             }
         }

@@ -87,8 +87,9 @@ static void score(const run *c, const fh_piece *piece, size_t kv_head, size_t pa
     size_t d = b->head_dim;
     if (!few) {
         for (size_t k = 0; k < keys; k += FH_PAGE_TOKENS, page++) {
-            const float *block = fh_kv_block(piece->kv, page, c->layer_index, false, kv_head);
-            memcpy(gathered + k * d, block, fh_min(FH_PAGE_TOKENS, keys - k) * d * sizeof *block);
+            size_t some = fh_min(FH_PAGE_TOKENS, keys - k);
+            const float *block = fh_kv_read(piece->kv, page, c->layer_index, false, kv_head, some, gathered + k * d);
+            if (block != gathered + k * d) memcpy(gathered + k * d, block, some * d * sizeof *block);
         }
         fh_gemm_nt_here(rows, keys, d, q, d, gathered, d, scores, CHUNK);
         return;
@@ -99,22 +100,23 @@ static void score(const run *c, const fh_piece *piece, size_t kv_head, size_t pa
         size_t some = fh_min(TOGETHER, rows - r);
         for (size_t i = 0; i < some; i++) states[i].f = q + (r + i) * d, at[i] = &states[i];
         for (size_t k = 0; k < keys; k += FH_PAGE_TOKENS) {
-            const float *block = fh_kv_block(piece->kv, page + k / FH_PAGE_TOKENS, c->layer_index, false, kv_head);
+            size_t here = fh_min(FH_PAGE_TOKENS, keys - k);
+            const float *block = fh_kv_read(piece->kv, page + k / FH_PAGE_TOKENS, c->layer_index, false, kv_head, here, gathered);
             fh_rows page_keys = {block, FH_F32, FH_PAGE_TOKENS, d, d * sizeof *block};
-            fh_dots(b->kernels, &page_keys, NULL, NULL, 0, fh_min(FH_PAGE_TOKENS, keys - k), at, some, scores + r * CHUNK + k, CHUNK);
+            fh_dots(b->kernels, &page_keys, NULL, NULL, 0, here, at, some, scores + r * CHUNK + k, CHUNK);
         }
     }
 }
 
-/* sums [rows, d] += scores [rows, CHUNK] times the values of the chunk. */
+/* sums [rows, d] += scores [rows, CHUNK] times the values of the chunk.  room: of a page's values, beside those gathered. */
 static void weigh(const run *c, const fh_piece *piece, size_t kv_head, size_t page, size_t keys, const float *scores, size_t rows, bool few,
-                  float *sums, float *gathered, float *part)
+                  float *sums, float *gathered, float *room, float *part)
 {
     const fh_body *b = c->body;
     size_t d = b->head_dim;
     for (size_t k = 0; k < keys; k += FH_PAGE_TOKENS, page++) {
-        const float *block = fh_kv_block(piece->kv, page, c->layer_index, true, kv_head);
         size_t some = fh_min(FH_PAGE_TOKENS, keys - k);
+        const float *block = fh_kv_read(piece->kv, page, c->layer_index, true, kv_head, FH_PAGE_TOKENS, room);
         if (!few) {
             transpose_page(gathered + k, CHUNK, block, d);
             continue;
@@ -189,7 +191,7 @@ static void one_block(void *ctx, size_t task, unsigned worker)
         size_t keys = fh_min(CHUNK, last + 1 - key), page = key / FH_PAGE_TOKENS;
         score(c, piece, kv_head, page, keys, q, rows, few, scores, gathered);
         for (size_t r = 0; r < rows; r++) soften(c, scores + r * CHUNK, keys, key, first + r / g, &largest[r], &total[r], sums + r * d);
-        weigh(c, piece, kv_head, page, keys, scores, rows, few, sums, gathered + CHUNK * d, part);
+        weigh(c, piece, kv_head, page, keys, scores, rows, few, sums, gathered + CHUNK * d, gathered, part);
     }
     for (size_t i = 0; i < count; i++) {
         float *row = c->out + (piece->row + from + i) * b->heads * d + kv_head * g * d;

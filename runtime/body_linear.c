@@ -56,7 +56,7 @@ static const float *widen(const fh_body *b, const fh_linear *w, size_t first, si
         }
         return wide;
     }
-    data += first * w->in * size;
+    data += first * fh_row_bytes(w->dtype, w->in);
     if (w->dtype == FH_F32 && (uintptr_t)data % _Alignof(float) == 0) return (const float *)(const void *)data;
     fh_body_widen(b->math, wide, w->dtype, data, count * w->in);
     return wide;
@@ -81,7 +81,7 @@ static void multiply(const fh_body *b, const fh_linear *w, size_t first, size_t 
         fh_state states[FH_FEW_ROWS] = {{0}};
         const fh_state *at[FH_FEW_ROWS];
         for (size_t r = 0; r < n; r++) states[r].f = x + r * ldx, at[r] = &states[r];
-        fh_rows rows = {w->data, w->dtype, w->out, w->in, w->in * fh_dtype_size(w->dtype)};
+        fh_rows rows = {w->data, w->dtype, w->out, w->in, fh_row_bytes(w->dtype, w->in)};
         fh_dots(b->kernels, &rows, NULL, NULL, first, count, at, n, y, ldy);
     }
     if (!w->bias) return;
@@ -133,7 +133,7 @@ void fh_linear_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scrat
     for (size_t i = 0; i < count; i++) {
         const fh_linear *w = products[i].w;
         tasks += ((n - 1) / FH_TILE_M + 1) * ((w->out - 1) / tile_columns(w->in) + 1);
-        bytes += w->out * w->in * fh_dtype_size(w->dtype) * (products[i].then == FH_THEN_GATE ? 2 : 1);
+        bytes += w->out * fh_row_bytes(w->dtype, w->in) * (products[i].then == FH_THEN_GATE ? 2 : 1);
     }
     fh_pool_run(n * bytes < ALONE_BYTES ? NULL : pool, tasks, one_tile, &c);
 }

@@ -8,6 +8,7 @@
 typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint32_t v16u __attribute__((vector_size(64)));
+typedef int8_t v16b __attribute__((vector_size(16)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
 typedef float v8f __attribute__((vector_size(32)));
 typedef double v8d __attribute__((vector_size(64)));
@@ -54,6 +55,7 @@ void fh_body_widen(const fh_body_math *m, float *dst, fh_dtype from, const void 
     switch (from) {
     case FH_BF16: m->widen_bf16(dst, src, n); break;
     case FH_F16: m->widen_f16(dst, src, n); break;
+    case FH_Q8_0: m->widen_q8(dst, src, n); break;
     default: fh_to_f32(dst, from, src, n); break;
     }
 }

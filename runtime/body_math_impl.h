@@ -92,6 +92,36 @@ TARGET static void FN(widen_f16)(float *dst, const void *src, size_t n)
     if (i < n) fh_to_f32(dst + i, FH_F16, s + 2 * i, n - i);
 }
 
+/* Blocks of 32: a float16 scale and 32 int8, of which float32 holds every product. */
+TARGET static void FN(widen_q8)(float *dst, const void *src, size_t n)
+{
+    const uint8_t *s = src;
+    for (size_t i = 0; i < n; i += FH_Q8_VALUES, s += FH_Q8_BYTES) {
+        uint16_t half;
+        memcpy(&half, s, sizeof half);
+        float scale = fh_f16_to_f32(half);
+        for (size_t j = 0; j < FH_Q8_VALUES; j += 16) {
+            v16b b;
+            memcpy(&b, s + 2 + j, sizeof b);
+            v16 w = __builtin_convertvector(__builtin_convertvector(b, v16i), v16) * scale;
+            memcpy(dst + i + j, &w, sizeof w);
+        }
+    }
+}
+
+/* q times the scale of its 32. */
+TARGET static void FN(widen_i8)(float *dst, const int8_t *q, const float *scales, size_t n)
+{
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16b b;
+        memcpy(&b, q + i, sizeof b);
+        v16 w = __builtin_convertvector(__builtin_convertvector(b, v16i), v16) * scales[i / 32];
+        memcpy(dst + i, &w, sizeof w);
+    }
+    for (; i < n; i++) dst[i] = (float)q[i] * scales[i / 32];
+}
+
 TARGET static float FN(max)(const float *x, size_t n)
 {
     v16 m;
@@ -311,6 +341,6 @@ TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
 }
 
 static const fh_body_math FN(table) = {
-    FN(widen_bf16),  FN(widen_f16), FN(max), FN(exp_sum), FN(accumulate), FN(sum),
+    FN(widen_bf16),  FN(widen_f16), FN(widen_q8),  FN(widen_i8),   FN(max), FN(exp_sum), FN(accumulate), FN(sum),
     FN(sum_squares), FN(scale),     FN(add), FN(mul),     FN(sigmoid),    FN(exp_sum_double),
 };

@@ -181,7 +181,7 @@ static const fh_tensor *need(finder *w, int64_t layer, const char *name, const c
     const uint64_t shape[2] = {rows, columns};
     if (w->rc == FH_OK) w->rc = fh_tensors_need(&t, w->tensors, full, FLOATS, rank, shape, w->err);
     if (w->rc < 0) return NULL;
-    w->b->bytes += t->bytes;
+    w->b->bytes += t->blocks ? t->shape[0] * fh_row_bytes(FH_Q8_0, (size_t)t->shape[1]) : t->bytes;
     return t;
 }
 
@@ -213,7 +213,7 @@ static fh_linear linear(finder *w, int64_t layer, const char *name, size_t out, 
 {
     fh_linear l = {.out = out, .in = in, .transposed = w->f->transposed};
     const fh_tensor *t = need(w, layer, name, ".weight", 2, l.transposed ? in : out, l.transposed ? out : in);
-    if (t) l.data = t->data, l.dtype = t->dtype;
+    if (t) l.data = t->blocks ? t->blocks : t->data, l.dtype = t->blocks ? FH_Q8_0 : t->dtype;
     char full[NAME];
     full_name(w, full, layer, name, ".bias");
     if (has_bias) l.bias = vector(w, layer, name, ".bias", out, 0);
@@ -298,9 +298,9 @@ static fh_status set_sizes(fh_body *b, const family *f, fh_err *err)
     if (!fh_mul(b->heads + 2 * b->kv_heads, d, &heads) || heads > 1u << 24 || b->d > 1u << 24 || b->ffn > 1u << 26 || b->heads > 1u << 16)
         return fh_fail(err, FH_EUNSUPPORTED, "%s: sizes in config.json are beyond any model (hidden %u, ffn %u, %u heads of %u)", b->name,
                        c->hidden, c->ffn, c->heads, c->head_dim);
-    if (!fh_mul(b->n_layers * 2 * FH_PAGE_TOKENS, b->kv_heads * d, &page) || !fh_mul(page, sizeof(float), &page))
+    /* 16 bytes a value: float32, or int8 with its scales, and each block rounded up to 64. */
+    if (!fh_mul(b->n_layers * 2 * FH_PAGE_TOKENS, b->kv_heads * d, &page) || !fh_mul(page, 16, &page) || page > SIZE_MAX / 2)
         return fh_fail(err, FH_EUNSUPPORTED, "%s: a cache page of %u layers does not fit in memory", b->name, c->layers);
-    b->page_floats = page / sizeof(float);
     b->qkv_width = heads;
     size_t step = f->qkv == BY_HEAD ? 3 * d : d;
     b->q_step = b->k_step = b->v_step = step;
@@ -338,13 +338,13 @@ static fh_status find_weights(fh_body *b, const family *f, const fh_body_source 
         b->embedding_dtype = source->embedding_dtype;
     } else {
         const fh_tensor *t = need(&w, -1, f->names->embedding, ".weight", 2, b->config->vocab, b->d);
-        if (t) b->embedding = fh_tensor_rows(t), b->embedding_dtype = t->dtype;
+        if (t) b->embedding = fh_tensor_stored_rows(t), b->embedding_dtype = b->embedding.dtype;
     }
-    b->bytes = b->d * fh_dtype_size(b->embedding_dtype); /* one row of it is read a token */
+    b->bytes = fh_row_bytes(b->embedding_dtype, b->d); /* one row of it is read a token */
     if (f->names->positions) {
         const fh_tensor *t = need(&w, -1, f->names->positions, ".weight", 2, UINT64_MAX, b->d);
         if (t)
-            b->positions = fh_tensor_rows(t), b->bytes += b->positions.stride - t->bytes,
+            b->positions = fh_tensor_stored_rows(t), b->bytes -= (b->positions.rows - 1) * b->positions.stride,
             b->max_position = (uint32_t)fh_min(b->max_position, b->positions.rows);
     }
     for (uint32_t i = 0; i < b->config->layers && w.rc == FH_OK; i++) find_layer(&w, i);

@@ -5,12 +5,17 @@
 #include "runtime/kernels.h"
 #include "runtime/runtime.h"
 
+#include <stdalign.h>
+#include <stdatomic.h>
+
 /* ---- arithmetic between the matrix products (body_math.c) -------------------------------------------------- */
 
 /* One table an instruction set; all give the same bits. */
 typedef struct fh_body_math {
     void (*widen_bf16)(float *dst, const void *src, size_t n);
     void (*widen_f16)(float *dst, const void *src, size_t n);
+    void (*widen_q8)(float *dst, const void *src, size_t n);      /* of FH_Q8_0; whole blocks */
+    void (*widen_i8)(float *dst, const int8_t *q, const float *scales, size_t n); /* a scale for each 32 */
     float (*max)(const float *x, size_t n);                       /* NaN is passed over; -INFINITY where nothing is left */
     float (*exp_sum)(float *x, size_t n, float shift);            /* x = exp(x - shift); their sum */
     void (*accumulate)(float *acc, const float *p, size_t n, const float *v, size_t ld, size_t d); /* acc[j] += sum_t p[t] v[t * ld + j] */
@@ -74,7 +79,6 @@ struct fh_body {
     const fh_rope *rope, *rope_local;  /* of config; NULL: none */
     uint32_t max_position;
     uint64_t bytes;
-    size_t page_floats;                /* of one page of 16 tokens: [layer][k, v][kv_head][16][head_dim] */
     fh_arena *arena;
     char *name;
 };
@@ -93,15 +97,23 @@ void fh_linear_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scrat
 
 /* ---- the cache (kv.c) ---------------------------------------------------------------------------------------- */
 
-struct fh_kv { const fh_body *body; float **pages; size_t n_pages, room; uint32_t length; };
-/* Pages for `length` tokens; the length itself is left alone. */
+/* 16 tokens of all layers, [layer][k, v][kv_head] blocks of [16, head_dim] values; of int8 each block begins with its scales, float32
+ * [16, groups of 32].  Shared by as many sequences as `sequences` says: who writes into a page of several takes a copy. */
+typedef struct fh_page { alignas(64) atomic_uint sequences; alignas(64) uint8_t blocks[]; } fh_page;
+
+struct fh_kv {
+    const fh_body *body;
+    fh_dtype type;
+    size_t block_bytes, page_bytes;
+    fh_page **pages; size_t n_pages, room;
+    uint32_t length;
+};
+/* Pages for `length` tokens, those from the present length on with nobody else's; the length itself is left alone. */
 fh_status fh_kv_reserve(fh_kv *kv, uint64_t length, fh_err *err);
-/* [16, head_dim] of one page. */
-static inline float *fh_kv_block(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head)
-{
-    const fh_body *b = kv->body;
-    return kv->pages[page] + (((layer * 2 + value) * b->kv_heads + kv_head) * FH_PAGE_TOKENS) * b->head_dim;
-}
+/* A key or value [head_dim] into a page. */
+void fh_kv_write(const fh_kv *kv, size_t position, size_t layer, bool value, size_t kv_head, const float *x);
+/* The first `n` <= 16 keys or values of a page, [n, head_dim]: where they lie if they are float32, else widened into room [16, head_dim]. */
+const float *fh_kv_read(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head, size_t n, float *room);
 
 /* ---- attention (body_attention.c) -------------------------------------------------------------------------- */
 

@@ -15,7 +15,7 @@ static void measure(void *ctx, size_t task, unsigned worker)
     float *x = c->scratch + worker * c->head->cols;
     size_t end = fh_min((task + 1) * ROWS, c->head->rows);
     for (size_t r = task * ROWS; r < end; r++) {
-        fh_to_f32(x, c->head->dtype, fh_row(c->head, r), c->head->cols);
+        fh_dec_row(c->head->dtype, fh_row(c->head, r), NULL, c->head->cols, x);
         double sum = 0;
         for (size_t i = 0; i < c->head->cols; i++) sum += (double)x[i] * x[i];
         c->norms[r] = sqrt(sum);

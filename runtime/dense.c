@@ -1,7 +1,8 @@
 /* runtime/dense.c: all logits of many states, from rows in the checkpoint's dtype wherever they lie.
  *
- * A task is a tile of rows, widened to float32 once, against up to 256 states, multiplied by OpenBLAS: fixed tiles, so the same numbers
- * for any number of threads.
+ * A task is a tile of rows, widened to float32 once, against up to 256 states, multiplied by OpenBLAS; of few states the kernels read the
+ * rows where they lie, which is all that a decoding step waits for.  Fixed tiles, so the same numbers for any number of threads; how many
+ * states a call has may show in their last bits.
  */
 #include "runtime/body_private.h"
 
@@ -14,6 +15,7 @@ enum { ROWS = 128, STATES = 256, WIDE_FLOATS = 1 << 18 };
 typedef struct run {
     const fh_dense *head;
     const fh_body_math *math;
+    const fh_kernels *kernels;
     const float *states;
     float *logits, *scratch;
     size_t n, columns, across, each;
@@ -32,6 +34,21 @@ static const float *widen(const run *c, size_t first, size_t count, float *wide)
     return wide;
 }
 
+/* The tile y [n, columns] of all products. */
+static void multiply(const run *c, size_t first, size_t count, const float *x, size_t n, float *y)
+{
+    const fh_rows *rows = &c->head->rows;
+    size_t d = rows->cols;
+    if (n > FH_FEW_ROWS) {
+        fh_gemm_nt_here(n, count, d, x, d, widen(c, first, count, y + STATES * c->columns), d, y, c->columns);
+        return;
+    }
+    fh_state states[FH_FEW_ROWS] = {{0}};
+    const fh_state *at[FH_FEW_ROWS];
+    for (size_t i = 0; i < n; i++) states[i].f = x + i * d, at[i] = &states[i];
+    fh_dots(c->kernels, rows, NULL, NULL, first, count, at, n, y, c->columns);
+}
+
 static void one_tile(void *ctx, size_t task, unsigned worker)
 {
     const run *c = ctx;
@@ -39,7 +56,7 @@ static void one_tile(void *ctx, size_t task, unsigned worker)
     size_t d = head->rows.cols, first = task % c->across * c->columns, state = task / c->across * STATES;
     size_t count = fh_min(c->columns, head->rows.rows - first), n = fh_min(STATES, c->n - state);
     float *y = c->scratch + worker * c->each;
-    fh_gemm_nt_here(n, count, d, c->states + state * d, d, widen(c, first, count, y + STATES * c->columns), d, y, c->columns);
+    multiply(c, first, count, c->states + state * d, n, y);
     for (size_t s = 0; s < n; s++) {
         float *from = y + s * c->columns, *to = c->logits + (state + s) * head->vocab;
         for (size_t r = 0; r < count && (head->bias || head->softcap > 0); r++) {
@@ -62,6 +79,8 @@ fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *stat
 {
     if (!n || !head->rows.rows) return FH_OK;
     run c = {.head = head, .math = fh_body_math_choose(fh_isa_name()), .states = states, .logits = logits, .n = n};
+    fh_status rc = fh_kernels_choose(&c.kernels, fh_isa_name(), err);
+    if (rc < 0) return rc;
     c.columns = tile_rows(head->rows.cols);
     c.across = (head->rows.rows - 1) / c.columns + 1;
     size_t wide, bytes;

@@ -27,7 +27,7 @@ fh_status fh_session_new(fh_session **out, const fh_model *m, const fh_generate_
         rc = fh_fail(err, FH_ENOMEM, "out of memory");
         goto out;
     }
-    if ((rc = fh_chooser_open(&s->chooser, m, &s->p, job, err)) < 0 || (rc = fh_kv_new(&s->kv, m->body, err)) < 0) goto out;
+    if ((rc = fh_chooser_open(&s->chooser, m, &s->p, job, err)) < 0 || (rc = fh_kv_new_of(&s->kv, m->body, s->p.kv_type, err)) < 0) goto out;
     *out = s, s = NULL;
 out:
     fh_session_free(s);
@@ -107,7 +107,7 @@ static double step_bytes(const fh_session *s, const fh_generate_stats *stats)
         double rows = stats->draws ? stats->exact_rows / (double)stats->draws : 0;
         return (stats->exact_dense == stats->draws && p->tokens_exact ? 0 : slots * encoded) + rows * exact;
     }
-    if (fh_chooser_is_dense(&s->chooser)) return (double)m->config->vocab * (double)m->config->hidden * (double)fh_dtype_size(m->dense.rows.dtype);
+    if (fh_chooser_is_dense(&s->chooser)) return (double)m->config->vocab * (double)m->dense.rows.stride;
     return fh_head_step_bytes(m->head, s->chooser.probes, s->p.query.no_hot ? 0 : fh_head_get_info(m->head)->n_hot);
 }
 
@@ -140,6 +140,7 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
     double spent = fh_now() - first;
     if (stats->tokens > 1) stats->tpot_seconds = spent / (double)(stats->tokens - 1 + stats->ended), stats->head_share = head_time / spent;
     stats->step_bytes = step_bytes(s, stats);
+    stats->kv_bytes = fh_kv_bytes(s->kv);
     return rc;
 }
 

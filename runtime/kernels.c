@@ -167,7 +167,8 @@ void fh_dots(const fh_kernels *k, const fh_rows *rows, const void *scales, const
             fh_kernels_groups(k)(row, groups, count, rows->cols, states, m, out + begin, ldo);
             continue;
         }
-        k->dot[rows->dtype](row, scale, count, rows->cols, states, m, out + begin, ldo);
+        fh_dot *dot = rows->dtype == FH_Q8_0 ? fh_kernels_q8(k) : k->dot[rows->dtype];
+        dot(row, scale, count, rows->cols, states, m, out + begin, ldo);
     }
 }
 

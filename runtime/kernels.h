@@ -6,6 +6,7 @@
  *                                 and state taken to go on with zeros up to a multiple of 16; then lane j + lane j + 8 (j < 8), j + 4, j
  * + 2,
  *                                 j + 1.
+ *   FH_Q8_0 rows                  the float rows that they decode to, exactly: the same sums (kernels_q8.c).
  *   int8 rows                     the state is rounded to integers q of 16 bits (fh_state_quantize); the dot product is exact, and
  *                                 (float)((double)total * row scale * state scale) is the result.
  *   int4 rows                     the same integers; 32 lanes of float32, lane j takes in turn the exact integer products of elements 4 j to
@@ -64,6 +65,9 @@ extern const fh_kernels fh_kernels_neon, fh_kernels_neon_dotprod;
 /* For int4 rows, of the same instruction set; the definition where it has none. */
 fh_dot_groups *fh_kernels_groups(const fh_kernels *k);
 fh_dot_groups fh_dot_i4_ref, fh_dot_i4_avx2, fh_dot_i4_avx512, fh_dot_i4_avx512_vnni, fh_dot_i4_neon, fh_dot_i4_neon_dotprod;
+
+/* For FH_Q8_0 rows, likewise; d is a multiple of 32. */
+fh_dot *fh_kernels_q8(const fh_kernels *k);
 
 /* The i-th table that this CPU can run, slowest first; NULL past the last. */
 const fh_kernels *fh_kernels_at(size_t i);

@@ -83,7 +83,7 @@ static fh_status dense_of_checkpoint(fh_model *m, const fh_job *job, fh_err *err
         fh_to_f32(m->bias, c->bias->dtype, c->bias->data, vocab);
     }
     m->dense =
-        (fh_dense){.rows = fh_tensor_rows(c->head), .bias = m->bias, .softcap = (float)c->config.final_softcap, .vocab = c->config.vocab};
+        (fh_dense){.rows = fh_tensor_stored_rows(c->head), .bias = m->bias, .softcap = (float)c->config.final_softcap, .vocab = c->config.vocab};
     if (m->head) {
         m->dense.dead = fh_head_dead_map(m->head); /* the artifact's own word */
         return FH_OK;
@@ -96,7 +96,7 @@ static fh_status dense_of_checkpoint(fh_model *m, const fh_job *job, fh_err *err
 
 static fh_status body_of_checkpoint(fh_model *m, const fh_job *job, fh_err *err)
 {
-    fh_status rc = fh_tensors_load(m->checkpoint.tensors, NULL, job, err);
+    fh_status rc = fh_tensors_load_blocks(m->checkpoint.tensors, NULL, job, err);
     if (rc < 0) return rc;
     fh_body_source source = {.config = m->config, .tensors = m->checkpoint.tensors};
     return fh_body_open(&m->body, &source, m->checkpoint.dir, err);
@@ -115,7 +115,7 @@ static fh_status open_checkpoint(fh_model *m, const char *dir, unsigned need, co
         if (rc < 0 || (rc = want_tokenizer(m, need, dir, err)) < 0) return rc;
     }
     if (!(need & (FH_MODEL_BODY | FH_MODEL_HEAD))) return FH_OK;
-    if ((rc = fh_checkpoint_open(&m->checkpoint, dir, job, err)) < 0) return rc;
+    if ((rc = fh_checkpoint_open_stored(&m->checkpoint, dir, job, err)) < 0) return rc;
     m->config = &m->checkpoint.config;
     if ((need & FH_MODEL_HEAD) && (rc = dense_of_checkpoint(m, job, err)) < 0) return rc;
     return need & FH_MODEL_BODY ? body_of_checkpoint(m, job, err) : FH_OK;

@@ -57,7 +57,7 @@ fh_status fh_scratch_on(fh_scratch **out, const fh_head *head, fh_pool *pool, fh
 typedef enum fh_step { FH_STEP_ROUTE, FH_STEP_SELECT, FH_STEP_SCORE, FH_STEP_RERANK, FH_STEPS } fh_step;
 void fh_scratch_watch(fh_scratch *scratch, double *seconds);
 
-/* Matrix-vector products by the kernels of this CPU: out[r] = rows[r] . x, for float32, bf16 and f16 rows, with one fixed order of
+/* Matrix-vector products by the kernels of this CPU: out[r] = rows[r] . x, for float32, bf16, f16 and FH_Q8_0 rows, with one fixed order of
  * sums on every instruction set (16 lanes, fma, fixed tree).  x [cols] float32. */
 void fh_matvec(fh_pool *pool, const fh_rows *rows, const float *x, float *out);
 const char *fh_isa_name(void);
@@ -135,9 +135,16 @@ uint64_t fh_body_bytes(const fh_body *b);        /* weights that one decoded tok
 fh_status fh_body_windows(const fh_config *c, const char *name, bool *windowed, uint32_t *window, fh_err *err);
 bool fh_body_gated(const fh_config *c);
 uint32_t fh_body_max_position(const fh_body *b); /* the longest sequence: max_position, or more where the rope stretches it */
-fh_status fh_kv_new(fh_kv **out, const fh_body *b, fh_err *err);
-void fh_kv_free(fh_kv *kv);
+/* Keys and values are kept in float32, or rounded: FH_F16, or FH_I8 with a scale for each 32 values (errors: docs/measurements/kv-cache.md).
+ * What a rounded cache cannot hold (above 65504 in f16; not finite in int8) makes the states infinite or NaN, never plausible. */
+fh_status fh_kv_new(fh_kv **out, const fh_body *b, fh_err *err); /* of float32 */
+fh_status fh_kv_new_of(fh_kv **out, const fh_body *b, fh_dtype type, fh_err *err); /* FH_EUSAGE: not one of FH_F32, FH_F16, FH_I8 */
+/* A sequence that begins with the first `length` tokens of another (at most those it has), of the same type.  Pages are shared until one
+ * of the two writes into them, and go with the last; the two may be used by different threads. */
+fh_status fh_kv_fork(fh_kv **out, const fh_kv *from, uint32_t length, fh_err *err);
+void fh_kv_free(fh_kv *kv); /* accepts NULL */
 uint32_t fh_kv_length(const fh_kv *kv);
+size_t fh_kv_bytes(const fh_kv *kv); /* of its pages, shared ones too */
 void fh_kv_truncate(fh_kv *kv, uint32_t length); /* forget what came after; its pages are kept for what comes next */
 /* Run `n` sequences on: sequence i takes lens[i] >= 1 tokens on top of kv[i] (all different).  tokens are concatenated;
  * hidden [sum of lens, D] is what the head reads, one row a token.  One call serves prefill, decoding, and both for many
@@ -175,6 +182,7 @@ typedef enum fh_head_kind { FH_HEAD_FLASH, FH_HEAD_DENSE } fh_head_kind;
 typedef struct fh_generate_params {
     size_t tokens;                 /* at most */
     fh_head_kind head;
+    fh_dtype kv_type;              /* of the key-value cache: FH_F32, FH_F16, FH_I8 */
     fh_query query;                /* of FlashHead */
     fh_sampling sampling;          /* temperature 0: greedy */
     float penalty;                 /* repetition penalty; 0 or 1: none */
@@ -196,6 +204,7 @@ typedef struct fh_generate_stats {
     double tpot_seconds;           /* mean time of the tokens after the first */
     double head_share;             /* of the time of those tokens */
     double step_bytes, body_bytes; /* that one token reads of head and body */
+    size_t kv_bytes;               /* of the key-value cache in the end */
     bool ended, full;              /* by an eos or end; at the model's longest sequence */
     size_t draws;                  /* tokens drawn by chance, the end's too */
     fh_mass_kind mass_kind; double mass; /* mean covered mass of the draws among FlashHead's candidates, before top-k, top-p and min-p; temperature 1 unless measured */

@@ -86,7 +86,7 @@ static fh_status allocate(run *r, fh_err *err)
     r->missed = fh_calloc(r->states, 1);
     if (!r->windows || !r->kv || !r->lens || !r->tokens || !r->hidden || !r->logits || !r->nll || !r->missed) goto no_memory;
     for (size_t i = 0; i < r->batch; i++) {
-        fh_status rc = fh_kv_new(&r->kv[i], r->m->body, err);
+        fh_status rc = fh_kv_new_of(&r->kv[i], r->m->body, r->p.kv_type, err);
         if (rc < 0) return rc;
     }
     if (!r->p.flash) return FH_OK;

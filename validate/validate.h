@@ -21,6 +21,7 @@ typedef struct fh_perplexity_params {
     uint32_t probes;          /* of flash; 0: the head's own */
     bool no_hot;              /* of flash: without the hot list */
     double backoff;           /* of flash; (0, 1); 0: FH_BACKOFF */
+    fh_dtype kv_type;         /* of the key-value cache */
 } fh_perplexity_params;
 typedef struct fh_perplexity_report {
     uint64_t tokens;          /* scored */

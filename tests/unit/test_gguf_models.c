@@ -210,6 +210,49 @@ static void q8_0_weights_are_within_half_a_step_and_logits_within_a_twentieth_of
     }
 }
 
+/* In place or decoded, with rows in the file's order or another: a prompt, and tokens on top of it. */
+static void q8_0_in_place_gives_the_bits_of_q8_0_decoded(void **state)
+{
+    enum { PROMPT = 20 };
+    for (size_t i = 0; i < sizeof quantized / sizeof *quantized; i++) {
+        fh_err err;
+        fh_checkpoint c[2];
+        fh_body *body[2];
+        float *hidden[2], *logits[2];
+        size_t blocks[2] = {0, 0}, d = 0, v = 0;
+        for (int k = 0; k < 2; k++) {
+            uint32_t tokens[TOKENS], lens[] = {PROMPT, 1, TOKENS - PROMPT - 1};
+            ok(k ? fh_checkpoint_open_stored(&c[k], quantized[i].gguf, NULL, &err) : fh_checkpoint_open(&c[k], quantized[i].gguf, NULL, &err), err);
+            ok(k ? fh_tensors_load_blocks(c[k].tensors, NULL, NULL, &err) : fh_tensors_load(c[k].tensors, NULL, NULL, &err), err);
+            for (size_t t = 0; t < fh_tensors_count(c[k].tensors); t++) {
+                fh_tensor *x = (fh_tensor *)fh_tensors_at(c[k].tensors, t);
+                if (!k) x->blocks = NULL; /* decoded is what is compared with */
+                blocks[k] += x->blocks != NULL;
+                if (k && x->blocks) assert_null(x->data);
+            }
+            d = c[k].config.hidden, v = c[k].config.vocab;
+            hidden[k] = malloc(TOKENS * d * sizeof **hidden);
+            logits[k] = malloc(TOKENS * v * sizeof **logits);
+            for (uint32_t t = 0; t < TOKENS; t++) tokens[t] = (t * 37 + 11) % (uint32_t)v;
+            fh_body_source source = {.config = &c[k].config, .tensors = c[k].tensors};
+            fh_kv *kv;
+            ok(fh_body_open(&body[k], &source, c[k].dir, &err), err);
+            ok(fh_kv_new(&kv, body[k], &err), err);
+            for (size_t part = 0, at = 0; part < 3; at += lens[part++])
+                ok(fh_body_forward(body[k], NULL, 1, &kv, &lens[part], tokens + at, hidden[k] + at * d, &err), err);
+            fh_dense dense = {.rows = fh_tensor_stored_rows(c[k].head), .softcap = (float)c[k].config.final_softcap, .vocab = (uint32_t)v};
+            ok(fh_dense_logits(&dense, NULL, hidden[k], PROMPT, logits[k], &err), err);
+            ok(fh_dense_logits(&dense, NULL, hidden[k] + PROMPT * d, 1, logits[k] + PROMPT * v, &err), err);
+            fh_kv_free(kv);
+        }
+        assert_true(blocks[0] == 0 && blocks[1] > 4);
+        assert_true(4 * fh_body_bytes(body[1]) < 2 * fh_body_bytes(body[0]));
+        assert_memory_equal(hidden[1], hidden[0], TOKENS * d * sizeof **hidden);
+        assert_memory_equal(logits[1], logits[0], (PROMPT + 1) * v * sizeof **logits);
+        for (int k = 0; k < 2; k++) free(hidden[k]), free(logits[k]), fh_body_close(body[k]), fh_checkpoint_close(&c[k]);
+    }
+}
+
 /* ---- tokenizers -------------------------------------------------------------------------------------------------- */
 
 static fh_tokenizer *open_tokenizer(const char *path)
@@ -360,6 +403,7 @@ int main(void)
         cmocka_unit_test(the_body_and_the_head_of_a_gguf_give_the_same_logits_to_the_bit),
         cmocka_unit_test(llama3_scaling_that_is_given_as_divisors_is_the_same_up_to_rounding),
         cmocka_unit_test(q8_0_weights_are_within_half_a_step_and_logits_within_a_twentieth_of_their_deviation),
+        cmocka_unit_test(q8_0_in_place_gives_the_bits_of_q8_0_decoded),
         cmocka_unit_test(tokenizers_of_a_gguf_cut_texts_as_the_original_does),
         cmocka_unit_test(merges_found_from_scores_are_those_of_the_published_tokenizer),
     };

@@ -153,6 +153,42 @@ static void every_table_gives_the_bits_of_the_definition_for_int4(void **state)
     compare_groups(3, 3, 65536 + 33, 3);
 }
 
+/* FH_Q8_0 rows: on every table the bits of the definition for the float32 rows that they decode to. */
+static void q8_rows_give_the_bits_of_what_they_decode_to(void **state)
+{
+    for (size_t turn = 0; turn < 120; turn++) {
+        size_t n = 1 + fh_rng_below(&rng, 19), m = 1 + fh_rng_below(&rng, 9), d = 32 * (1 + fh_rng_below(&rng, 20));
+        size_t stride = fh_row_bytes(FH_Q8_0, d);
+        uint8_t *data = malloc(n * stride + 1);
+        float *x = malloc(m * d * sizeof *x), *decoded = malloc(n * d * sizeof *decoded);
+        float *want = malloc(n * m * sizeof *want), *got = malloc(n * m * sizeof *got);
+        fh_state *states = calloc(m, sizeof *states);
+        const fh_state **each = malloc(m * sizeof *each);
+        const void **rows = calloc(n + 1, sizeof *rows), **floats = calloc(n + 1, sizeof *floats);
+        for (size_t i = 0; i < n * stride; i++) data[1 + i] = (uint8_t)fh_rng_u64(&rng);
+        for (size_t r = 0; r < n; r++) {
+            rows[r] = data + 1 + r * stride, floats[r] = decoded + r * d;
+            for (size_t b = 0; b < d / 32; b++) { /* scales of every size, subnormal, zero and negative ones too */
+                uint16_t half = fh_f32_to_f16((float)ldexp(2 * fh_rng_double(&rng) - 1, (int)fh_rng_below(&rng, 40) - 24));
+                memcpy(data + 1 + r * stride + 34 * b, &half, 2);
+            }
+            fh_dec_row(FH_Q8_0, rows[r], NULL, d, decoded + r * d);
+        }
+        for (size_t i = 0; i < m * d; i++) x[i] = number((int)(turn % 6));
+        for (size_t s = 0; s < m; s++) states[s].f = x + s * d, each[s] = &states[s];
+        fh_kernels_ref.dot[FH_F32](floats, NULL, n, d, each, m, want, n);
+        const fh_kernels *k;
+        for (size_t i = 0; (k = fh_kernels_at(i)) != NULL; i++) {
+            memset(got, 0xee, n * m * sizeof *got);
+            fh_kernels_q8(k)(rows, NULL, n, d, each, m, got, n);
+            for (size_t j = 0; j < n * m; j++)
+                if (!same_bits(want[j], got[j])) fail_msg("%s%s, n %zu, m %zu, d %zu: result %zu is %a, not %a", k->name, k->variant, n, m, d, j,
+                                                          (double)got[j], (double)want[j]);
+        }
+        free(data), free(x), free(decoded), free(want), free(got), free(states), free(each), free(rows), free(floats);
+    }
+}
+
 static void long_rows_of_extremes_do_not_overflow(void **state)
 {
     static const size_t lengths[] = {4095, 4097, 8192, 8193 + 16, 65535, 65536, 65537, 200000};
@@ -328,6 +364,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_table_gives_the_bits_of_the_definition),
         cmocka_unit_test(every_table_gives_the_bits_of_the_definition_for_int4),
+        cmocka_unit_test(q8_rows_give_the_bits_of_what_they_decode_to),
         cmocka_unit_test(long_rows_of_extremes_do_not_overflow),
         cmocka_unit_test(nothing_past_a_row_is_read),
         cmocka_unit_test(a_state_keeps_fifteen_bits),

@@ -230,7 +230,7 @@ static void what_cannot_be_measured_is_refused(void **state)
     uint32_t ids[60] = {0};
     ok(fh_model_open(&m, "tests/golden/llama", NULL, FH_MODEL_BODY | FH_MODEL_HEAD, NULL, &err), err);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        fh_perplexity_params p = {rows[i].window, rows[i].stride, rows[i].flash, 0, false, rows[i].backoff};
+        fh_perplexity_params p = {.window = rows[i].window, .stride = rows[i].stride, .flash = rows[i].flash, .backoff = rows[i].backoff};
         fh_perplexity_report r;
         if (fh_perplexity(&m, ids, rows[i].n, &p, NULL, &r, &err) != FH_EUSAGE || !strstr(err.text, rows[i].says))
             fail_msg("row %zu: %s", i, err.text);
