@@ -90,14 +90,9 @@ out:
 static fh_status record_file(fh_json *record, const char *path, const char *key, fh_err *err)
 {
     char hex[65];
-    uint8_t digest[32];
-    fh_map map = {0};
     if (!fh_file_exists(path)) return FH_OK;
-    fh_status rc = fh_map_open(&map, path, err);
+    fh_status rc = fh_file_sha256(hex, NULL, path, NULL, err);
     if (rc < 0) return rc;
-    fh_sha256_of(digest, map.data, map.size);
-    fh_sha256_hex(hex, digest);
-    fh_map_close(&map);
     return fh_record_input_digest(record, key, hex) ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
 }
 

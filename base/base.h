@@ -109,6 +109,9 @@ void fh_map_close(fh_map *map); /* accepts a zeroed one */
 /* The whole of a file or pipe ("-" is standard input) in memory, NUL-terminated; more than `limit` bytes is an error.  *out is freed by the caller. */
 fh_status fh_file_read(char **out, size_t *len, const char *path, size_t limit, fh_err *err);
 bool fh_file_exists(const char *path);
+/* SHA-256 of a regular file, 64 hex digits, and its size (NULL: not asked for); read in pieces, so that it can be stopped. */
+struct fh_job;
+fh_status fh_file_sha256(char hex[65], uint64_t *bytes, const char *path, const struct fh_job *job, fh_err *err);
 /* Create a directory and its parents (mode 0777 less the umask). */
 fh_status fh_mkdirs(const char *path, fh_err *err);
 char *fh_path_join(const char *dir, const char *name); /* NULL when out of memory */
@@ -118,7 +121,8 @@ char *fh_path_join(const char *dir, const char *name); /* NULL when out of memor
 typedef struct fh_out fh_out;
 enum {
     FH_NO_CLOBBER = 1,  /* refuse where the file is there already */
-    FH_OWNER_READS = 2  /* a later stage of the same user reads it, even under a umask of 0777: the owner's read bit is set */
+    FH_OWNER_READS = 2, /* a later stage of the same user reads it, even under a umask of 0777: the owner's read bit is set */
+    FH_PRIVATE = 8      /* nobody but the owner reads it, from its first byte on: mode 0600 */
 };
 fh_status fh_out_open(fh_out **out, const char *path, unsigned flags, fh_err *err);
 fh_status fh_out_write(fh_out *o, const void *data, size_t n, fh_err *err);                    /* append */
@@ -126,6 +130,8 @@ fh_status fh_out_write_at(fh_out *o, uint64_t offset, const void *data, size_t n
 uint64_t fh_out_tell(const fh_out *o);                                                         /* bytes appended so far */
 fh_status fh_out_commit(fh_out *o, fh_err *err); /* frees o whatever happens; on failure the old file is untouched */
 void fh_out_abandon(fh_out *o);                  /* removes the temporary and frees; accepts NULL */
+/* Remove the files that killed runs left in a directory (".*.tmp").  The caller holds what keeps others from writing there. */
+void fh_out_sweep(const char *dir);
 /* Write a whole file through fh_out. */
 fh_status fh_file_write(const char *path, const void *data, size_t n, unsigned flags, fh_err *err);
 

@@ -43,6 +43,27 @@ void fh_map_close(fh_map *map)
     *map = (fh_map){0};
 }
 
+fh_status fh_file_sha256(char hex[65], uint64_t *bytes, const char *path, const fh_job *job, fh_err *err)
+{
+    enum { PIECE = 4 << 20 };
+    fh_map map = {0};
+    fh_sha256 sha;
+    uint8_t digest[32];
+    fh_status rc = fh_map_open(&map, path, err);
+    if (rc < 0) return rc;
+    fh_sha256_init(&sha);
+    for (size_t at = 0; at < map.size; at += PIECE) {
+        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "%s: interrupted", path); goto out; }
+        fh_sha256_update(&sha, map.data + at, fh_min(PIECE, map.size - at));
+    }
+    fh_sha256_final(&sha, digest);
+    fh_sha256_hex(hex, digest);
+    if (bytes) *bytes = map.size;
+out:
+    fh_map_close(&map);
+    return rc;
+}
+
 /* At most n bytes, waiting for them where the descriptor does not block by itself; 0 at the end, -1 with errno.  EINTR from read is a signal that
  * somebody handles, and wants heard; from poll it may be no more than a job that was put in the foreground again. */
 static ssize_t read_some(int fd, void *to, size_t n)

@@ -2,6 +2,7 @@
 #include "base/sysio.h"
 
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -143,15 +144,15 @@ static fh_status follow(char **out, const char *name, fh_err *err)
 }
 
 /* The temporary, locked: one that is there and not locked was left by a process that died and had our number. */
-static fh_status open_temp(fh_out *o, bool owner_reads, fh_err *err)
+static fh_status open_temp(fh_out *o, unsigned flags, fh_err *err)
 {
     for (int tries = 0; tries < 3; tries++) {
         errno = ENOSPC;
-        o->fd = fh_fault_hit(FH_FAULT_WRITE) ? -1 : fh_sys_open(o->temp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+        o->fd = fh_fault_hit(FH_FAULT_WRITE) ? -1 : fh_sys_open(o->temp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, flags & FH_PRIVATE ? 0600 : 0666);
         if (o->fd >= 0) {
             (void)!flock(o->fd, LOCK_EX | LOCK_NB);
             struct stat st;
-            if (owner_reads && !fstat(o->fd, &st)) (void)!fchmod(o->fd, (st.st_mode & 07777) | 0400);
+            if (flags & FH_OWNER_READS && !fstat(o->fd, &st)) (void)!fchmod(o->fd, (st.st_mode & 07777) | 0400);
             return FH_OK;
         }
         if (errno != EEXIST) break;
@@ -228,7 +229,7 @@ fh_status fh_out_open(fh_out **out, const char *path, unsigned flags, fh_err *er
     } else if (there && faccessat(AT_FDCWD, o->path, W_OK, AT_EACCESS)) {
         rc = fh_fail_errno(err, path, "replace", errno); /* renaming could; but its owner took away the right to write */
     } else if ((rc = name_temp(o, err)) == FH_OK) {
-        rc = open_temp(o, flags & FH_OWNER_READS, err);
+        rc = open_temp(o, flags, err);
         if (rc < 0) fh_free(o->temp), o->temp = NULL;
     }
     if (rc < 0) goto out;
@@ -308,4 +309,19 @@ fh_status fh_file_write(const char *path, const void *data, size_t n, unsigned f
         return rc;
     }
     return fh_out_commit(o, err);
+}
+
+static bool is_leftover(const char *name)
+{
+    size_t n = strlen(name);
+    return name[0] == '.' && n > 5 && !strcmp(name + n - 4, ".tmp");
+}
+
+void fh_out_sweep(const char *dir)
+{
+    DIR *d = opendir(dir);
+    if (!d) return;
+    for (struct dirent *e; (e = readdir(d));)
+        if (is_leftover(e->d_name)) unlinkat(dirfd(d), e->d_name, 0);
+    closedir(d);
 }

@@ -1,7 +1,6 @@
 /* The work directory: one file a stage, each with the record of what made it. */
 #include "format/format.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -16,22 +15,6 @@ struct fh_work {
     fh_lock *lock;
     remembered *digests;
 };
-
-static bool is_leftover(const char *name)
-{
-    size_t n = strlen(name);
-    return name[0] == '.' && n > 5 && !strcmp(name + n - 4, ".tmp");
-}
-
-/* What a killed run leaves beside the results; nobody else writes here while the lock is held. */
-static void remove_leftovers(const char *dir)
-{
-    DIR *d = opendir(dir);
-    if (!d) return;
-    for (struct dirent *e; (e = readdir(d));)
-        if (is_leftover(e->d_name)) unlinkat(dirfd(d), e->d_name, 0);
-    closedir(d);
-}
 
 fh_status fh_work_open(fh_work **out, const char *dir, bool create, fh_err *err)
 {
@@ -53,7 +36,7 @@ fh_status fh_work_open(fh_work **out, const char *dir, bool create, fh_err *err)
     }
     if (!(lock = fh_path_join(dir, "lock"))) { rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", dir); goto out; }
     if ((rc = fh_lock_take(&w->lock, lock, err)) < 0) goto out;
-    remove_leftovers(dir);
+    fh_out_sweep(dir); /* nobody else writes here while the lock is held */
     *out = w, w = NULL;
 out:
     fh_free(lock);
@@ -133,15 +116,10 @@ fh_status fh_work_digest(fh_work *w, const char *name, char hex[65], fh_err *err
     for (const remembered *r = w->digests; r; r = r->next)
         if (!strcmp(r->name, name)) { memcpy(hex, r->hex, 65); return FH_OK; }
     char *path = fh_work_path(w, name);
-    fh_map map = {0};
-    uint8_t digest[32];
     if (!path) return fh_fail(err, FH_ENOMEM, "%s: out of memory", w->dir);
-    fh_status rc = fh_map_open(&map, path, err);
+    fh_status rc = fh_file_sha256(hex, NULL, path, NULL, err);
     fh_free(path);
     if (rc < 0) return rc;
-    fh_sha256_of(digest, map.data, map.size);
-    fh_map_close(&map);
-    fh_sha256_hex(hex, digest);
     remembered *r = fh_calloc(1, sizeof *r); /* forgetting costs time, not truth */
     if (r && strlen(name) < sizeof r->name) {
         memcpy(r->name, name, strlen(name) + 1);
