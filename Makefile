@@ -40,10 +40,10 @@ TEST_SRC := $(UNIT:%=tests/unit/%.c) $(FUZZ:%=tests/fuzz/%.c) tests/fuzz/replay_
 
 FH_WARN := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wwrite-strings -Wpointer-arith -Wno-unused-parameter $(WERROR)
 FH_WARN_C := -Wstrict-prototypes -Wmissing-prototypes
-FH_CPP := -D_GNU_SOURCE -I. $(if $(FAISS_C),-DFH_HAVE_FAISS_C) $(CPPFLAGS)
+FH_CPP = -D_GNU_SOURCE -I. $(if $(FAISS_C),-DFH_HAVE_FAISS_C) $(if $(CURL_LIBS),-DFH_HAVE_CURL) $(if $(SODIUM_LIBS),-DFH_HAVE_SODIUM) $(CPPFLAGS)
 FH_C := -std=c11 -ffp-contract=off $(FH_WARN) $(FH_WARN_C)
 FH_CXX := -std=c++17 -ffp-contract=off $(FH_WARN)
-FH_LIBS = $(FAISS_LIBS) -lopenblas -lzstd -lcjson -lpcre2-8 -lutf8proc -lstdc++ -lm -lpthread
+FH_LIBS = $(FAISS_LIBS) $(CURL_LIBS) $(SODIUM_LIBS) -lopenblas -lzstd -lcjson -lpcre2-8 -lutf8proc -lstdc++ -lm -lpthread
 # Optimised differently, a compiler sees other `maybes`: warnings are errors in the release alone.
 SAN := -O1 -g -DFH_FAULTS -fno-omit-frame-pointer -fno-sanitize-recover=all -Wno-error
 COMMA := ,
@@ -77,8 +77,11 @@ objects = $(patsubst %,$(1)/obj/%.o,$(basename $(2)))
 # Rewrites the target only where its TEXT changes, so that what depends on it is made again only then.
 keep = @mkdir -p $(@D); printf '%s\n' '$(TEXT)' | cmp -s - $@ || printf '%s\n' '$(TEXT)' > $@
 
+# The AArch64 root has no libcurl and libsodium: what is tested there is the head.
+libs = $(if $(filter cross,$(1)),$(filter-out $(CURL_LIBS) $(SODIUM_LIBS),$(FH_LIBS)),$(FH_LIBS))
+
 define variant
-$(2)/flags: TEXT := $(3) $(4) $(FH_CPP) $(FH_C) $(FH_CXX) $(5) $(LDFLAGS) $(FH_LIBS)
+$(2)/flags: TEXT := $(3) $(4) $(FH_CPP) $(FH_C) $(FH_CXX) $(5) $(LDFLAGS) $(call libs,$(1))
 $(2)/sources: TEXT := $(SRC) $(SRC_CXX)
 $(2)/flags $(2)/sources: FORCE
 	$$(keep)
@@ -93,13 +96,13 @@ $(2)/libparts.a: $(call objects,$(2),$(filter-out $(MAIN),$(SRC)) $(SRC_CXX)) $(
 	$(Q)rm -f $$@ && ar rcs $$@ $$(filter %.o,$$^)
 $(2)/fhtool: $(call objects,$(2),$(MAIN)) $(2)/libparts.a
 	$$(call say,LINK,$$@)
-	$(Q)$(3) $(5) $(LDFLAGS) -o $$@ $$^ $(FH_LIBS)
+	$(Q)$(3) $(5) $(LDFLAGS) -o $$@ $$^ $(call libs,$(1))
 $(2)/tests/%: $(2)/obj/tests/unit/%.o $(2)/libparts.a
 	$$(call say,LINK,$$@)
-	$(Q)mkdir -p $$(@D) && $(3) $(5) $(LDFLAGS) -o $$@ $$^ -lcmocka $(FH_LIBS)
+	$(Q)mkdir -p $$(@D) && $(3) $(5) $(LDFLAGS) -o $$@ $$^ -lcmocka $(call libs,$(1))
 $(2)/fuzz/%: $(2)/obj/tests/fuzz/%.o $(2)/obj/tests/fuzz/replay_main.o $(2)/libparts.a
 	$$(call say,LINK,$$@)
-	$(Q)mkdir -p $$(@D) && $(3) $(5) $(LDFLAGS) -o $$@ $$^ $(FH_LIBS)
+	$(Q)mkdir -p $$(@D) && $(3) $(5) $(LDFLAGS) -o $$@ $$^ $(call libs,$(1))
 $(call objects,$(2),$(LIB_SRC)): PIC := -fPIC -fno-semantic-interposition
 $(2)/obj/tests/fuzz/%.o: PIC := -Wno-missing-prototypes
 .SECONDARY: $(call objects,$(2),$(TEST_SRC))
@@ -116,7 +119,7 @@ $(eval $(call variant,fuzz,build/fuzz,$(FUZZ_CC),$(FUZZ_CC)++,$(SAN) -fsanitize=
 CROSS := aarch64-linux-gnu
 CROSS_ROOT := build/cross-root
 CROSS_RUN := qemu-aarch64 -L $(CURDIR)/$(CROSS_ROOT)
-$(eval $(call variant,cross,build/cross,$(CROSS)-gcc --sysroot=$(CROSS_ROOT),$(CROSS)-g++ --sysroot=$(CROSS_ROOT),$(CFLAGS)))
+$(eval $(call variant,cross,build/cross,$(CROSS)-gcc --sysroot=$(CROSS_ROOT),$(CROSS)-g++ --sysroot=$(CROSS_ROOT),$(CFLAGS) -UFH_HAVE_CURL -UFH_HAVE_SODIUM))
 # Where an instruction set could show: everything of the head, and what decides stored bytes.
 CROSS_UNIT ?= $(filter test_base_files test_base_hash test_base_pool test_dtype test_fhead test_quant test_cluster_dot test_cluster_int8 test_kernels test_body test_head% \
                 test_sample test_rope,$(UNIT))
@@ -207,7 +210,7 @@ demo: ## install what is missing, build, and take a small real model from checkp
 	@sh demo/demo.sh
 
 PACKAGES := gcc g++ make pkg-config libfaiss-dev libopenblas-dev libzstd-dev libcjson-dev libpcre2-dev libutf8proc-dev \
-            libcmocka-dev python3 python3-numpy
+            libcurl4-openssl-dev libsodium-dev libcmocka-dev python3 python3-numpy
 CROSS_PACKAGES := g++-$(CROSS) qemu-user
 
 deps: ## install the Debian packages that are missing (as root or, said beforehand, through sudo); DRYRUN=1 only prints
