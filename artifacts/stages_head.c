@@ -309,7 +309,7 @@ out:
 
 /* ---- quantize ------------------------------------------------------------------------------------------------- */
 
-/* Slot -> token: clusters in order, tokens of a cluster by ascending id, padding last. */
+/* Slot -> token: clusters in order, tokens of a cluster by ascending id, padding last.  NULL when out of memory, or where a cluster has more than cap. */
 static uint32_t *permutation_of(const fh_clustering *c)
 {
     size_t slots = (size_t)c->k * c->cap;
@@ -327,6 +327,39 @@ static uint32_t *permutation_of(const fh_clustering *c)
     }
     fh_free(at);
     return perm;
+}
+
+fh_status fh_quantized_room(fh_quantized *out, const fh_clustering *c, size_t *bytes, fh_err *err)
+{
+    size_t slots = (size_t)c->k * c->cap, c_bytes, t_bytes, c_each = fh_scale_bytes(out->centroids, c->d), t_each = fh_scale_bytes(out->tokens, c->d);
+    if (!fh_mul(c->k, fh_enc_stride(out->centroids, c->d), &c_bytes) || !fh_mul(slots, fh_enc_stride(out->tokens, c->d), &t_bytes)) return fh_fail(err, FH_ENOMEM, "the encoded rows pass the address space");
+    out->permutation = permutation_of(c);
+    out->c_data = fh_aligned(c_bytes), out->t_data = fh_aligned(t_bytes);
+    out->c_scales = fh_malloc(c->k * c_each + 1), out->t_scales = fh_malloc(slots * t_each + 1);
+    *bytes = c_bytes + t_bytes + c->k * c_each + slots * t_each;
+    if (!out->permutation || !out->c_data || !out->t_data || !out->c_scales || !out->t_scales) return fh_fail(err, FH_ENOMEM, "out of memory for %zu bytes of encoded rows", *bytes);
+    return FH_OK;
+}
+
+void fh_quantized_free(fh_quantized *q)
+{
+    fh_free(q->permutation);
+    fh_free(q->c_data);
+    fh_free(q->t_data);
+    fh_free(q->c_scales);
+    fh_free(q->t_scales);
+    *q = (fh_quantized){0};
+}
+
+fh_status fh_quantized_write(fh_stage_env *e, const fh_quantized *q, const fh_clustering *c, fh_json *record, fh_err *err)
+{
+    size_t slots = (size_t)c->k * c->cap, n = 3;
+    fh_st_spec specs[5] = {fh_encoded_spec("centroids", q->centroids, c->k, fh_enc_stride(q->centroids, c->d)), fh_encoded_spec("tokens", q->tokens, slots, fh_enc_stride(q->tokens, c->d)),
+                           {"permutation", FH_U32, 1, {slots}}};
+    const void *data[5] = {q->c_data, q->t_data, q->permutation};
+    if (fh_dtype_is_integer(q->centroids)) specs[n] = fh_scales_spec("centroid_scales", q->centroids, c->k, c->d), data[n++] = q->c_scales;
+    if (fh_dtype_is_integer(q->tokens)) specs[n] = fh_scales_spec("token_scales", q->tokens, slots, c->d), data[n++] = q->t_scales;
+    return fh_result_tensors(e, FH_FILE_QUANTIZED, specs, data, n, record, err);
 }
 
 /* The converted model's tokenizer, for naming tokens in a report; NULL where it is gone or cannot be used. */
@@ -368,8 +401,8 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_json *record = NULL, *routing_record = NULL;
     const fh_tensor *used;
     fh_tokenizer *names = NULL;
-    uint32_t *perm = NULL;
-    void *c_data = NULL, *t_data = NULL, *c_scales = NULL, *t_scales = NULL;
+    fh_quantized made = {.centroids = centroids, .tokens = tokens};
+    size_t bytes;
     fh_quant_error c_err, t_err;
     char *path = fh_work_path(e->work, FH_FILE_ROUTING);
     fh_status rc = path ? fh_need(e, FH_FILE_ROUTING, err) : fh_fail(err, FH_ENOMEM, "out of memory");
@@ -377,15 +410,10 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     if ((rc = fh_tensors_open(&routing, path, err)) < 0 || (rc = fh_work_record(e->work, FH_FILE_ROUTING, &routing_record, err)) < 0) goto out;
     uint64_t shape[2] = {p.c.k, p.c.d};
     if ((rc = fh_tensors_need(&used, routing, "centroids", 1u << FH_F32, 2, shape, err)) < 0) goto out;
-    size_t c_each = fh_scale_bytes(centroids, p.c.d), t_each = fh_scale_bytes(tokens, p.c.d), slots = (size_t)p.c.k * p.c.cap, c_stride = fh_enc_stride(centroids, p.c.d), t_stride = fh_enc_stride(tokens, p.c.d), c_bytes, t_bytes;
-    if (!fh_mul(p.c.k, c_stride, &c_bytes) || !fh_mul(slots, t_stride, &t_bytes)) { rc = fh_fail(err, FH_ENOMEM, "the encoded rows pass the address space"); goto out; }
-    perm = permutation_of(&p.c);
-    c_data = fh_aligned(c_bytes), t_data = fh_aligned(t_bytes);
-    c_scales = fh_malloc(p.c.k * c_each + 1), t_scales = fh_malloc(slots * t_each + 1);
-    if (!perm || !c_data || !t_data || !c_scales || !t_scales) { rc = fh_fail(err, FH_ENOMEM, "out of memory for %zu bytes of encoded rows", c_bytes + t_bytes); goto out; }
+    if ((rc = fh_quantized_room(&made, &p.c, &bytes, err)) < 0) goto out;
     fh_rows from = fh_tensor_rows(used);
-    if ((rc = fh_encode_centroids(centroids, &from, e->job, c_data, c_scales, &c_err, err)) < 0) goto out;
-    if ((rc = fh_encode_rows(tokens, &f.head, perm, slots, f.dead, e->job, t_data, t_scales, &t_err, err)) < 0) goto out;
+    if ((rc = fh_encode_centroids(centroids, &from, e->job, made.c_data, made.c_scales, &c_err, err)) < 0) goto out;
+    if ((rc = fh_encode_rows(tokens, &f.head, made.permutation, (size_t)p.c.k * p.c.cap, f.dead, e->job, made.t_data, made.t_scales, &t_err, err)) < 0) goto out;
 
     const char *name = fh_json_string(fh_json_get(fh_json_get(routing_record, "params"), "routing"));
     fh_json *params = fh_json_object();
@@ -395,19 +423,14 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     if (!(record = fh_record_new("quantize", params))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_CLUSTERS, err)) < 0 ||
         (rc = fh_record_input(record, e->work, FH_FILE_ROUTING, err)) < 0) goto out;
-    fh_st_spec specs[5] = {fh_encoded_spec("centroids", centroids, p.c.k, c_stride), fh_encoded_spec("tokens", tokens, slots, t_stride), {"permutation", FH_U32, 1, {slots}}};
-    const void *data[5] = {c_data, t_data, perm};
-    size_t n = 3;
-    if (c_each) specs[n] = fh_scales_spec("centroid_scales", centroids, p.c.k, p.c.d), data[n++] = c_scales;
-    if (t_each) specs[n] = fh_scales_spec("token_scales", tokens, slots, p.c.d), data[n++] = t_scales;
     if ((rc = namer(&names, e, err)) < 0) goto out;
-    if ((rc = fh_result_tensors(e, FH_FILE_QUANTIZED, specs, data, n, record, err)) < 0) goto out;
+    if ((rc = fh_quantized_write(e, &made, &p.c, record, err)) < 0) goto out;
     fh_stage_log(e, "quantize", began);
 
     fh_json *r = fh_json_object();
     fh_json_add_string(r, "centroids", fh_dtype_name(centroids));
     fh_json_add_string(r, "tokens", fh_dtype_name(tokens));
-    fh_json_add_u64(r, "bytes", c_bytes + t_bytes + p.c.k * c_each + slots * t_each);
+    fh_json_add_u64(r, "bytes", bytes);
     add_error(r, &t_err, "error", names);
     add_error(r, &c_err, "centroid_error", NULL);
     fh_json_add_double(r, "seconds", fh_now() - began);
@@ -418,11 +441,7 @@ out:
     fh_json_free(routing_record);
     fh_tensors_close(routing);
     fh_free(path);
-    fh_free(perm);
-    fh_free(c_data);
-    fh_free(t_data);
-    fh_free(c_scales);
-    fh_free(t_scales);
+    fh_quantized_free(&made);
     fh_parted_free(&p);
     fh_facts_free(&f);
     return rc;

@@ -81,15 +81,61 @@ static fh_status choose_rerank(uint32_t *out, int64_t asked, bool stored, const 
     return FH_OK;
 }
 
+/* The hot list and P of a promise. */
+static fh_status take_promise(uint32_t **hot, fh_head_parts *head, const fh_json *promise, fh_err *err)
+{
+    uint64_t probes, id;
+    const fh_json *list = fh_json_get(promise, "hot_ids");
+    if (!fh_json_u64(fh_json_get(promise, "probes"), &probes) || probes < 1 || probes > head->clusters) return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"probes\" is no number of clusters: run 'fhtool calibrate' again");
+    if (!(*hot = fh_malloc(fh_max(fh_json_count(list), 1) * sizeof **hot))) return fh_fail(err, FH_ENOMEM, "out of memory");
+    for (const fh_json *i = list ? fh_json_first(list) : NULL; i; i = fh_json_next(i)) {
+        if (!fh_json_u64(i, &id) || id >= head->vocab) return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"hot_ids\" holds something that is no token id: run 'fhtool calibrate' again");
+        (*hot)[head->n_hot++] = (uint32_t)id;
+    }
+    head->hot = *hot, head->probes = (uint32_t)probes;
+    return FH_OK;
+}
+
+fh_status fh_pack_encoded(fh_stage_env *e, const fh_stage_pack_params *p, const fh_facts *f, fh_encoded *q, const fh_json *promise, const fh_json *provenance, fh_json **report, fh_err *err)
+{
+    bundle b = {0};
+    fh_fhead *made = NULL;
+    uint32_t *hot = NULL;
+    fh_head_parts *head = &q->parts;
+    fh_status rc = FH_OK;
+    if (p->probes > head->clusters) return fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", p->probes, head->clusters, head->clusters);
+    if (promise) {
+        if ((rc = take_promise(&hot, head, promise, err)) < 0) goto out;
+        if (p->probes && p->probes < head->probes) { /* candidate sets are nested: more probes keep the promise, fewer do not */
+            fh_job_say(e->job, FH_WARN, "--probes %u is below the calibrated %u: the artifact promises nothing", p->probes, head->probes);
+            promise = NULL;
+        }
+    }
+    if (p->probes) head->probes = p->probes;
+    fh_pack_params pack = {.path = p->output, .flags = FH_OWNER_READS | (p->no_clobber ? FH_NO_CLOBBER : 0)};
+    fh_pack_input *in = &pack.input;
+    *in = (fh_pack_input){.name = fh_work_dir(e->work), .model_type = f->type, .dtype = f->head.dtype, .tied = f->tied, .softcap = f->softcap, .fingerprint = f->fingerprint,
+                          .tokenizer_size = f->tokenizer_size, .head = head, .routing = q->routing, .calibration = promise, .provenance = provenance};
+    if (!p->head_only && (rc = fill_bundle(&b, in, e, f, err)) < 0) goto out;
+    if (in->body || p->exact) in->exact = f->head;
+    if ((rc = choose_rerank(&head->rerank, p->rerank, in->exact.data && !head->tokens_exact, &head->tokens, head->tokens_exact, promise, e, err)) < 0) goto out;
+    fh_pack_report said;
+    if ((rc = fh_pack(&pack, e->job, &said, err)) < 0) goto out;
+    if ((rc = fh_fhead_open(&made, p->output, err)) == FH_OK) rc = fh_artifact_info(made, report, err);
+out:
+    fh_fhead_close(made);
+    fh_free(hot);
+    fh_tokenizer_text_free(&b.tokenizer);
+    fh_model_close(&b.m);
+    return rc;
+}
+
 fh_status fh_stage_pack(fh_stage_env *e, const fh_stage_pack_params *p, fh_json **report, fh_err *err)
 {
     double began = fh_now();
     fh_facts f = {0};
     fh_encoded q = {0};
-    bundle b = {0};
     fh_json *calibration = NULL, *provenance = NULL;
-    fh_fhead *made = NULL;
-    uint32_t *hot = NULL;
     bool stale;
     fh_err no_source;
     char *source = fh_source_path(e, &no_source);
@@ -98,53 +144,21 @@ fh_status fh_stage_pack(fh_stage_env *e, const fh_stage_pack_params *p, fh_json 
     fh_free(source);
     if (rc < 0 || (rc = fh_facts_load(&f, e, err)) < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
     if ((rc = load_calibration(&calibration, &stale, e, err)) < 0) goto out;
-    fh_head_parts *head = &q.parts;
-    if (p->probes > head->clusters) { rc = fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", p->probes, head->clusters, head->clusters); goto out; }
     if (stale && !p->probes) {
         rc = fh_fail(err, FH_ECHECK, "%s: the calibration there is of other inputs than the head as it is now: run 'fhtool calibrate' again, or give --probes P for an artifact that promises nothing", fh_work_dir(e->work));
         goto out;
     }
     if (stale) fh_job_say(e->job, FH_WARN, "the calibration is of other inputs: left out, and the artifact promises nothing");
-    const fh_json *promise = stale ? NULL : calibration;
-    if (promise) {
-        uint64_t probes, id;
-        const fh_json *list = fh_json_get(promise, "hot_ids");
-        if (!fh_json_u64(fh_json_get(promise, "probes"), &probes) || probes < 1 || probes > head->clusters) { rc = fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"probes\" is no number of clusters: run 'fhtool calibrate' again"); goto out; }
-        if (!(hot = fh_malloc(fh_max(fh_json_count(list), 1) * sizeof *hot))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-        for (const fh_json *i = list ? fh_json_first(list) : NULL; i; i = fh_json_next(i)) {
-            if (!fh_json_u64(i, &id) || id >= head->vocab) { rc = fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"hot_ids\" holds something that is no token id: run 'fhtool calibrate' again"); goto out; }
-            hot[head->n_hot++] = (uint32_t)id;
-        }
-        head->hot = hot, head->probes = (uint32_t)probes;
-        if (p->probes && p->probes < probes) { /* candidate sets are nested: more probes keep the promise, fewer do not */
-            fh_job_say(e->job, FH_WARN, "--probes %u is below the calibrated %llu: the artifact promises nothing", p->probes, (unsigned long long)probes);
-            promise = NULL;
-        }
-    }
-    if (p->probes) head->probes = p->probes;
 
     provenance = fh_json_object();
     if ((rc = add_provenance(provenance, e, "convert", FH_FILE_MODEL, err)) < 0 || (rc = add_provenance(provenance, e, "cluster", FH_FILE_CLUSTERS, err)) < 0 ||
         (rc = add_provenance(provenance, e, "route", FH_FILE_ROUTING, err)) < 0 || (rc = add_provenance(provenance, e, "quantize", FH_FILE_QUANTIZED, err)) < 0) goto out;
-    fh_pack_params pack = {.path = p->output, .flags = FH_OWNER_READS | (p->no_clobber ? FH_NO_CLOBBER : 0)};
-    fh_pack_input *in = &pack.input;
-    *in = (fh_pack_input){.name = fh_work_dir(e->work), .model_type = f.type, .dtype = f.head.dtype, .tied = f.tied, .softcap = f.softcap, .fingerprint = f.fingerprint,
-                          .tokenizer_size = f.tokenizer_size, .head = head, .routing = q.routing, .calibration = promise, .provenance = provenance};
-    if (!p->head_only && (rc = fill_bundle(&b, in, e, &f, err)) < 0) goto out;
-    if (in->body || p->exact) in->exact = f.head;
-    if ((rc = choose_rerank(&head->rerank, p->rerank, in->exact.data && !head->tokens_exact, &head->tokens, head->tokens_exact, promise, e, err)) < 0) goto out;
-    fh_pack_report said;
-    if ((rc = fh_pack(&pack, e->job, &said, err)) < 0) goto out;
-    if ((rc = fh_fhead_open(&made, p->output, err)) < 0 || (rc = fh_artifact_info(made, report, err)) < 0) goto out;
+    if ((rc = fh_pack_encoded(e, p, &f, &q, stale ? NULL : calibration, provenance, report, err)) < 0) goto out;
     fh_json_add_double(*report, "seconds", fh_now() - began);
     fh_stage_log(e, "pack", began);
 out:
-    fh_fhead_close(made);
     fh_json_free(provenance);
     fh_json_free(calibration);
-    fh_free(hot);
-    fh_tokenizer_text_free(&b.tokenizer);
-    fh_model_close(&b.m);
     fh_encoded_free(&q);
     fh_facts_free(&f);
     return rc;

@@ -44,6 +44,15 @@ typedef struct fh_encoded { fh_tensors *file; fh_head_parts parts; char routing[
 fh_status fh_encoded_load(fh_encoded *out, fh_stage_env *e, const fh_facts *f, fh_err *err);
 void fh_encoded_free(fh_encoded *q);
 
+/* The artifact of a head as quantize left it, under a promise (calibration.json, or NULL); *report is fh_artifact_info. */
+fh_status fh_pack_encoded(fh_stage_env *e, const fh_stage_pack_params *p, const fh_facts *f, fh_encoded *q, const fh_json *promise, const fh_json *provenance, fh_json **report, fh_err *err);
+/* Encoded rows [K, D] and [K * cap, D], as fh_encode_rows leaves them. */
+typedef struct fh_quantized { fh_dtype centroids, tokens; void *c_data, *c_scales, *t_data, *t_scales; uint32_t *permutation; } fh_quantized;
+/* Room for the rows of a clustering; *bytes: all of them. */
+fh_status fh_quantized_room(fh_quantized *out, const fh_clustering *c, size_t *bytes, fh_err *err);
+void fh_quantized_free(fh_quantized *q); /* accepts a zeroed one */
+fh_status fh_quantized_write(fh_stage_env *e, const fh_quantized *q, const fh_clustering *c, fh_json *record, fh_err *err);
+
 /* Run what is missing or stale so that the named result is current. */
 fh_status fh_need(fh_stage_env *e, const char *file, fh_err *err);
 

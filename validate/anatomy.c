@@ -24,7 +24,7 @@ static const part parts[] = {
     {"the artifact as it is", BY_STORED, STORED, true},
 };
 enum { PARTS = sizeof parts / sizeof *parts, TOP = 10, RERANK_INT8 = 16, RERANK_INT4 = 32 };
-_Static_assert((int)PARTS <= (int)FH_COSTS, "room for every part");
+_Static_assert((int)PARTS <= (int)FH_PART_COSTS, "room for every part");
 
 typedef struct coded { void *data, *scales; fh_rows rows; } coded;
 

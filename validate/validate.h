@@ -115,7 +115,7 @@ fh_spread fh_spread_of(double *values, size_t n); /* sorts values [n], n > 0 */
 
 /* Positions at which all of the dense head's best k are candidates; the bounds are one-sided, each at the confidence. */
 typedef struct fh_kept { size_t misses; double share, lower, upper; } fh_kept;
-enum { FH_TOPS = 4, FH_BANDS = 7, FH_WORST = 20, FH_COSTS = 12 }; /* FH_TOPS: k = 1, 3, 5, 10 */
+enum { FH_TOPS = 4, FH_BANDS = 7, FH_WORST = 20, FH_PART_COSTS = 12 }; /* FH_TOPS: k = 1, 3, 5, 10 */
 typedef struct fh_curve_point { uint32_t probes; fh_kept top[FH_TOPS]; double agreement, mass, kl, kl_dense, step_bytes; } fh_curve_point;
 typedef struct fh_band { const char *name; size_t positions, misses; double agreement, mass, kl; } fh_band; /* misses of the dense head's best token */
 typedef struct fh_bands { fh_band band[FH_BANDS]; size_t n; } fh_bands;
@@ -139,7 +139,7 @@ typedef struct fh_anatomy { /* positions 0: not measured */
     size_t positions, misses;
     size_t by_clustering, by_routing, by_encoding; /* misses that the clusters of most probability have too; that centroids not encoded have too; others */
     bool sources;                 /* the centroids before their encoding were there: without them by_encoding is 0, and such misses count as routing's */
-    fh_part_cost cost[FH_COSTS]; size_t n;
+    fh_part_cost cost[FH_PART_COSTS]; size_t n;
 } fh_anatomy;
 typedef struct fh_divergence { size_t prompts, tokens, identical; double mean, median; size_t min; } fh_divergence; /* tokens that both heads say alike, greedily */
 typedef struct fh_last_words { size_t words, dense, flash, same; } fh_last_words; /* said rightly; by both heads or by neither */
