@@ -55,7 +55,7 @@ typedef struct fh_command {
 } fh_command;
 
 extern const fh_command fh_cmd_convert, fh_cmd_hidden, fh_cmd_cluster, fh_cmd_route, fh_cmd_quantize, fh_cmd_calibrate, fh_cmd_pack, fh_cmd_build, fh_cmd_status,
-    fh_cmd_inspect, fh_cmd_verify, fh_cmd_query, fh_cmd_run, fh_cmd_perplexity, fh_cmd_tokenize, fh_cmd_detokenize, fh_cmd_bench, fh_cmd_validate, fh_cmd_estimate, fh_cmd_sweep;
+    fh_cmd_inspect, fh_cmd_verify, fh_cmd_query, fh_cmd_run, fh_cmd_perplexity, fh_cmd_tokenize, fh_cmd_detokenize, fh_cmd_bench, fh_cmd_validate, fh_cmd_estimate, fh_cmd_sweep, fh_cmd_publish, fh_cmd_list, fh_cmd_fetch, fh_cmd_keygen, fh_cmd_sign, fh_cmd_rebuild, fh_cmd_diff;
 
 /* Fill `args` (c->size bytes, zeroed) from the words after the subcommand.  FH_EUSAGE with a message. */
 fh_status fh_parse(void *args, const fh_command *c, int argc, char **argv, fh_err *err);

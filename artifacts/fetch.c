@@ -1,0 +1,277 @@
+/* artifacts/fetch.c: a release out of a registry, whole or not at all.
+ *
+ * It grows in ".NAME.RELEASE.part" beside its final name, RELEASE being the digest of its release.json: what a killed run left is of
+ * exactly this release, and the next one goes on in it.  A flock on that directory says that somebody is at work there.
+ */
+#include "artifacts/release_private.h"
+#include "base/fault.h"
+#include "base/sysio.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+/* ---- what there is ------------------------------------------------------------------------------------------------------ */
+
+static fh_status read_index(fh_index *out, fh_source *s, fh_err *err)
+{
+    char *text = NULL, *name = fh_path_join(fh_source_name(s), FH_REGISTRY_INDEX);
+    size_t len = 0;
+    fh_status rc = name ? fh_source_text(s, FH_REGISTRY_INDEX, FH_INDEX_BYTES, &text, &len, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    *out = (fh_index){0};
+    if (rc == FH_ENOTFOUND) rc = fh_fail(err, rc, "%s: holds no " FH_REGISTRY_INDEX ": is it a registry?", fh_source_name(s));
+    if (rc == FH_OK) rc = fh_index_parse(out, text, len, name, err);
+    fh_free(text);
+    fh_free(name);
+    return rc;
+}
+
+fh_status fh_registry_list(const fh_source_params *from, const fh_job *job, fh_json **report, fh_err *err)
+{
+    fh_source *s = NULL;
+    fh_index index = {0};
+    fh_status rc = fh_source_connect(&s, from, job, err);
+    *report = NULL;
+    if (rc < 0 || (rc = read_index(&index, s, err)) < 0) goto out;
+    fh_json *r = fh_json_object(), *list;
+    fh_json_add_string(r, "registry", from->registry);
+    list = fh_json_add_array(r, "releases");
+    for (size_t i = 0; i < index.n; i++) {
+        const fh_index_entry *e = &index.entries[i];
+        fh_json *j = fh_json_add_object(list, NULL);
+        fh_json_add_string(j, "name", e->name);
+        fh_json_add_string(j, "version", e->version);
+        fh_json_add_u64(j, "bytes", e->bytes);
+        fh_json_add_string(j, "digest", e->digest);
+        fh_json_add_string(j, "fingerprint", e->fingerprint);
+    }
+    *report = r;
+out:
+    fh_index_free(&index);
+    fh_source_close(s);
+    return rc;
+}
+
+/* NAME[@VERSION] */
+static fh_status find_release(const fh_index_entry **out, char **name, const fh_index *index, const char *what, const char *registry, fh_err *err)
+{
+    const char *at = strchr(what, '@'), *version = at ? at + 1 : NULL;
+    if (!(*name = fh_strndup(what, at ? (size_t)(at - what) : strlen(what)))) return fh_fail(err, FH_ENOMEM, "out of memory");
+    if (!fh_release_name_ok(*name) || (version && !fh_release_name_ok(version)))
+        return fh_fail(err, FH_EUSAGE, "'%.120s' is no NAME or NAME@VERSION (A-Z a-z 0-9 . _ -)", what);
+    if ((*out = fh_index_find(index, *name, version))) return FH_OK;
+    const fh_index_entry *newest = fh_index_find(index, *name, NULL);
+    if (newest) return fh_fail(err, FH_ENOTFOUND, "%s: has no version %s of %s; the newest is %s (fhtool list)", registry, version, *name, newest->version);
+    return fh_fail(err, FH_ENOTFOUND, "%s: has no release %s (fhtool list shows what there is)", registry, *name);
+}
+
+/* ---- the directory it grows in --------------------------------------------------------------------------------------------- */
+
+typedef struct part { char *final, *dir; int fd; } part;
+
+static void part_close(part *p)
+{
+    if (p->fd >= 0) close(p->fd);
+    fh_free(p->final);
+    fh_free(p->dir);
+}
+
+static fh_status part_open(part *p, const char *output, const fh_index_entry *e, fh_err *err)
+{
+    size_t n = output ? strlen(output) : 0;
+    while (n > 1 && output[n - 1] == '/') n--;
+    p->final = output ? fh_strndup(output, n) : fh_sprintf("%s-%s", e->name, e->version);
+    char *parent = p->final ? fh_path_dir(p->final) : NULL, *name = NULL;
+    fh_status rc = FH_OK;
+    if (!parent) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    const char *slash = strrchr(p->final, '/'), *base = slash ? slash + 1 : p->final;
+    if (!*base || !strcmp(base, ".") || !strcmp(base, "..")) { rc = fh_fail(err, FH_EUSAGE, "-o: '%s' is no name for a new directory", p->final); goto out; }
+    name = fh_sprintf(".%.*s.%.12s.part", (int)fh_min(strlen(base), 200), base, e->release_sha256);
+    if (!name || !(p->dir = fh_path_join(parent, name))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!fh_file_exists(parent)) { rc = fh_fail(err, FH_ENOTFOUND, "%s: cannot create: the directory %s does not exist: make it first", p->final, parent); goto out; }
+    if ((rc = fh_mkdirs(p->dir, err)) < 0) goto out;
+    p->fd = fh_sys_open(p->dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    if (p->fd < 0) rc = fh_fail_errno(err, p->dir, "open", errno);
+    else if (flock(p->fd, LOCK_EX | LOCK_NB)) rc = fh_fail(err, FH_EBUSY, "%s: is being fetched by somebody else: wait until that is done", p->final);
+    else fh_out_sweep(p->dir);
+out:
+    fh_free(parent);
+    fh_free(name);
+    return rc;
+}
+
+static fh_status write_in(const part *p, const char *name, const char *text, size_t len, fh_err *err)
+{
+    char *path = fh_path_join(p->dir, name);
+    fh_status rc = path ? fh_file_write(path, text, len, FH_OWNER_READS, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", p->dir);
+    fh_free(path);
+    return rc;
+}
+
+/* ---- its files --------------------------------------------------------------------------------------------------------------- */
+
+typedef struct fetching { fh_source *s; const fh_index_entry *entry; part part; fh_release release; const fh_job *job; } fetching;
+
+static fh_status in_registry(char **out, const fetching *f, const char *path, fh_err *err)
+{
+    *out = fh_sprintf("%s/%s/%s", f->entry->name, f->entry->version, path);
+    return *out ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+}
+
+static fh_status fetch_text(const fetching *f, const char *name, size_t limit, char **text, size_t *len, fh_err *err)
+{
+    char *path;
+    fh_status rc = in_registry(&path, f, name, err);
+    if (rc == FH_OK) rc = fh_source_text(f->s, path, limit, text, len, err);
+    fh_free(path);
+    return rc;
+}
+
+/* release.json is the one the index names, and says of itself what the index says. */
+static fh_status fetch_release(fetching *f, fh_err *err)
+{
+    const fh_index_entry *e = f->entry;
+    char *text = NULL, *sums = NULL, *want = NULL, hex[65];
+    size_t len = 0, sums_len = 0;
+    uint8_t digest[32];
+    fh_status rc = fetch_text(f, FH_RELEASE_JSON, FH_RELEASE_BYTES, &text, &len, err);
+    if (rc < 0) goto out;
+    fh_sha256_of(digest, text, len);
+    fh_sha256_hex(hex, digest);
+    if (len != e->release_bytes) {
+        rc = fh_fail(err, FH_EFORMAT, "%s: %s/%s/" FH_RELEASE_JSON " has %zu bytes, the index says %llu", fh_source_name(f->s), e->name, e->version, len, (unsigned long long)e->release_bytes);
+        goto out;
+    }
+    if (strcmp(hex, e->release_sha256)) { rc = fh_fail(err, FH_ECHECK, "%s: %s/%s/" FH_RELEASE_JSON " is not the one the index names (SHA-256): refused", fh_source_name(f->s), e->name, e->version); goto out; }
+    if ((rc = fh_release_parse(&f->release, text, len, FH_RELEASE_JSON, err)) < 0) goto out;
+    if (strcmp(f->release.name, e->name) || strcmp(f->release.version, e->version) || strcmp(f->release.digest, e->digest) || strcmp(f->release.fingerprint, e->fingerprint)) {
+        rc = fh_fail(err, FH_ECHECK, "%s: under %s@%s lies %s@%s (artifact %.12s): refused", fh_source_name(f->s), e->name, e->version, f->release.name, f->release.version, f->release.digest);
+        goto out;
+    }
+    if (!(want = fh_release_sums(&f->release, hex))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = fetch_text(f, FH_RELEASE_SUMS, FH_RELEASE_BYTES, &sums, &sums_len, err)) < 0) goto out;
+    if (sums_len != strlen(want) || memcmp(sums, want, sums_len)) { rc = fh_fail(err, FH_ECHECK, "%s: " FH_RELEASE_SUMS " of %s@%s is not the list that its release.json gives: refused", fh_source_name(f->s), e->name, e->version); goto out; }
+    if ((rc = write_in(&f->part, FH_RELEASE_JSON, text, len, err)) == FH_OK) rc = write_in(&f->part, FH_RELEASE_SUMS, sums, sums_len, err);
+out:
+    fh_free(text);
+    fh_free(sums);
+    fh_free(want);
+    return rc;
+}
+
+/* Before anything large is fetched. */
+static fh_status fetch_signature(fetching *f, const fh_pubkey *key, fh_err *err)
+{
+    char *text = NULL, *signature = NULL, *sums = NULL, *comment = NULL, *want = NULL;
+    size_t len = 0;
+    fh_status rc = fetch_text(f, FH_RELEASE_SIGNATURE, 16 << 10, &text, &len, err);
+    if (rc == FH_ENOTFOUND) {
+        rc = key ? fh_fail(err, FH_ECHECK, "%s: nobody signed %s@%s, and a key was given: refused", fh_source_name(f->s), f->entry->name, f->entry->version) : FH_OK;
+        goto out;
+    }
+    if (rc < 0 || (rc = write_in(&f->part, FH_RELEASE_SIGNATURE, text, len, err)) < 0 || !key) goto out;
+    signature = fh_path_join(f->part.dir, FH_RELEASE_SIGNATURE), sums = fh_path_join(f->part.dir, FH_RELEASE_SUMS);
+    if (!signature || !sums || !(want = fh_release_comment(f->entry->name, f->entry->version, f->entry->digest))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = fh_sign_check(key, sums, signature, &comment, f->job, err)) < 0) goto out;
+    if (strcmp(comment, want)) rc = fh_fail(err, FH_ECHECK, "%s: what was signed is '%.300s', not '%s': refused", fh_source_name(f->s), comment, want);
+out:
+    fh_free(text);
+    fh_free(signature);
+    fh_free(sums);
+    fh_free(comment);
+    fh_free(want);
+    return rc;
+}
+
+/* An OCI layout holds the artifact a second time: equal files are linked, not fetched. */
+static bool link_equal(const fetching *f, size_t i, const char *to)
+{
+    const fh_release_file *want = &f->release.files[i];
+    for (size_t k = 0; k < i; k++) {
+        if (f->release.files[k].bytes != want->bytes || strcmp(f->release.files[k].sha256, want->sha256)) continue;
+        char *from = fh_path_join(f->part.dir, f->release.files[k].path);
+        bool done = from && !link(from, to);
+        fh_free(from);
+        if (done) return true;
+    }
+    return false;
+}
+
+static fh_status fetch_files(fetching *f, fh_err *err)
+{
+    for (size_t i = 0; i < f->release.n; i++) {
+        const fh_release_file *want = &f->release.files[i];
+        char *to = fh_path_join(f->part.dir, want->path), *parent = to ? fh_path_dir(to) : NULL, *from = NULL;
+        fh_status rc = parent ? fh_mkdirs(parent, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+        if (rc == FH_OK && (rc = in_registry(&from, f, want->path, err)) == FH_OK && (fh_file_exists(to) || !link_equal(f, i, to)))
+            rc = fh_source_file(f->s, from, to, want, err);
+        fh_free(to);
+        fh_free(parent);
+        fh_free(from);
+        if (rc < 0) return rc;
+    }
+    return FH_OK;
+}
+
+static fh_status put_in_place(part *p, fh_err *err)
+{
+    bool fault = fh_fault_hit(FH_FAULT_WRITE);
+    if (fault) errno = EIO;
+    (void)!fsync(p->fd);
+    if (!fault && !rename(p->dir, p->final)) return FH_OK; /* a directory never replaces one that holds something */
+    if (!fault && (errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR)) return fh_fail(err, FH_EFAIL, "%s: appeared while it was fetched: choose another name", p->final);
+    return fh_fail_errno(err, p->final, "put it in place", errno);
+}
+
+/* ---- all of it --------------------------------------------------------------------------------------------------------------- */
+
+/* What stands under the final name already: the same release, checked, or something that is left alone. */
+static fh_status judge_there(fetching *f, const fh_pubkey *key, fh_json **report, fh_err *err)
+{
+    char *json = fh_path_join(f->part.final, FH_RELEASE_JSON), hex[65] = "";
+    fh_status rc = json ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc == FH_OK && fh_is_release(f->part.final)) rc = fh_file_sha256(hex, NULL, json, f->job, err);
+    if (rc == FH_OK && strcmp(hex, f->entry->release_sha256))
+        rc = fh_fail(err, FH_EFAIL, "%s: is there already and is not %s@%s: remove it or choose another name (-o)", f->part.final, f->entry->name, f->entry->version);
+    if (rc == FH_OK) rc = fh_release_verify(f->part.final, key, f->job, report, err);
+    fh_free(json);
+    return rc;
+}
+
+fh_status fh_fetch(const fh_fetch_params *p, const fh_job *job, fh_json **report, fh_err *err)
+{
+    double began = fh_now();
+    fh_index index = {0};
+    fetching f = {.part = {.fd = -1}, .job = job};
+    char *name = NULL;
+    bool there = false;
+    *report = NULL;
+    fh_status rc = fh_source_connect(&f.s, &p->from, job, err);
+    if (rc < 0 || (rc = read_index(&index, f.s, err)) < 0 || (rc = find_release(&f.entry, &name, &index, p->what, p->from.registry, err)) < 0) goto out;
+    if (!p->key) fh_release_say_unsigned(p->what, job);
+    if ((rc = part_open(&f.part, p->output, f.entry, err)) < 0) goto out;
+    if ((there = fh_file_exists(f.part.final))) {
+        rmdir(f.part.dir); /* only where it is empty: nothing was begun */
+        rc = judge_there(&f, p->key, report, err);
+        goto done;
+    }
+    if ((rc = fetch_release(&f, err)) < 0 || (rc = fetch_signature(&f, p->key, err)) < 0 || (rc = fetch_files(&f, err)) < 0) goto out;
+    if ((rc = fh_release_verify(f.part.dir, p->key, job, report, err)) < 0 || (rc = put_in_place(&f.part, err)) < 0) goto out;
+done:
+    if (*report) {
+        fh_json_add_string(*report, "dir", f.part.final);
+        fh_json_add_bool(*report, "there_already", there);
+        fh_json_add_double(*report, "seconds", fh_now() - began);
+    }
+out:
+    fh_job_progress(job, "fetch", 1, 1, "bytes");
+    part_close(&f.part);
+    fh_release_free(&f.release);
+    fh_index_free(&index);
+    fh_source_close(f.s);
+    fh_free(name);
+    return rc;
+}
