@@ -75,6 +75,7 @@ typedef struct part { char *final, *dir; int fd; } part;
 static void part_close(part *p)
 {
     if (p->fd >= 0) close(p->fd);
+    if (p->dir) rmdir(p->dir); /* only where nothing is in it: then there is nothing to go on with */
     fh_free(p->final);
     fh_free(p->dir);
 }
@@ -162,6 +163,13 @@ out:
     return rc;
 }
 
+/* Of a release that is refused nothing stays. */
+static void take_back(const part *p)
+{
+    static const char *const names[] = {FH_RELEASE_JSON, FH_RELEASE_SUMS, FH_RELEASE_SIGNATURE};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) (void)unlinkat(p->fd, names[i], 0);
+}
+
 /* Before anything large is fetched. */
 static fh_status fetch_signature(fetching *f, const fh_pubkey *key, fh_err *err)
 {
@@ -178,6 +186,7 @@ static fh_status fetch_signature(fetching *f, const fh_pubkey *key, fh_err *err)
     if ((rc = fh_sign_check(key, sums, signature, &comment, f->job, err)) < 0) goto out;
     if (strcmp(comment, want)) rc = fh_fail(err, FH_ECHECK, "%s: what was signed is '%.300s', not '%s': refused", fh_source_name(f->s), comment, want);
 out:
+    if (rc == FH_ECHECK) take_back(&f->part);
     fh_free(text);
     fh_free(signature);
     fh_free(sums);
@@ -254,7 +263,6 @@ fh_status fh_fetch(const fh_fetch_params *p, const fh_job *job, fh_json **report
     if (!p->key) fh_release_say_unsigned(p->what, job);
     if ((rc = part_open(&f.part, p->output, f.entry, err)) < 0) goto out;
     if ((there = fh_file_exists(f.part.final))) {
-        rmdir(f.part.dir); /* only where it is empty: nothing was begun */
         rc = judge_there(&f, p->key, report, err);
         goto done;
     }

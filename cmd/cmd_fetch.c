@@ -27,7 +27,7 @@ static fh_status list(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_list = {"list", "the releases of a registry", "REGISTRY", 1, 1, list_options, sizeof(list_args), list,
-    "REGISTRY is a directory, file://PATH or https://ADDRESS (http:// of this machine).", "fhtool list https://models.example.org/fhead"};
+    "REGISTRY is a directory, file://PATH or https://ADDRESS (http:// of this machine).  SSL_CERT_FILE: certificates to trust.", "fhtool list https://models.example.org/fhead"};
 
 /* ---- fetch ------------------------------------------------------------------------------------------------------------ */
 
