@@ -246,6 +246,16 @@ fh_status fh_key_look(const char *path, bool *encrypted, const fh_job *job, fh_e
     return rc;
 }
 
+/* A secret key is its seed and, after it, the public key that follows from it: one that does not would sign what nobody can check. */
+static bool halves_agree(const uint8_t key[64])
+{
+    uint8_t pub[crypto_sign_PUBLICKEYBYTES], again[crypto_sign_SECRETKEYBYTES];
+    crypto_sign_seed_keypair(pub, again, key);
+    bool agree = !sodium_memcmp(again, key, sizeof again);
+    sodium_memzero(again, sizeof again);
+    return agree;
+}
+
 fh_status fh_key_open(fh_key **out, const char *path, const char *password, const fh_job *job, fh_err *err)
 {
     fh_secret s;
@@ -257,7 +267,8 @@ fh_status fh_key_open(fh_key **out, const char *path, const char *password, cons
     if (s.encrypted && !password) { rc = fh_fail(err, FH_EUSAGE, "%s: this key is encrypted: its password is needed", path); goto out; }
     if (s.encrypted && (rc = hide(s.hidden, password, s.salt, s.ops, s.memory, path, err)) < 0) goto out;
     checksum(sum, s.hidden, s.hidden + FH_KEY_ID);
-    if (sodium_memcmp(sum, s.hidden + FH_KEY_ID + 64, sizeof sum)) {
+    bool blank = !s.encrypted && sodium_is_zero(s.hidden + FH_KEY_ID + 64, sizeof sum); /* minisign -W leaves it out */
+    if (!halves_agree(s.hidden + FH_KEY_ID) || (!blank && sodium_memcmp(sum, s.hidden + FH_KEY_ID + 64, sizeof sum))) {
         rc = s.encrypted ? fh_fail(err, FH_ECHECK, "%s: this is not its password, or the file is damaged", path) : fh_fail(err, FH_EFORMAT, "%s: its checksum is wrong: the file is damaged", path);
         goto out;
     }

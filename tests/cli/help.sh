@@ -4,7 +4,7 @@
 
 for word in -h --help help; do fh $word > help.txt 2> err.txt; [ ! -s err.txt ] || die "fhtool $word writes on standard error"; done
 grep -q '^example: fhtool' help.txt
-commands='build convert hidden cluster route quantize calibrate pack status run inspect verify query perplexity tokenize detokenize bench'
+commands='build convert hidden cluster route quantize calibrate pack status run inspect verify query perplexity tokenize detokenize bench publish list fetch keygen sign rebuild diff'
 for c in $commands; do
     grep -Eq "^  $c +[a-z]" help.txt || die "$c is not in the general help"
     for word in -h --help; do
@@ -40,6 +40,9 @@ has perplexity --text --window --stride --head
 has hidden --text --tokens --ids-file -o --logits
 has tokenize --batch --no-special
 has detokenize --batch --skip-special
+has publish --to --name --version --dry-run --oci --key
+has fetch --pubkey -o
+has verify --pubkey
 
 status=0; fh > out.txt 2> err.txt || status=$?
 [ $status = 2 ] && [ ! -s out.txt ] && grep -q '^usage: fhtool' err.txt || die 'fhtool alone: usage on standard error, status 2'
