@@ -54,8 +54,14 @@ typedef struct fh_command {
     const char *example;
 } fh_command;
 
-extern const fh_command fh_cmd_convert, fh_cmd_hidden, fh_cmd_cluster, fh_cmd_route, fh_cmd_quantize, fh_cmd_calibrate, fh_cmd_pack, fh_cmd_build, fh_cmd_status,
-    fh_cmd_inspect, fh_cmd_verify, fh_cmd_query, fh_cmd_run, fh_cmd_perplexity, fh_cmd_tokenize, fh_cmd_detokenize, fh_cmd_bench, fh_cmd_validate, fh_cmd_estimate, fh_cmd_sweep, fh_cmd_publish, fh_cmd_list, fh_cmd_fetch, fh_cmd_keygen, fh_cmd_sign, fh_cmd_rebuild, fh_cmd_diff;
+/* Every command, in the order of `fhtool -h`. */
+#define FH_COMMANDS(X) \
+    X(build) X(convert) X(hidden) X(cluster) X(route) X(quantize) X(calibrate) X(pack) \
+    X(status) X(run) X(inspect) X(verify) X(query) X(perplexity) X(tokenize) X(detokenize) \
+    X(bench) X(validate) X(estimate) X(sweep) X(publish) X(list) X(fetch) X(keygen) \
+    X(sign) X(rebuild) X(diff)
+#define FH_COMMAND_DECLARED(name) extern const fh_command fh_cmd_##name;
+FH_COMMANDS(FH_COMMAND_DECLARED)
 
 /* Fill `args` (c->size bytes, zeroed) from the words after the subcommand.  FH_EUSAGE with a message. */
 fh_status fh_parse(void *args, const fh_command *c, int argc, char **argv, fh_err *err);

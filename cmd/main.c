@@ -11,10 +11,8 @@
 #include "base/fault.h"
 #endif
 
-static const fh_command *const commands[] = {
-    &fh_cmd_build, &fh_cmd_convert, &fh_cmd_hidden, &fh_cmd_cluster, &fh_cmd_route, &fh_cmd_quantize, &fh_cmd_calibrate, &fh_cmd_pack, &fh_cmd_status,
-    &fh_cmd_run, &fh_cmd_inspect, &fh_cmd_verify, &fh_cmd_query, &fh_cmd_perplexity, &fh_cmd_tokenize, &fh_cmd_detokenize, &fh_cmd_bench, &fh_cmd_validate, &fh_cmd_estimate, &fh_cmd_sweep, &fh_cmd_publish, &fh_cmd_list, &fh_cmd_fetch, &fh_cmd_keygen, &fh_cmd_sign, &fh_cmd_rebuild, &fh_cmd_diff,
-};
+#define FH_COMMAND_LISTED(name) &fh_cmd_##name,
+static const fh_command *const commands[] = {FH_COMMANDS(FH_COMMAND_LISTED)};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static volatile sig_atomic_t stopped;
