@@ -17,8 +17,9 @@ SECONDS ?= 30
 FUZZ_CC ?= clang
 JOBS ?= $(shell nproc)
 FH_SHARED ?= ../shared
-# This version has no CUDA code: CUDA=0 asks for what is built anyway.
-CUDA ?= 0
+# libfhcuda.so is built where nvcc is; fhtool opens it at run time, and is the same with and without.  CUDA=0: not built.
+NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA ?= $(if $(NVCC),1,0)
 
 VERSION := $(shell sed -n 's/^\#define FLASHHEAD_VERSION "\(.*\)"/\1/p' runtime/flashhead.h)
 SOVERSION := 0
@@ -73,6 +74,7 @@ $(CONFIG): .ci/probe
 
 # A tree each: release (build), faults (every allocation and write can be made to fail), asan, tsan, fuzz, cross (AArch64).
 # $(call variant,NAME,TREE,CC,CXX,FLAGS) makes rules for TREE/obj, TREE/libparts.a (all but main), TREE/fhtool, TREE/tests, TREE/fuzz.
+emulation = $(1)/obj/runtime/cuda/backend.emu.o $(1)/obj/tests/emu/emu.o
 objects = $(patsubst %,$(1)/obj/%.o,$(basename $(2)))
 # Rewrites the target only where its TEXT changes, so that what depends on it is made again only then.
 keep = @mkdir -p $(@D); printf '%s\n' '$(TEXT)' | cmp -s - $@ || printf '%s\n' '$(TEXT)' > $@
@@ -90,7 +92,7 @@ $(2)/obj/%.o: %.c $(2)/flags
 	$(Q)mkdir -p $$(@D) && $(3) $(FH_CPP) $(FH_C) $(5) $$(PIC) -MMD -MP -c $$< -o $$@
 $(2)/obj/%.o: %.cpp $(2)/flags
 	$$(call say,CXX,$$@)
-	$(Q)mkdir -p $$(@D) && $(4) $(FH_CPP) $(FH_CXX) $(5) -MMD -MP -c $$< -o $$@
+	$(Q)mkdir -p $$(@D) && $(4) $(FH_CPP) $(FH_CXX) $(5) $$(PIC) -MMD -MP -c $$< -o $$@
 $(2)/libparts.a: $(call objects,$(2),$(filter-out $(MAIN),$(SRC)) $(SRC_CXX)) $(2)/sources
 	$$(call say,AR,$$@)
 	$(Q)rm -f $$@ && ar rcs $$@ $$(filter %.o,$$^)
@@ -100,13 +102,22 @@ $(2)/fhtool: $(call objects,$(2),$(MAIN)) $(2)/libparts.a
 $(2)/tests/%: $(2)/obj/tests/unit/%.o $(2)/libparts.a
 	$$(call say,LINK,$$@)
 	$(Q)mkdir -p $$(@D) && $(3) $(5) $(LDFLAGS) -o $$@ $$^ -lcmocka $(call libs,$(1))
+# The sources of runtime/cuda, by the host's compiler, on a device that tests/emu emulates: in a test program, and as fhtool opens it.
+$(2)/obj/%.emu.o: %.cu $(2)/flags
+	$$(call say,EMU,$$@)
+	$(Q)mkdir -p $$(@D) && $(4) $(FH_CPP) $(FH_CXX) $(5) -fPIC -DFH_EMULATED -DFH_CUDA_ARCHS='"the host emulation"' -MMD -MP -x c++ -c $$< -o $$@
+$(patsubst %,$(2)/tests/%,$(filter test_cuda_%,$(UNIT))): $(call emulation,$(2))
+$(2)/libfhemu.so: $(call emulation,$(2)) $(2)/obj/format/dtype.o
+	$$(call say,LINK,$$@)
+	$(Q)$(4) $(5) $(LDFLAGS) -shared -o $$@ $$^
+$(2)/obj/tests/emu/emu.o: PIC := -fPIC
 $(2)/fuzz/%: $(2)/obj/tests/fuzz/%.o $(2)/obj/tests/fuzz/replay_main.o $(2)/libparts.a
 	$$(call say,LINK,$$@)
 	$(Q)mkdir -p $$(@D) && $(3) $(5) $(LDFLAGS) -o $$@ $$^ $(call libs,$(1))
 $(call objects,$(2),$(LIB_SRC)): PIC := -fPIC -fno-semantic-interposition
 $(2)/obj/tests/fuzz/%.o: PIC := -Wno-missing-prototypes
 .SECONDARY: $(call objects,$(2),$(TEST_SRC))
--include $(patsubst %.o,%.d,$(call objects,$(2),$(SRC) $(SRC_CXX) $(TEST_SRC)))
+-include $(patsubst %.o,%.d,$(call objects,$(2),$(SRC) $(SRC_CXX) $(TEST_SRC)) $(call emulation,$(2)))
 endef
 
 $(eval $(call variant,release,build,$(CC),$(CXX),$(CFLAGS)))
@@ -130,7 +141,26 @@ CROSS_TESTS := $(if $(CROSS_LACKS),,build/cross/fhtool $(CROSS_UNIT:%=build/cros
 # ---- products ----------------------------------------------------------------------------------------------
 
 LIBRARY := build/libflashhead.a build/libflashhead.so.$(SOVERSION) build/libflashhead.so build/flashhead.pc
-all: build/fhtool $(LIBRARY) ## build/fhtool and the library
+CUDA_LIBRARY := $(if $(filter-out 0,$(CUDA)),build/libfhcuda.so)
+all: build/fhtool $(LIBRARY) $(CUDA_LIBRARY) ## build/fhtool and the library; build/libfhcuda.so where nvcc is, unless CUDA=0
+
+# Machine code for what the toolkit knows of these, and PTX of the newest for what comes later.  -fmad=false: sums are the CPU's, which contracts
+# nothing either; where a product and a sum are meant as one it says fmaf.
+CUDA_ARCHS ?= $(filter 80 86 89 90 100,$(if $(CUDA_LIBRARY),$(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch))))
+NVCC_FLAGS ?= -O3 -lineinfo
+CUDA_FLAGS = -std=c++17 -D_GNU_SOURCE -I. $(NVCC_FLAGS) -fmad=false -cudart static -Werror all-warnings -Xcompiler -fPIC,-Wall,-Wextra,-Wno-unused-parameter \
+             -DFH_CUDA_ARCHS='"$(CUDA_ARCHS:%=sm_%) and PTX"' $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
+             -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
+build/cuda-flags: TEXT := $(NVCC) $(CUDA_FLAGS)
+build/cuda-flags: FORCE
+	$(keep)
+build/obj/runtime/cuda/%.cu.o: runtime/cuda/%.cu build/cuda-flags
+	$(call say,NVCC,$@)
+	$(Q)mkdir -p $(@D) && $(NVCC) $(CUDA_FLAGS) --threads 2 -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+build/libfhcuda.so: build/obj/runtime/cuda/backend.cu.o build/obj/format/dtype.o
+	$(call say,LINK,$@)
+	$(Q)$(NVCC) -cudart static -shared -o $@ $^
+-include build/obj/runtime/cuda/backend.cu.d
 
 build/lib-sources: TEXT := $(LIB_SRC)
 build/lib-sources: FORCE
@@ -163,6 +193,7 @@ install: all ## into $(DESTDIR)$(PREFIX): fhtool, the library, its header and pk
 	install -m 644 build/libflashhead.so.$(SOVERSION) '$(DESTDIR)$(LIBDIR)/libflashhead.so.$(VERSION)'
 	ln -sf libflashhead.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/libflashhead.so.$(SOVERSION)'
 	ln -sf libflashhead.so.$(SOVERSION) '$(DESTDIR)$(LIBDIR)/libflashhead.so'
+	$(if $(CUDA_LIBRARY),install -m 755 $(CUDA_LIBRARY) '$(DESTDIR)$(LIBDIR)/libfhcuda.so')
 	install -m 644 runtime/flashhead.h '$(DESTDIR)$(INCLUDEDIR)/flashhead.h'
 	install -m 644 build/flashhead.pc '$(DESTDIR)$(LIBDIR)/pkgconfig/flashhead.pc'
 
@@ -176,10 +207,10 @@ SAN_ENV = ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:allocator_
 # What has threads of our own and no library between them that the sanitizer cannot see into.
 TSAN_UNIT ?= $(filter test_base% test_head% test_pool%,$(UNIT))
 
-check: all build/faults/fhtool $(call programs,build/faults) $(CROSS_TESTS) ## unit tests, fuzz corpora, header, command line, Python checks; ends in "N passed, N failed, N skipped"
+check: all build/libfhemu.so build/faults/fhtool $(call programs,build/faults) $(CROSS_TESTS) ## unit tests, fuzz corpora, header, command line, Python checks; ends in "N passed, N failed, N skipped"
 	@$(RUN) FHTOOL='$(CURDIR)/build/fhtool' tests/run_check.sh $(call programs,build/faults) header cli python \
 	  $(CROSS_ITEMS)
-asan: build/asan/fhtool $(call programs,build/asan) ## unit tests, fuzz corpora and command-line tests under ASan, UBSan and LSan
+asan: build/asan/fhtool build/asan/libfhemu.so $(call programs,build/asan) ## unit tests, fuzz corpora and command-line tests under ASan, UBSan and LSan
 	@$(RUN) $(SAN_ENV) FH_SANITIZER=address FHTOOL='$(CURDIR)/build/asan/fhtool' tests/run_check.sh $(call programs,build/asan) cli
 tsan: $(TSAN_UNIT:%=build/tsan/tests/%) ## thread pool and head tests under TSan
 	@$(RUN) $(SAN_ENV) FH_SANITIZER=thread tests/run_check.sh $(TSAN_UNIT:%=build/tsan/tests/%)

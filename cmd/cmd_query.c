@@ -4,7 +4,7 @@
 
 #include "cmd/cmd.h"
 
-typedef struct args { fh_common common; fh_str hidden, curve; fh_uint probes, top_k; bool dense, no_hot; } args;
+typedef struct args { fh_common common; fh_str hidden, curve; fh_uint probes, top_k; fh_pick device; bool dense, no_hot; } args;
 static const fh_opt options[] = {
     {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "safetensors with hidden [N, D] or [B, T, D] float32", 0, 0, NULL},
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
@@ -12,6 +12,7 @@ static const fh_opt options[] = {
     {"dense", FH_OPT_FLAG, offsetof(args, dense), NULL, "the dense head, from the exact rows", 0, 0, NULL},
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "leave out the hot list", 0, 0, NULL},
     {"curve", FH_OPT_STR, offsetof(args, curve), "P,P,...", "containment, agreement, mass and KL at these P instead", 0, 0, NULL},
+    FH_DEVICE_OPT(args),
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -57,12 +58,15 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
     size_t k = a->top_k.set ? (size_t)a->top_k.v : 1, d = info->hidden;
     fh_query q = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot};
     fh_scratch *scratch = NULL;
+    fh_device *device = NULL;
     uint32_t *ids = fh_malloc(BLOCK * k * sizeof *ids);
     float *logits = fh_malloc(BLOCK * k * sizeof *logits);
     fh_json *r = fh_json_object(), *all_ids, *all_logits;
     fh_status rc = ids && logits ? fh_scratch_new(&scratch, head, fh_pool_threads(fh_job_pool(job)), err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0) goto out;
+    if (rc < 0 || (rc = fh_device_open(&device, (fh_device_kind)a->device.v, head, job, err)) < 0) goto out;
+    fh_scratch_use(scratch, device);
     fh_json_add_u64(r, "positions", n);
+    fh_json_add_string(r, "device", fh_device_name(device));
     fh_json_add_u64(r, "probes", a->dense ? info->clusters : q.probes ? fh_min(q.probes, info->clusters) : info->probes);
     fh_json_add_double(r, "step_bytes", a->dense ? fh_head_dense_bytes(head) : fh_head_step_bytes(head, q.probes, q.no_hot ? 0 : info->n_hot));
     all_ids = fh_json_add_array(r, "ids"), all_logits = fh_json_add_array(r, "logits");
@@ -84,6 +88,7 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
 out:
     fh_json_free(r);
     fh_scratch_free(scratch);
+    fh_device_close(device);
     fh_free(ids);
     fh_free(logits);
     return rc;
@@ -123,6 +128,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_json *report = NULL;
     if (!a->hidden.set) return fh_fail(err, FH_EUSAGE, "query: --hidden is missing: which states?");
     if (a->curve.set && (a->dense || a->probes.set || a->top_k.set)) return fh_fail(err, FH_EUSAGE, "query: --curve stands without --dense, --probes and --top-k");
+    if (a->curve.set && a->device.v != FH_DEVICE_CPU) return fh_fail(err, FH_EUSAGE, "query: --curve is measured on the CPU: leave out --device");
     if (a->dense && (a->probes.set || a->no_hot)) return fh_fail(err, FH_EUSAGE, "query: --dense scores every token: --probes and --no-hot do not apply");
     fh_status rc = a->curve.set ? fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_HEAD, job, err) : fh_head_open(&head, a->common.args[0], err);
     if (rc == FH_OK && a->curve.set && !m.head) rc = fh_fail(err, FH_EUSAGE, "%s: is no .fhead artifact", a->common.args[0]);

@@ -34,6 +34,7 @@ static const fh_opt options[] = {
     FH_KV_OPT(offsetof(args, kv_type)),
     {"stats", FH_OPT_FLAG, offsetof(args, stats), NULL, "say how fast it was (on standard error)", 0, 0, NULL},
     {"model", FH_OPT_STR, offsetof(args, model), "DIR", "the base model of a head-only artifact", 0, 0, NULL},
+    FH_DEVICE_OPT(args),
     {"verify", FH_OPT_FLAG, offsetof(args, verify), NULL, "check every byte of the artifact first", 0, 0, NULL},
     FH_COMMON_OPTS, FH_OPT_END,
 };
@@ -311,6 +312,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     unsigned need = FH_MODEL_BODY | FH_MODEL_HEAD | (a->ids.set && !stops ? 0 : FH_MODEL_TOKENIZER) | (talks ? FH_MODEL_CHAT : 0);
     if ((rc = fh_model_open(&m, a->common.args[0], a->model.set ? a->model.v : NULL, need, job, err)) < 0) goto out;
     if (!m.head && a->head.set && a->head.v == FH_HEAD_FLASH) { rc = fh_fail(err, FH_EUSAGE, "%s: is a checkpoint, which has no FlashHead: build one with 'fhtool build', or give --head dense", m.name); goto out; }
+    if ((rc = fh_model_use(&m, (fh_device_kind)a->device.v, job, err)) < 0) goto out;
     if (talks && (rc = fh_chat_use(m.chat, a->chat_template.set ? a->chat_template.v : NULL, err)) < 0) goto out;
     if (m.tokenizer && (rc = ends_of(a, &m, &ends, &n_ends, err)) < 0) goto out;
     fh_generate_params how = {.tokens = a->n.set ? (size_t)a->n.v : talks ? 512 : 64, .head = (fh_head_kind)a->head.v, .kv_type = fh_kv_types[a->kv_type.v], .query = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot},

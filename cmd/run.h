@@ -10,7 +10,7 @@ typedef struct fh_run_args {
     fh_uint n, top_k, seed, probes, repeat_last;
     fh_num temperature, top_p, min_p, penalty;
     fh_strs stop;
-    fh_pick head, kv_type;
+    fh_pick head, kv_type, device;
     bool ignore_eos, stats, no_hot, verify, model_sampling, talk, chat, exact, measure_mass;
 } fh_run_args;
 

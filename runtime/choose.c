@@ -40,6 +40,7 @@ static fh_status open_flash(fh_chooser *c, fh_err *err)
     const fh_head_info *info = fh_head_get_info(m->head);
     fh_status rc = fh_scratch_on(&c->scratch, m->head, c->pool, err);
     if (rc < 0) return rc;
+    fh_scratch_use(c->scratch, m->device);
     c->probes = c->p->query.probes ? c->p->query.probes : info->probes;
     if (c->probes > info->clusters) c->probes = info->clusters;
     if (!(c->clusters = fh_malloc(fh_max(c->probes, 1) * sizeof *c->clusters))) return fh_fail(err, FH_ENOMEM, "out of memory");

@@ -2,6 +2,7 @@
 #ifndef FH_HEAD_H
 #define FH_HEAD_H
 
+#include "runtime/head_device.h"
 #include "runtime/kernels.h"
 #include "runtime/runtime.h"
 
@@ -23,6 +24,7 @@ enum { FH_BLOCK = 32 };
 
 struct fh_scratch {
     const fh_head *head;
+    const fh_head_device *device; /* who does fh_head_topk and its like; NULL: the kernels here */
     fh_pool *pool, *own;         /* NULL: the calling thread alone; own: freed with the scratch */
     unsigned threads;
     size_t block;                /* 1..FH_BLOCK: states at a time, so that `scores` stays within a few megabytes */

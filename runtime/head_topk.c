@@ -177,6 +177,18 @@ static void finish(const stage2 *t, fh_scratch *scratch, size_t rerank, size_t k
     fh_pool_run(fh_pool_for(scratch->pool, rerank ? t->m * rerank * t->head->parts.exact.stride : 0), t->m, finish_task, &r);
 }
 
+/* ---- elsewhere ------------------------------------------------------------------------------------------------------------------ */
+
+/* What is asked goes to the scratch's device; the states are looked at here, so that a message names them. */
+static fh_status topk_there(const fh_head *head, const fh_scratch *scratch, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
+{
+    fh_state state;
+    fh_status rc;
+    for (size_t s = 0; s < call->batch; s++)
+        if ((rc = fh_head_states(head, &state, call->states + s * head->parts.hidden, s, 1, NULL, err)) < 0) return rc;
+    return scratch->device->topk(scratch->device->ctx, call, ids, logits, err);
+}
+
 /* ---- FlashHead ----------------------------------------------------------------------------------------------------------------- */
 
 /* Stage 1 for m states: the clusters that any of them probes, ascending, and who probes them. */
@@ -205,8 +217,17 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
     kept = fh_min(k, most), rerank = head->rerank ? fh_min(head->rerank + kept - 1, most) : 0;
     if (rerank) kept = fh_min(kept + rerank, most);
     size_t block = scratch->block;
-    if ((rc = room_for(scratch, kept, &block, err)) < 0) return rc;
+    if (!scratch->device && (rc = room_for(scratch, kept, &block, err)) < 0) return rc;
     if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
+    if (scratch->device) {
+        fh_head_call call = {.states = states, .batch = batch, .probes = probes, .no_hot = query && query->no_hot, .n_extras = n_extras,
+                             .extras = query && (query->n_include || query->n_exclude) ? scratch->extras : NULL,
+                             .excluded = query && query->n_exclude ? scratch->excluded : NULL,
+                             .kept = (uint32_t)fh_min(kept, UINT32_MAX), .rerank = (uint32_t)fh_min(rerank, UINT32_MAX), .k = (uint32_t)k};
+        rc = k > UINT32_MAX ? fh_fail(err, FH_EUSAGE, "the best %zu of each state: out of range", k) : topk_there(head, scratch, &call, ids, logits, err);
+        fh_query_end(scratch, query);
+        return rc;
+    }
 
     for (size_t first = 0; first < batch; first += block) {
         fh_state state[FH_BLOCK];
@@ -254,6 +275,10 @@ fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const flo
     if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
     if ((rc = fh_head_need_exact(head, err)) < 0) return rc;
     if (!k) return fh_fail(err, FH_EUSAGE, "the best 0 of each state: ask for 1 or more");
+    if (scratch->device && k <= UINT32_MAX) {
+        fh_head_call call = {.states = states, .batch = batch, .probes = p->clusters, .dense = true, .kept = (uint32_t)kept, .k = (uint32_t)k};
+        return topk_there(head, scratch, &call, ids, logits, err);
+    }
     block = scratch->block;
     if ((rc = room_for(scratch, kept, &block, err)) < 0) return rc;
     for (size_t first = 0; first < batch; first += block) {

@@ -235,9 +235,17 @@ fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsig
     return rc;
 }
 
+fh_status fh_model_use(fh_model *m, fh_device_kind kind, const fh_job *job, fh_err *err)
+{
+    if (m->head) return fh_device_open(&m->device, kind, m->head, job, err);
+    if (kind == FH_DEVICE_CUDA) return fh_fail(err, FH_EUSAGE, "%s: has no FlashHead, which is what a GPU computes here: leave out --device", m->name);
+    return FH_OK;
+}
+
 void fh_model_close(fh_model *m)
 {
     if (!m) return;
+    fh_device_close(m->device);
     fh_body_close(m->body);
     fh_tokenizer_close(m->tokenizer);
     fh_chat_close(m->chat);

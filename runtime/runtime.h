@@ -57,6 +57,21 @@ fh_status fh_scratch_on(fh_scratch **out, const fh_head *head, fh_pool *pool, fh
 typedef enum fh_step { FH_STEP_ROUTE, FH_STEP_SELECT, FH_STEP_SCORE, FH_STEP_RERANK, FH_STEPS } fh_step;
 void fh_scratch_watch(fh_scratch *scratch, double *seconds);
 
+/* An NVIDIA GPU that holds a copy of one head.  It is reached through libfhcuda.so (FH_CUDA_LIBRARY in the environment, or beside the program, or in
+ * ../lib of there), which is opened when it is asked for: a program runs the same where there is none.  One caller at a time. */
+typedef struct fh_device fh_device;
+typedef enum fh_device_kind { FH_DEVICE_CPU, FH_DEVICE_CUDA, FH_DEVICE_AUTO } fh_device_kind; /* --device */
+/* *out is NULL for the CPU.  auto: a GPU if one can be had; else the job is told why not, in one line, and it is the CPU.  cuda: FH_ENOTFOUND without
+ * library, driver or GPU, FH_EUNSUPPORTED for one that is too old or strange, FH_ENOMEM where the head does not fit.  The head is borrowed until
+ * the device is closed. */
+fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err);
+void fh_device_close(fh_device *d);                 /* accepts NULL; after the scratches that use it */
+const char *fh_device_name(const fh_device *d);     /* "NVIDIA H200"; NULL: "cpu" */
+uint64_t fh_device_bytes(const fh_device *d);       /* of its memory, that the head takes; NULL: 0 */
+/* From now on fh_head_topk, fh_head_greedy and fh_head_dense_topk on this scratch are done there (NULL: here); the other calls still are here.  The
+ * same answers: bit for bit, but for the logits of a soft-capped head (tanh). */
+void fh_scratch_use(fh_scratch *scratch, const fh_device *d);
+
 /* Matrix-vector products by the kernels of this CPU: out[r] = rows[r] . x, for float32, bf16, f16 and FH_Q8_0 rows, with one fixed order of
  * sums on every instruction set (16 lanes, fma, fixed tree).  x [cols] float32. */
 void fh_matvec(fh_pool *pool, const fh_rows *rows, const float *x, float *out);
@@ -164,6 +179,7 @@ typedef struct fh_model {
     fh_tokenizer *tokenizer;       /* NULL when there is none */
     fh_chat *chat;                 /* with FH_MODEL_CHAT, where there is a tokenizer */
     fh_body *body;
+    fh_device *device;             /* that the head is computed on; NULL: the CPU.  Set with fh_model_use, closed with the model */
     char *name;
 } fh_model;
 enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4, FH_MODEL_CHAT = 8 }; /* what is needed: missing is an error */
@@ -171,6 +187,8 @@ enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4, FH_MODEL_CH
  * fingerprint must be the artifact's, FH_ECHECK otherwise; NULL if none).  With a base, body, tokenizer and dense rows are the base's.  Only
  * what is needed is opened; for a head the tokenizer too, where there is one, to tell its dead rows.  *out must not be moved. */
 fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsigned need, const fh_job *job, fh_err *err);
+/* fh_device_open for the model's head, which then is computed there.  FH_EUSAGE: cuda, but there is no head of a .fhead. */
+fh_status fh_model_use(fh_model *m, fh_device_kind kind, const fh_job *job, fh_err *err);
 void fh_model_close(fh_model *m); /* accepts a zeroed one */
 /* Rows that can never be meant: past the tokenizer (`tokenizer_size`; 0: unknown), or norm below 1e-6 of the median.
  * dead [V] is written; returns how many. */

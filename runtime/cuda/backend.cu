@@ -1,0 +1,378 @@
+/* backend.cu: what libfhcuda.so does on the host's side: devices, a head's arrays in device memory, launches.
+ *
+ * Each array has an allocation of its own, so that a step past its end is seen by compute-sanitizer and, under the host emulation, by
+ * address sanitizer. */
+#include "runtime/cuda/head_kernels.cuh"
+
+#ifndef FH_CUDA_ARCHS
+#define FH_CUDA_ARCHS "none"
+#endif
+
+struct fh_cuda_device {
+    fh_cuda_info info;
+    const fh_cuda_host *host;
+    int ordinal;
+    size_t shared;            /* bytes that a block may have */
+    cudaStream_t stream; bool has_stream;
+};
+
+/* Device memory that grows by need. */
+struct buffer { void *p; size_t bytes; };
+
+struct fh_cuda_head {
+    fh_cuda_device *device;
+    head_params fixed;        /* what no call changes */
+    head_rows tokens, dense;
+    uint32_t vocab, n_always, n_forced;
+    bool has_dense, apart, unsettled; /* unsettled: a call failed, counters may be anything */
+    buffer centroids, centroid_scales, rows, row_scales, exact, dense_rows, token_of, slot_of, bias, always, forced;
+    buffer states, falls, probed, list, counters, counts, best, candidates, extras, excluded, results;
+    buffer pinned_in, pinned_out;
+    uint64_t bytes;
+    unsigned blocks; size_t blocks_for; /* the launch that fills the device, and the shared memory it is for */
+};
+
+/* ---- errors ---------------------------------------------------------------------------------------------------- */
+
+static fh_status failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing)
+{
+    cudaGetLastError(); /* what is not sticky is not met again by the next call */
+    if (e == cudaErrorMemoryAllocation)
+        return d->host->fail(err, FH_ENOMEM, "CUDA device %d (%s): out of memory while %s", d->ordinal, d->info.name, doing);
+    return d->host->fail(err, FH_EFAIL, "CUDA device %d (%s): %s while %s (%s)", d->ordinal, d->info.name, cudaGetErrorString(e), doing, cudaGetErrorName(e));
+}
+
+#define TRY(call, doing) \
+    do { \
+        cudaError_t e_ = (call); \
+        if (e_ != cudaSuccess) return failed(d, err, e_, doing); \
+    } while (0)
+
+/* ---- devices ----------------------------------------------------------------------------------------------------- */
+
+static fh_status no_devices(const fh_cuda_host *host, cudaError_t e, fh_err *err)
+{
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    cudaGetLastError();
+    if (e == cudaErrorInsufficientDriver && !driver) return host->fail(err, FH_ENOTFOUND, "there is no NVIDIA driver on this machine");
+    if (e == cudaErrorInsufficientDriver)
+        return host->fail(err, FH_EUNSUPPORTED, "the NVIDIA driver is for CUDA %d.%d, this build needs %d.%d: update the driver", driver / 1000, driver % 1000 / 10,
+                          runtime / 1000, runtime % 1000 / 10);
+    if (e == cudaErrorNoDevice || e == cudaSuccess) return host->fail(err, FH_ENOTFOUND, "the NVIDIA driver is there, but no GPU that it sees (CUDA_VISIBLE_DEVICES hides some)");
+    return host->fail(err, FH_EFAIL, "the NVIDIA driver does not work: %s (%s): does nvidia-smi?", cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+static void device_close(fh_cuda_device *d)
+{
+    if (!d) return;
+    if (d->has_stream) cudaStreamDestroy(d->stream);
+    d->host->release(d);
+}
+
+static fh_status learn(fh_cuda_device *d, fh_err *err)
+{
+    cudaDeviceProp p;
+    cudaFuncAttributes code;
+    int together = 0, shared = 0;
+    size_t free_bytes = 0, total = 0;
+    TRY(cudaSetDevice(d->ordinal), "choosing it");
+    TRY(cudaGetDeviceProperties(&p, d->ordinal), "asking what it is");
+    for (size_t i = 0; i + 1 < sizeof d->info.name && p.name[i]; i++) d->info.name[i] = p.name[i];
+    d->info.major = p.major, d->info.minor = p.minor, d->info.multiprocessors = p.multiProcessorCount, d->info.memory_bytes = p.totalGlobalMem;
+    cudaError_t e = cudaFuncGetAttributes(&code, head_stage1);
+    if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction || e == cudaErrorUnsupportedPtxVersion || e == cudaErrorInvalidPtx) {
+        cudaGetLastError();
+        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s) is of compute capability %d.%d, this build has code for %s: %s", d->ordinal, d->info.name, p.major,
+                             p.minor, FH_CUDA_ARCHS, cudaGetErrorString(e));
+    }
+    TRY(e, "loading the head's code");
+    TRY(cudaDeviceGetAttribute(&together, cudaDevAttrCooperativeLaunch, d->ordinal), "asking what it can do");
+    TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, d->ordinal), "asking what it can do");
+    TRY(cudaMemGetInfo(&free_bytes, &total), "asking for its free memory");
+    cudaDriverGetVersion(&d->info.driver);
+    cudaRuntimeGetVersion(&d->info.runtime);
+    d->info.together = together, d->info.free_bytes = free_bytes, d->shared = static_cast<size_t>(shared);
+    TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "making a stream");
+    d->has_stream = true;
+    return FH_OK;
+}
+
+static fh_status device_open(fh_cuda_device **out, int ordinal, const fh_cuda_host *host, fh_err *err)
+{
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess || n <= 0) return no_devices(host, e, err);
+    if (ordinal < 0 || ordinal >= n) return host->fail(err, FH_ENOTFOUND, "CUDA device %d: the driver sees %d, counted from 0", ordinal, n);
+    fh_cuda_device *d = static_cast<fh_cuda_device *>(host->allocate(1, sizeof *d));
+    if (!d) return host->fail(err, FH_ENOMEM, "out of memory");
+    d->host = host, d->ordinal = ordinal;
+    fh_status rc = learn(d, err);
+    if (rc < 0) device_close(d);
+    else *out = d;
+    return rc;
+}
+
+static const fh_cuda_info *device_info(const fh_cuda_device *d) { return &d->info; }
+
+/* ---- a head's arrays ----------------------------------------------------------------------------------------------- */
+
+static fh_status grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    if (bytes <= b->bytes) return FH_OK;
+    cudaFree(b->p);
+    h->bytes -= b->bytes;
+    *b = {nullptr, 0};
+    TRY(cudaMalloc(&b->p, bytes), "making room for a call");
+    b->bytes = bytes;
+    h->bytes += bytes;
+    return FH_OK;
+}
+
+static fh_status pin(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    if (bytes <= b->bytes) return FH_OK;
+    cudaFreeHost(b->p);
+    *b = {nullptr, 0};
+    TRY(cudaMallocHost(&b->p, bytes), "making room for what goes there and back");
+    b->bytes = bytes;
+    return FH_OK;
+}
+
+static fh_status copy_array(fh_cuda_head *h, buffer *b, const void *from, size_t bytes, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    if (!from || !bytes) return FH_OK;
+    fh_status rc = grow(h, b, bytes, err);
+    if (rc < 0) return rc;
+    TRY(cudaMemcpyAsync(b->p, from, bytes, cudaMemcpyHostToDevice, d->stream), "copying the head");
+    return FH_OK;
+}
+
+static uint32_t device_stride(const fh_rows *m) { return static_cast<uint32_t>(fh_round_up(fh_row_bytes(m->dtype, m->cols), 64)); }
+static size_t rows_bytes(const fh_rows *m) { return m->data ? m->rows * device_stride(m) : 0; }
+
+/* Rows 64 bytes or a multiple apart, zeros past their last element whatever the host has there. */
+static fh_status copy_rows(fh_cuda_head *h, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    if (!m->data) return FH_OK;
+    fh_status rc = grow(h, b, rows_bytes(m), err);
+    if (rc < 0) return rc;
+    TRY(cudaMemsetAsync(b->p, 0, rows_bytes(m), d->stream), "copying the head");
+    TRY(cudaMemcpy2DAsync(b->p, device_stride(m), m->data, m->stride, fh_row_bytes(m->dtype, m->cols), m->rows, cudaMemcpyHostToDevice, d->stream), "copying the head");
+    if (scales && (rc = copy_array(h, scales, from_scales, m->rows * fh_scale_bytes(m->dtype, m->cols), err)) < 0) return rc;
+    out->data = static_cast<const unsigned char *>(b->p), out->scales = scales ? scales->p : nullptr;
+    out->stride = device_stride(m), out->groups = static_cast<uint32_t>(fh_scale_bytes(FH_I4, m->cols) / 2), out->dtype = m->dtype;
+    return FH_OK;
+}
+
+/* Tokens of slots, dead ones left out; in host memory, freed by the caller. */
+static uint32_t *live_tokens(const fh_cuda_host *host, const fh_cuda_source *s, size_t slots)
+{
+    uint32_t *to = static_cast<uint32_t *>(host->allocate(slots, sizeof *to));
+    for (size_t i = 0; to && i < slots; i++) {
+        uint32_t id = s->parts->permutation[i];
+        to[i] = id == FH_NO_TOKEN || s->dead[id] ? FH_NO_TOKEN : id;
+    }
+    return to;
+}
+
+static size_t source_bytes(const fh_cuda_source *s)
+{
+    const fh_head_parts *p = s->parts;
+    size_t slots = static_cast<size_t>(p->clusters) * p->cap, v = p->vocab;
+    return rows_bytes(&p->centroids) + rows_bytes(&p->tokens) + rows_bytes(&p->exact) + (s->dense.data != p->exact.data ? rows_bytes(&s->dense) : 0) + slots * (4 + fh_scale_bytes(p->tokens.dtype, p->hidden)) +
+           p->clusters * (16 + fh_scale_bytes(p->centroids.dtype, p->hidden)) + v * (p->bias ? 8 : 4) + FH_CUDA_BATCH * 4ull * (p->clusters + p->hidden);
+}
+
+static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    const fh_head_parts *p = s->parts;
+    head_params *c = &h->fixed;
+    size_t slots = static_cast<size_t>(p->clusters) * p->cap, free_bytes = 0, total = 0;
+    fh_status rc;
+    TRY(cudaSetDevice(d->ordinal), "choosing it");
+    TRY(cudaMemGetInfo(&free_bytes, &total), "asking for its free memory");
+    if (source_bytes(s) > free_bytes)
+        return d->host->fail(err, FH_ENOMEM, "CUDA device %d (%s): the head needs %.0f MiB of device memory, %.0f MiB are free", d->ordinal, d->info.name,
+                             static_cast<double>(source_bytes(s)) / (1 << 20), static_cast<double>(free_bytes) / (1 << 20));
+    *c = {};
+    c->hidden = p->hidden, c->clusters = p->clusters, c->cap = p->cap, c->exact_by_token = p->exact_by_token, c->softcap = p->softcap;
+    if ((rc = copy_rows(h, &c->centroids, &h->centroids, &h->centroid_scales, &p->centroids, p->centroid_scales, err)) < 0 ||
+        (rc = copy_rows(h, &h->tokens, &h->rows, &h->row_scales, &p->tokens, p->token_scales, err)) < 0 ||
+        (rc = copy_rows(h, &c->exact, &h->exact, nullptr, &p->exact, nullptr, err)) < 0) return rc;
+    h->has_dense = s->dense.data;
+    if (s->dense.data == p->exact.data) h->dense = c->exact;
+    else if (s->dense.data == p->tokens.data) h->dense = h->tokens;
+    else if ((rc = copy_rows(h, &h->dense, &h->dense_rows, nullptr, &s->dense, nullptr, err)) < 0) return rc;
+    uint32_t *tokens = live_tokens(d->host, s, slots);
+    if (!tokens) return d->host->fail(err, FH_ENOMEM, "out of memory");
+    rc = copy_array(h, &h->token_of, tokens, slots * sizeof *tokens, err);
+    cudaError_t e = cudaStreamSynchronize(d->stream);
+    d->host->release(tokens);
+    if (rc < 0) return rc;
+    TRY(e, "copying the head");
+    if ((rc = copy_array(h, &h->slot_of, s->slot_of, p->vocab * sizeof *s->slot_of, err)) < 0 ||
+        (rc = copy_array(h, &h->bias, p->bias, p->vocab * sizeof *p->bias, err)) < 0 ||
+        (rc = copy_array(h, &h->always, s->always, s->n_always * sizeof *s->always, err)) < 0 ||
+        (rc = copy_array(h, &h->forced, s->forced, s->n_forced * sizeof *s->forced, err)) < 0 ||
+        (rc = grow(h, &h->probed, p->clusters * sizeof(fh_u64), err)) < 0 || (rc = grow(h, &h->list, p->clusters * sizeof(uint32_t), err)) < 0 ||
+        (rc = grow(h, &h->counters, 3 * sizeof(uint32_t), err)) < 0 || (rc = grow(h, &h->counts, FH_CUDA_BATCH * sizeof(uint32_t), err)) < 0 ||
+        (rc = grow(h, &h->best, FH_CUDA_BATCH * sizeof(fh_u64), err)) < 0) return rc;
+    c->token_of = static_cast<uint32_t *>(h->token_of.p), c->slot_of = static_cast<uint32_t *>(h->slot_of.p), c->bias = static_cast<float *>(h->bias.p);
+    c->probed = static_cast<fh_u64 *>(h->probed.p), c->list = static_cast<uint32_t *>(h->list.p), c->counters = static_cast<uint32_t *>(h->counters.p);
+    c->counts = static_cast<uint32_t *>(h->counts.p), c->best = static_cast<fh_u64 *>(h->best.p);
+    h->vocab = p->vocab, h->n_always = static_cast<uint32_t>(s->n_always), h->n_forced = static_cast<uint32_t>(s->n_forced);
+    h->unsettled = true;
+    TRY(cudaStreamSynchronize(d->stream), "copying the head");
+    return FH_OK;
+}
+
+static void head_free(fh_cuda_head *h)
+{
+    if (!h) return;
+    buffer *all[] = {&h->centroids, &h->centroid_scales, &h->rows, &h->row_scales, &h->exact, &h->dense_rows, &h->token_of, &h->slot_of, &h->bias, &h->always, &h->forced,
+                     &h->states, &h->falls, &h->probed, &h->list, &h->counters, &h->counts, &h->best, &h->candidates, &h->extras, &h->excluded, &h->results};
+    cudaSetDevice(h->device->ordinal);
+    for (buffer *b : all) cudaFree(b->p);
+    cudaFreeHost(h->pinned_in.p);
+    cudaFreeHost(h->pinned_out.p);
+    h->device->host->release(h);
+}
+
+static fh_status head_new(fh_cuda_head **out, fh_cuda_device *d, const fh_cuda_source *source, fh_err *err)
+{
+    fh_cuda_head *h = static_cast<fh_cuda_head *>(d->host->allocate(1, sizeof *h));
+    if (!h) return d->host->fail(err, FH_ENOMEM, "out of memory");
+    h->device = d;
+    fh_status rc = copy_head(h, source, err);
+    if (rc < 0) head_free(h);
+    else *out = h;
+    return rc;
+}
+
+static uint64_t head_bytes(const fh_cuda_head *h) { return h->bytes; }
+static void head_apart(fh_cuda_head *h, bool apart) { h->apart = apart; }
+
+/* ---- a call ------------------------------------------------------------------------------------------------------------ */
+
+/* Shared memory of a block, in bytes, and how many states it holds at a time.  48 KiB need no leave; one state may. */
+static size_t plan_shared(head_params *c)
+{
+    enum : size_t { PLAIN = 48 << 10 };
+    bool routed = !c->all;
+    fh_dtype t[2] = {c->rows.dtype, routed ? c->centroids.dtype : c->rows.dtype};
+    bool integers = fh_dtype_is_integer(t[0]) || fh_dtype_is_integer(t[1]), floats = fh_dtype_is_float(t[0]) || fh_dtype_is_float(t[1]);
+    c->layout = layout_for(c->hidden, floats, integers, t[0] == FH_I4 || t[1] == FH_I4);
+    size_t fit = (PLAIN - SHARED_FIXED) / c->layout.bytes;
+    c->tile = static_cast<uint32_t>(fh_min(c->batch, fh_max(fit, 1)));
+    return SHARED_FIXED + fh_max(static_cast<size_t>(c->tile) * c->layout.bytes, finish_bytes(c->kept, c->hidden));
+}
+
+/* Blocks that fill the device, all there at once. */
+static fh_status fill_device(fh_cuda_head *h, size_t shared, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    int each = 0;
+    if (h->blocks && h->blocks_for == shared) return FH_OK;
+    if (shared > d->shared)
+        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): a hidden size of %u takes %zu bytes of shared memory, it has %zu: use --device cpu", d->ordinal,
+                             d->info.name, h->fixed.hidden, shared, d->shared);
+    int bytes = static_cast<int>(shared);
+    TRY(cudaFuncSetAttribute(head_together, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+    TRY(cudaFuncSetAttribute(head_stage1, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+    TRY(cudaFuncSetAttribute(head_choose, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+    TRY(cudaFuncSetAttribute(head_stage2, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+    TRY(cudaFuncSetAttribute(head_finish, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+    TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, head_together, HEAD_THREADS, shared), "planning a launch");
+    if (each < 1) return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): no block of the head fits a multiprocessor: use --device cpu", d->ordinal, d->info.name);
+    h->blocks = static_cast<unsigned>(each) * static_cast<unsigned>(d->info.multiprocessors);
+    h->blocks_for = shared;
+    return FH_OK;
+}
+
+static fh_status launch(fh_cuda_head *h, const head_params &c, size_t shared, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    if (d->info.together && !h->apart) {
+        TRY(fh_launch(head_together, h->blocks, HEAD_THREADS, shared, d->stream, c, true), "starting the head");
+        return FH_OK;
+    }
+    TRY(fh_launch(head_stage1, h->blocks, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
+    if (!c.all) TRY(fh_launch(head_choose, c.batch, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
+    TRY(fh_launch(head_stage2, h->blocks, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
+    TRY(fh_launch(head_finish, c.batch, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
+    return FH_OK;
+}
+
+/* What the call asks for beyond the head's own. */
+static fh_status copy_query(fh_cuda_head *h, const fh_head_call *call, head_params *c, fh_err *err)
+{
+    fh_status rc;
+    c->extras = static_cast<const uint32_t *>(call->no_hot ? h->always.p : h->forced.p), c->n_extras = call->no_hot ? h->n_always : h->n_forced;
+    if (call->extras) {
+        if ((rc = copy_array(h, &h->extras, call->extras, call->n_extras * sizeof *call->extras, err)) < 0) return rc;
+        c->extras = static_cast<const uint32_t *>(h->extras.p), c->n_extras = static_cast<uint32_t>(call->n_extras);
+    }
+    if (c->all) c->n_extras = 0;
+    if (call->excluded) {
+        if ((rc = copy_array(h, &h->excluded, call->excluded, h->vocab, err)) < 0) return rc;
+        c->excluded = static_cast<const uint8_t *>(h->excluded.p);
+    }
+    return FH_OK;
+}
+
+static fh_status run(fh_cuda_head *h, const fh_head_call *call, head_params *c, const float *states, uint32_t *ids, float *logits, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    fh_status rc;
+    size_t n = c->batch, in = n * c->hidden * sizeof(float), out = n * c->k * sizeof(uint32_t), shared = plan_shared(c);
+    bool best = c->kept == 1 && !c->rerank;
+    if ((rc = fill_device(h, shared, err)) < 0 || (rc = copy_query(h, call, c, err)) < 0) return rc;
+    c->room = (c->all ? c->clusters : c->probes) * c->cap + c->n_extras;
+    if ((rc = grow(h, &h->states, in, err)) < 0 || (rc = grow(h, &h->falls, c->all ? 0 : n * c->clusters * sizeof(uint32_t), err)) < 0 ||
+        (rc = grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = grow(h, &h->results, 2 * out, err)) < 0 ||
+        (rc = pin(h, &h->pinned_in, in, err)) < 0 || (rc = pin(h, &h->pinned_out, 2 * out, err)) < 0) return rc;
+    c->states = static_cast<float *>(h->states.p), c->falls = static_cast<uint32_t *>(h->falls.p), c->candidates = static_cast<fh_u64 *>(h->candidates.p);
+    c->ids = static_cast<uint32_t *>(h->results.p), c->logits = reinterpret_cast<float *>(c->ids + n * c->k);
+    if (h->unsettled) TRY(cudaMemsetAsync(h->counters.p, 0, 3 * sizeof(uint32_t), d->stream), "starting the head");
+    h->unsettled = true;
+    memcpy(h->pinned_in.p, states, in);
+    TRY(cudaMemcpyAsync(h->states.p, h->pinned_in.p, in, cudaMemcpyHostToDevice, d->stream), "copying states");
+    if ((rc = launch(h, *c, shared, err)) < 0) return rc;
+    TRY(cudaMemcpyAsync(h->pinned_out.p, h->results.p, 2 * out, cudaMemcpyDeviceToHost, d->stream), "copying results");
+    TRY(cudaStreamSynchronize(d->stream), "running the head");
+    h->unsettled = false;
+    memcpy(ids, h->pinned_out.p, out);
+    if (logits) memcpy(logits, static_cast<uint8_t *>(h->pinned_out.p) + out, out);
+    return FH_OK;
+}
+
+static fh_status head_topk(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    if (call->kept > FH_CUDA_KEPT)
+        return d->host->fail(err, FH_EUSAGE, "the best %u of each state: on a CUDA device %d at most, those that are reranked counted: use --device cpu", call->kept, FH_CUDA_KEPT);
+    if (call->dense && !h->has_dense) return d->host->fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
+    TRY(cudaSetDevice(d->ordinal), "choosing it");
+    for (size_t first = 0; first < call->batch; first += FH_CUDA_BATCH) {
+        head_params c = h->fixed;
+        c.batch = static_cast<uint32_t>(fh_min(FH_CUDA_BATCH, call->batch - first));
+        c.probes = call->probes, c.all = call->dense || call->probes >= c.clusters, c.kept = call->kept, c.rerank = call->dense ? 0 : call->rerank, c.k = call->k;
+        c.rows = call->dense ? h->dense : h->tokens;
+        fh_status rc = run(h, call, &c, call->states + first * c.hidden, ids + first * c.k, logits ? logits + first * c.k : nullptr, err);
+        if (rc < 0) return rc;
+    }
+    return FH_OK;
+}
+
+extern "C" const fh_cuda_table *fh_cuda_backend(void)
+{
+    static const fh_cuda_table table = {FH_CUDA_ABI, FH_TOOL_VERSION, FH_CUDA_ARCHS, device_open, device_close, device_info, head_new, head_free, head_bytes, head_topk, head_apart};
+    return &table;
+}

@@ -1,0 +1,76 @@
+/* runtime/cuda/backend.h: what libfhcuda.so offers and how fhtool asks for it.
+ *
+ * The shared object is opened at run time (runtime/device.c), so that one binary runs with and without an NVIDIA driver.  It exports one
+ * symbol, fh_cuda_backend, which gives a table of functions.  Everything here is plain C; lengths are in elements unless named otherwise.
+ * The same sources are compiled against a host emulation of blocks, warps and barriers (tests/emu) and tested there.
+ */
+#ifndef FH_CUDA_BACKEND_H
+#define FH_CUDA_BACKEND_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "runtime/head_device.h"
+#include "runtime/runtime.h"
+
+/* Grows whenever this file changes what it means: a shared object of another build is refused. */
+enum { FH_CUDA_ABI = 1 };
+enum {
+    FH_CUDA_BATCH = 64,   /* states of one launch: as many as a word has bits */
+    FH_CUDA_KEPT = 2048   /* candidates of one state that are ranked on the device: k, and R + k - 1 more where the head reranks */
+};
+
+typedef struct fh_cuda_device fh_cuda_device;
+typedef struct fh_cuda_head fh_cuda_head; /* a head's arrays in device memory, and the scratch of one caller */
+
+/* What the shared object uses of the program. */
+typedef struct fh_cuda_host {
+    void *(*allocate)(size_t n, size_t size);       /* zeroed; NULL when out of memory */
+    void (*release)(void *p);                       /* accepts NULL */
+    fh_status (*fail)(fh_err *err, fh_status code, const char *fmt, ...) FH_PRINTF(3, 4);
+} fh_cuda_host;
+
+typedef struct fh_cuda_info {
+    char name[256];
+    int major, minor;             /* compute capability */
+    int multiprocessors;
+    int driver, runtime;          /* CUDA versions, 1000 * major + 10 * minor */
+    uint64_t memory_bytes, free_bytes;
+    bool together;                /* cooperative launches: the head is one kernel */
+} fh_cuda_info;
+
+/* A head to copy to the device.  Nothing is borrowed once fh_cuda_table.head_new has returned. */
+typedef struct fh_cuda_source {
+    const fh_head_parts *parts;
+    fh_rows dense;                                  /* [K * cap, D] in slot order, float rows: the dense head; data NULL: none */
+    const uint32_t *slot_of; const uint8_t *dead;   /* [V] */
+    const uint32_t *always, *forced;                /* live ids, ascending: without and with the hot list */
+    size_t n_always, n_forced;
+} fh_cuda_source;
+
+typedef struct fh_cuda_table {
+    uint32_t abi;
+    const char *version;                            /* of the program it was built with */
+    const char *architectures;                      /* "80 86 90 ptx90": what the shared object holds code for */
+    /* FH_ENOTFOUND: no driver or no device; FH_EUNSUPPORTED: a device that this build has no code for.  ordinal: as the driver counts. */
+    fh_status (*device_open)(fh_cuda_device **out, int ordinal, const fh_cuda_host *host, fh_err *err);
+    void (*device_close)(fh_cuda_device *d);        /* accepts NULL; after its heads */
+    const fh_cuda_info *(*device_info)(const fh_cuda_device *d);
+    /* FH_ENOMEM says how much it needs and how much is free; FH_EUNSUPPORTED: a hidden size that shared memory does not hold. */
+    fh_status (*head_new)(fh_cuda_head **out, fh_cuda_device *d, const fh_cuda_source *source, fh_err *err);
+    void (*head_free)(fh_cuda_head *h);             /* accepts NULL */
+    uint64_t (*head_bytes)(const fh_cuda_head *h);  /* of device memory */
+    /* fh_head_device.topk.  FH_EUSAGE: kept is above FH_CUDA_KEPT. */
+    fh_status (*head_topk)(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err);
+    /* Several kernels in place of one, even where the device takes one: for tests and measurements. */
+    void (*head_apart)(fh_cuda_head *h, bool apart);
+} fh_cuda_table;
+
+const fh_cuda_table *fh_cuda_backend(void);
+#define FH_CUDA_SYMBOL "fh_cuda_backend"
+
+#ifdef __cplusplus
+}
+#endif
+#endif

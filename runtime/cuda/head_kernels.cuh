@@ -1,0 +1,564 @@
+/* runtime/cuda/head_kernels.cuh: the FlashHead head on the device.
+ *
+ *   scores [batch, K] = C h          stage 1, every centroid
+ *   the P best clusters of each      radix selection by 64-bit keys, one block a state
+ *   logits of their rows             stage 2, with the rows that are always candidates
+ *   the best of these, reranked      radix selection again, exact rows, ranks
+ *
+ * All of it is one kernel whose blocks wait for each other between the steps (head_together), or four kernels (head_stage1 ...) where a
+ * device does not start all blocks at once.  Results are those of the CPU's definition (runtime/kernels.h, runtime/head_order.c) bit for bit,
+ * soft-capped logits apart (tanhf): an octet of lanes takes one row, lane t of it the sums that the definition numbers 2 t and 2 t + 1, and adds them
+ * by the same tree.  So nothing depends on the number of blocks, on the batch, or on which block came first: what the order of atomic additions
+ * decides is only where in a list an entry stands, and lists are read by key.
+ *
+ * A warp reads 4 rows at once, 128 bytes of each (int8) or 32 (16 bits), every sector whole; states lie in shared memory.
+ */
+#ifndef FH_HEAD_KERNELS_CUH
+#define FH_HEAD_KERNELS_CUH
+
+#include "runtime/cuda/backend.h"
+#include "runtime/cuda/device.cuh"
+
+typedef unsigned long long fh_u64; /* as CUDA's atomics have it */
+
+enum : uint32_t {
+    HEAD_THREADS = 256, HEAD_WARPS = HEAD_THREADS / 32,
+    ROWS = 4, LANES = 8,          /* rows a warp takes at once, lanes that share one */
+    SEVERAL = 4,                  /* states that are multiplied with one reading of a row */
+    BIN_BITS = 11, BINS = 1u << BIN_BITS,
+    EVERY_LANE = 0xffffffffu
+};
+static_assert(BINS % HEAD_THREADS == 0, "each thread sums the same number of bins");
+#define FH_NO_KEY 0xffffffffffffffffull
+
+/* ---- what a launch is given ------------------------------------------------------------------------------------ */
+
+/* Rows in device memory, 64 bytes or a multiple apart, zeros past the last element. */
+struct head_rows {
+    const unsigned char *data;
+    const void *scales;               /* float32 [rows] for int8, bf16 [rows, groups] for int4 */
+    uint32_t stride, groups;
+    fh_dtype dtype;
+};
+
+/* Where the parts of one state lie in shared memory, in bytes; 0: left out.  The scale, a double, is at 0. */
+struct state_layout { uint32_t floats, hi, lo, quads, bytes; };
+
+struct head_params {
+    uint32_t hidden, clusters, cap;
+    head_rows centroids, rows, exact; /* rows: those scored in stage 2, in slot order */
+    bool exact_by_token;
+    const uint32_t *token_of;         /* [K * cap] live token of a slot, or FH_NO_TOKEN */
+    const uint32_t *slot_of;          /* [V] */
+    const float *bias;                /* [V] or NULL */
+    float softcap;
+
+    const float *states;              /* [batch, D] */
+    uint32_t batch, probes, kept, rerank, k;
+    bool all;                         /* P = K: every row, nothing routed */
+    const uint32_t *extras; uint32_t n_extras;
+    const uint8_t *excluded;          /* [V] or NULL */
+    uint32_t room;                    /* candidates a state may have */
+    state_layout layout;              /* of the states of stages 1 and 2 */
+    uint32_t tile;                    /* states that shared memory holds */
+
+    uint32_t *falls;                  /* [batch, K] scores, as the upper half of a key */
+    fh_u64 *probed;                   /* [K] bit s: state s probes the cluster */
+    uint32_t *list;                   /* [K] clusters that some state probes */
+    uint32_t *counters;               /* [0] entries of list; [1], [2] arrivals and departures of blocks */
+    uint32_t *counts;                 /* [batch] candidates */
+    fh_u64 *best;                     /* [batch] where one candidate is kept and none is reranked */
+    fh_u64 *candidates;               /* [batch, room] keys */
+    uint32_t *ids; float *logits;     /* [batch, k] */
+};
+
+static inline __host__ __device__ uint32_t head_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+
+static inline __host__ __device__ state_layout layout_for(uint32_t hidden, bool floats, bool integers, bool quads)
+{
+    uint32_t line = head_up(hidden, 128), at = 16;
+    state_layout l = {0, 0, 0, 0, 0};
+    if (floats) l.floats = at, at += 4 * line;
+    if (integers) l.hi = at, at += line, l.lo = at, at += line;
+    if (quads) l.quads = at, at += line;
+    l.bytes = at;
+    return l;
+}
+
+/* Shared memory: words [64], one key a state, bins, then the states, or while results are made two lists of keys and one state. */
+enum : uint32_t { SHARED_WORDS = 64, SHARED_FIXED = 4 * SHARED_WORDS + 8 * FH_CUDA_BATCH + 4 * BINS + 4 * HEAD_WARPS * FH_CUDA_BATCH };
+struct head_shared { uint32_t *words, *bins; fh_u64 *best; float *partial; unsigned char *rest; };
+
+static inline __host__ __device__ uint32_t finish_bytes(uint32_t kept, uint32_t hidden) { return 16 * head_up(kept, 2) + layout_for(hidden, true, false, false).bytes; }
+
+static __device__ head_shared shared_parts(void)
+{
+    unsigned char *at = fh_shared();
+    head_shared m;
+    m.words = reinterpret_cast<uint32_t *>(at), at += 4 * SHARED_WORDS;
+    m.best = reinterpret_cast<fh_u64 *>(at), at += 8 * FH_CUDA_BATCH;
+    m.bins = reinterpret_cast<uint32_t *>(at), at += 4 * BINS;
+    m.partial = reinterpret_cast<float *>(at), at += 4 * HEAD_WARPS * FH_CUDA_BATCH;
+    m.rest = at;
+    return m;
+}
+
+/* ---- keys: as runtime/head.h ------------------------------------------------------------------------------------- */
+
+static __device__ uint32_t falling(float value)
+{
+    uint32_t u = __float_as_uint(value);
+    return u >> 31 ? u : ~u & 0x7fffffffu;
+}
+
+static __device__ float rising(uint32_t f) { return __uint_as_float(f >> 31 ? f : ~f & 0x7fffffffu); }
+static __device__ fh_u64 key_of(float value, uint32_t id) { return static_cast<fh_u64>(falling(value)) << 32 | id; }
+static __device__ float settle(float x) { return x == x ? x + 0.0f : __uint_as_float(0xff800000u); }
+
+static __device__ float logit_of(const head_params &c, uint32_t id, float dot)
+{
+    if (c.bias) dot += c.bias[id];
+    if (c.softcap > 0) dot = c.softcap * tanhf(dot / c.softcap);
+    return settle(dot);
+}
+
+/* ---- states -------------------------------------------------------------------------------------------------------- */
+
+static __device__ int packed(const int *q) { return static_cast<int>((q[0] & 255u) | (q[1] & 255u) << 8 | (q[2] & 255u) << 16 | (q[3] & 255u) << 24); }
+
+/* Four elements of a state as integers: fh_state_quantize. */
+static __device__ void quantize_four(const float *x, double inverse, const state_layout &l, uint32_t quad, unsigned char *to)
+{
+    int hi[4], lo[4], sum = 0;
+    for (int j = 0; j < 4; j++) {
+        int v = __double2int_rn(static_cast<double>(x[j]) * inverse);
+        hi[j] = (v + 128) >> 8;
+        lo[j] = v - 256 * hi[j];
+        sum += v;
+    }
+    reinterpret_cast<int *>(to + l.hi)[quad] = packed(hi);
+    reinterpret_cast<int *>(to + l.lo)[quad] = packed(lo);
+    if (l.quads) reinterpret_cast<int *>(to + l.quads)[quad] = -8 * sum;
+}
+
+/* n states from number `first` on into shared memory, by all threads of the block. */
+static __device__ void prepare(const head_params &c, const state_layout &l, uint32_t first, uint32_t n, float *partial, unsigned char *to)
+{
+    uint32_t tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+    __syncthreads(); /* nobody reads what was there before */
+    if (l.hi) {
+        for (uint32_t s = 0; s < n; s++) {
+            const float *x = c.states + static_cast<size_t>(first + s) * c.hidden;
+            float max = 0;
+            for (uint32_t i = tid; i < c.hidden; i += HEAD_THREADS) max = fmaxf(max, fabsf(x[i]));
+            for (int step = 16; step; step /= 2) max = fmaxf(max, __shfl_xor_sync(EVERY_LANE, max, step));
+            if (lane == 0) partial[s * HEAD_WARPS + warp] = max;
+        }
+        __syncthreads();
+    }
+    for (uint32_t s = 0; s < n; s++) {
+        const float *x = c.states + static_cast<size_t>(first + s) * c.hidden;
+        unsigned char *state = to + static_cast<size_t>(s) * l.bytes;
+        float max = 0;
+        for (uint32_t w = 0; l.hi && w < HEAD_WARPS; w++) max = fmaxf(max, partial[s * HEAD_WARPS + w]);
+        double inverse = max > 0 ? 32639 / static_cast<double>(max) : 0;
+        if (tid == 0) *reinterpret_cast<double *>(state) = static_cast<double>(max) / 32639;
+        for (uint32_t quad = tid; quad < head_up(c.hidden, 128) / 4; quad += HEAD_THREADS) {
+            float v[4];
+            for (uint32_t j = 0; j < 4; j++) v[j] = 4 * quad + j < c.hidden ? x[4 * quad + j] : 0;
+            for (uint32_t j = 0; l.floats && j < 4; j++) reinterpret_cast<float *>(state + l.floats)[4 * quad + j] = v[j];
+            if (l.hi) quantize_four(v, inverse, l, quad, state);
+        }
+    }
+    __syncthreads();
+}
+
+/* ---- dot products --------------------------------------------------------------------------------------------------- */
+
+/* One row against N states, by the LANES lanes of an octet, t the lane's number in it; all of them get the results. */
+
+static __device__ int octet_sum(int x)
+{
+    for (int step = LANES / 2; step; step /= 2) x += __shfl_xor_sync(EVERY_LANE, x, step);
+    return x;
+}
+
+/* The definition's tree: sums 2 t and 2 t + 1 of 16, in the order 8, 4, 2, 1. */
+static __device__ float octet_tree(float even, float odd)
+{
+    for (int step = LANES / 2; step; step /= 2) {
+        even += __shfl_xor_sync(EVERY_LANE, even, step);
+        odd += __shfl_xor_sync(EVERY_LANE, odd, step);
+    }
+    return even + odd;
+}
+
+template <int N> static __device__ void dot_i8(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row, const unsigned char *const *states,
+                                               uint32_t t, float *out)
+{
+    const unsigned char *data = m.data + static_cast<size_t>(row) * m.stride;
+    uint32_t chunks = (c.hidden + 15) / 16;
+    int high[N] = {}, low[N] = {};
+    FH_UNROLL(4)
+    for (uint32_t i = t; i < chunks; i += LANES) {
+        int4 w = __ldg(reinterpret_cast<const int4 *>(data) + i);
+        for (int s = 0; s < N; s++) {
+            int4 h = reinterpret_cast<const int4 *>(states[s] + l.hi)[i], o = reinterpret_cast<const int4 *>(states[s] + l.lo)[i];
+            high[s] = __dp4a(w.w, h.w, __dp4a(w.z, h.z, __dp4a(w.y, h.y, __dp4a(w.x, h.x, high[s]))));
+            low[s] = __dp4a(w.w, o.w, __dp4a(w.z, o.z, __dp4a(w.y, o.y, __dp4a(w.x, o.x, low[s]))));
+        }
+    }
+    double scale = static_cast<double>(static_cast<const float *>(m.scales)[row]);
+    for (int s = 0; s < N; s++) {
+        int64_t total = 256 * static_cast<int64_t>(octet_sum(high[s])) + octet_sum(low[s]);
+        out[s] = static_cast<float>(static_cast<double>(total) * scale * *reinterpret_cast<const double *>(states[s]));
+    }
+}
+
+static __device__ float bf16_at(const void *p, size_t i) { return __uint_as_float(static_cast<uint32_t>(static_cast<const uint16_t *>(p)[i]) << 16); }
+
+/* Lane t has words 2 t and 2 t + 1 of each line of 64 bytes: in their low halves the quads 2 t and 2 t + 1 of the definition, in their high halves
+ * 16 more.  v = value + 8 in each byte; what 8 times the state is too much, `quads` takes off. */
+template <int N> static __device__ void dot_i4(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row, const unsigned char *const *states,
+                                               uint32_t t, float *out)
+{
+    const unsigned char *data = m.data + static_cast<size_t>(row) * m.stride;
+    const uint16_t *scales = static_cast<const uint16_t *>(m.scales) + static_cast<size_t>(row) * m.groups;
+    uint32_t lines = (c.hidden + 127) / 128;
+    float sum[N][4] = {};
+    FH_UNROLL(4)
+    for (uint32_t i = 0; i < lines; i++) {
+        uint2 w = __ldg(reinterpret_cast<const uint2 *>(data + 64 * static_cast<size_t>(i)) + t);
+        uint32_t group = 4 * i + t / 4;
+        float scale[2] = {group < m.groups ? bf16_at(scales, group) : 0, group + 2 < m.groups ? bf16_at(scales, group + 2) : 0};
+        for (int s = 0; s < N; s++) {
+            const int *hi = reinterpret_cast<const int *>(states[s] + l.hi), *lo = reinterpret_cast<const int *>(states[s] + l.lo);
+            const int *quads = reinterpret_cast<const int *>(states[s] + l.quads);
+            for (uint32_t j = 0; j < 4; j++) { /* words x and y, low halves; then high halves */
+                uint32_t bits = (j % 2 ? w.y : w.x) >> (j < 2 ? 0 : 4), q = 32 * i + 16 * (j / 2) + 2 * t + j % 2;
+                int v = static_cast<int>((bits & 0x0f0f0f0fu) ^ 0x08080808u);
+                int total = 256 * __dp4a(v, hi[q], 0) + __dp4a(v, lo[q], 0) + quads[q];
+                sum[s][j] = fmaf(static_cast<float>(total), scale[j / 2], sum[s][j]);
+            }
+        }
+    }
+    for (int s = 0; s < N; s++) {
+        float x = octet_tree(sum[s][0] + sum[s][2], sum[s][1] + sum[s][3]);
+        out[s] = static_cast<float>(static_cast<double>(x) * *reinterpret_cast<const double *>(states[s]));
+    }
+}
+
+static __device__ float f16_value(uint32_t h)
+{
+    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
+    if (rest >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+    return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f)); /* exact, subnormals too */
+}
+
+/* Two elements of a float row: 16 i + 2 t and the next. */
+template <int E> static __device__ float2 two_at(const unsigned char *data, uint32_t i, uint32_t t)
+{
+    if (E == FH_F32) return __ldg(reinterpret_cast<const float2 *>(data) + 8 * static_cast<size_t>(i) + t);
+    uint32_t w = __ldg(reinterpret_cast<const uint32_t *>(data) + 8 * static_cast<size_t>(i) + t);
+    if (E == FH_BF16) return make_float2(__uint_as_float(w << 16), __uint_as_float(w & 0xffff0000u));
+    return make_float2(f16_value(w & 0xffffu), f16_value(w >> 16));
+}
+
+template <int E, int N> static __device__ void dot_float(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row,
+                                                         const unsigned char *const *states, uint32_t t, float *out)
+{
+    const unsigned char *data = m.data + static_cast<size_t>(row) * m.stride;
+    uint32_t steps = (c.hidden + 15) / 16;
+    float even[N] = {}, odd[N] = {};
+    FH_UNROLL(8)
+    for (uint32_t i = 0; i < steps; i++) {
+        float2 w = two_at<E>(data, i, t);
+        for (int s = 0; s < N; s++) {
+            float2 x = reinterpret_cast<const float2 *>(states[s] + l.floats)[8 * i + t];
+            even[s] = fmaf(w.x, x.x, even[s]);
+            odd[s] = fmaf(w.y, x.y, odd[s]);
+        }
+    }
+    for (int s = 0; s < N; s++) out[s] = octet_tree(even[s], odd[s]);
+}
+
+template <int N> static __device__ void dots(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row, const unsigned char *const *states,
+                                             uint32_t t, float *out)
+{
+    switch (m.dtype) {
+    case FH_I8: dot_i8<N>(c, l, m, row, states, t, out); break;
+    case FH_I4: dot_i4<N>(c, l, m, row, states, t, out); break;
+    case FH_BF16: dot_float<FH_BF16, N>(c, l, m, row, states, t, out); break;
+    case FH_F16: dot_float<FH_F16, N>(c, l, m, row, states, t, out); break;
+    default: dot_float<FH_F32, N>(c, l, m, row, states, t, out);
+    }
+}
+
+/* Every lane's row against the states of `which` (bits of a tile, the same for all lanes of the warp); use(s, value) for each. */
+template <class Use> static __device__ void each_dot(const head_params &c, const head_rows &m, uint32_t row, const unsigned char *tile, fh_u64 which, uint32_t t,
+                                                     const Use &use)
+{
+    while (which) {
+        const unsigned char *states[SEVERAL];
+        uint32_t number[SEVERAL], n = 0, last = 0; /* indexed by constants once unrolled: registers, not memory */
+        float out[SEVERAL];
+        FH_UNROLL(4)
+        for (uint32_t i = 0; i < SEVERAL; i++) { /* past the last, the last again */
+            if (which) last = static_cast<uint32_t>(__ffsll(static_cast<long long>(which)) - 1), which &= which - 1, n++;
+            number[i] = last;
+            states[i] = tile + static_cast<size_t>(last) * c.layout.bytes;
+        }
+        if (n == 1) dots<1>(c, c.layout, m, row, states, t, out);
+        else dots<SEVERAL>(c, c.layout, m, row, states, t, out);
+        FH_UNROLL(4)
+        for (uint32_t i = 0; i < SEVERAL; i++)
+            if (i < n) use(number[i], out[i]);
+    }
+}
+
+/* ---- selecting ------------------------------------------------------------------------------------------------------- */
+
+/* The bin in which the need-th key lies: words [40] its number, [41] keys in the bins before it, [42] keys in it. */
+static __device__ void find_bin(const head_shared &m, uint32_t need)
+{
+    enum : uint32_t { EACH = BINS / HEAD_THREADS };
+    uint32_t tid = threadIdx.x, lane = tid % 32, warp = tid / 32, sum = 0, upto, before = 0;
+    for (uint32_t i = 0; i < EACH; i++) sum += m.bins[tid * EACH + i];
+    upto = sum;
+    for (uint32_t step = 1; step < 32; step *= 2) {
+        uint32_t left = __shfl_up_sync(EVERY_LANE, upto, step);
+        if (lane >= step) upto += left;
+    }
+    if (lane == 31) m.words[warp] = upto;
+    __syncthreads();
+    for (uint32_t w = 0; w < warp; w++) before += m.words[w];
+    before += upto - sum;
+    if (before < need && need <= before + sum) {
+        uint32_t bin = tid * EACH;
+        while (before + m.bins[bin] < need) before += m.bins[bin++];
+        m.words[40] = bin, m.words[41] = before, m.words[42] = m.bins[bin];
+    }
+    __syncthreads();
+}
+
+/* A bound that exactly p of the n different keys do not exceed, 1 <= p <= n; by all threads of the block. */
+template <class Keys> static __device__ fh_u64 select_bound(const head_shared &m, const Keys &key, uint32_t n, uint32_t p)
+{
+    fh_u64 prefix = 0;
+    uint32_t need = p;
+    for (uint32_t known = 64;;) { /* bits below the prefix */
+        uint32_t shift = known > BIN_BITS ? known - BIN_BITS : 0, mask = (1u << (known - shift)) - 1;
+        for (uint32_t i = threadIdx.x; i < BINS; i += HEAD_THREADS) m.bins[i] = 0;
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) {
+            fh_u64 k = key(i);
+            if (known == 64 || k >> known == prefix) atomicAdd(&m.bins[static_cast<uint32_t>(k >> shift) & mask], 1u);
+        }
+        __syncthreads();
+        find_bin(m, need);
+        prefix = prefix << (known - shift) | m.words[40];
+        need -= m.words[41];
+        bool whole = m.words[42] == need;
+        known = shift;
+        __syncthreads(); /* the words have been read */
+        if (whole || !known) return prefix << known | ((1ull << known) - 1);
+    }
+}
+
+/* ---- the steps ------------------------------------------------------------------------------------------------------- */
+
+static __device__ fh_u64 everybody(uint32_t n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
+
+/* This warp's number among all, neighbours in different blocks, so that a little work is spread over all multiprocessors. */
+static __device__ uint32_t warp_number(void) { return threadIdx.x / 32 * gridDim.x + blockIdx.x; }
+
+static __device__ void stage1(const head_params &c, const head_shared &m)
+{
+    uint32_t thread = blockIdx.x * HEAD_THREADS + threadIdx.x, threads = gridDim.x * HEAD_THREADS;
+    uint32_t octet = threadIdx.x % 32 / LANES, t = threadIdx.x % LANES;
+    for (uint32_t i = thread; i < c.clusters; i += threads) c.probed[i] = 0;
+    for (uint32_t i = thread; i < c.batch; i += threads) c.counts[i] = 0, c.best[i] = FH_NO_KEY;
+    if (thread == 0) c.counters[0] = 0;
+    for (uint32_t first = 0; !c.all && first < c.batch; first += c.tile) {
+        uint32_t n = min(c.tile, c.batch - first);
+        prepare(c, c.layout, first, n, m.partial, m.rest);
+        for (uint32_t four = warp_number(); ROWS * four < c.clusters; four += gridDim.x * HEAD_WARPS) {
+            uint32_t row = ROWS * four + octet;
+            bool there = row < c.clusters;
+            each_dot(c, c.centroids, there ? row : 0, m.rest, everybody(n), t, [&](uint32_t s, float dot) {
+                if (there && t == 0) c.falls[static_cast<size_t>(first + s) * c.clusters + row] = falling(settle(dot));
+            });
+        }
+    }
+}
+
+/* The P best clusters of state s, by one block. */
+static __device__ void choose(const head_params &c, const head_shared &m, uint32_t s)
+{
+    const uint32_t *falls = c.falls + static_cast<size_t>(s) * c.clusters;
+    auto key = [=](uint32_t i) { return static_cast<fh_u64>(falls[i]) << 32 | i; };
+    fh_u64 bound = select_bound(m, key, c.clusters, c.probes);
+    for (uint32_t i = threadIdx.x; i < c.clusters; i += HEAD_THREADS)
+        if (key(i) <= bound && !atomicOr(&c.probed[i], 1ull << s)) c.list[atomicAdd(&c.counters[0], 1u)] = i;
+}
+
+/* What lies at a position of stage 2: rows of the listed clusters one after another, then the extras. */
+struct position { uint32_t slot, id; fh_u64 which; };
+
+static __device__ position position_at(const head_params &c, uint32_t at, uint32_t probed_rows)
+{
+    position p = {0, FH_NO_TOKEN, 0};
+    if (at < probed_rows) {
+        uint32_t cluster = c.all ? at / c.cap : c.list[at / c.cap];
+        p.slot = cluster * c.cap + at % c.cap;
+        p.id = c.token_of[p.slot];
+        p.which = c.all ? everybody(c.batch) : c.probed[cluster];
+        if (p.id == FH_NO_TOKEN || (c.excluded && c.excluded[p.id])) p.which = 0;
+    } else if (at - probed_rows < c.n_extras) {
+        p.id = c.extras[at - probed_rows];
+        p.slot = c.slot_of[p.id];
+        p.which = everybody(c.batch) & ~c.probed[p.slot / c.cap];
+    }
+    return p;
+}
+
+static __device__ bool only_best(const head_params &c) { return c.kept == 1 && !c.rerank; }
+
+/* A warp's results for one state, at most one an octet, into its list of candidates. */
+static __device__ void append(const head_params &c, uint32_t s, bool mine, fh_u64 key)
+{
+    uint32_t lane = threadIdx.x % 32, who = __ballot_sync(EVERY_LANE, mine), base = 0;
+    if (!who) return;
+    if (lane == 0) base = atomicAdd(&c.counts[s], static_cast<uint32_t>(__popc(who)));
+    base = __shfl_sync(EVERY_LANE, base, 0);
+    if (mine) c.candidates[static_cast<size_t>(s) * c.room + base + static_cast<uint32_t>(__popc(who & ((1u << lane) - 1)))] = key;
+}
+
+static __device__ void stage2(const head_params &c, const head_shared &m, bool prepared)
+{
+    uint32_t octet = threadIdx.x % 32 / LANES, t = threadIdx.x % LANES;
+    uint32_t probed_rows = (c.all ? c.clusters : c.counters[0]) * c.cap, positions = probed_rows + c.n_extras;
+    for (uint32_t i = threadIdx.x; i < FH_CUDA_BATCH; i += HEAD_THREADS) m.best[i] = FH_NO_KEY;
+    for (uint32_t first = 0; first < c.batch; first += c.tile) {
+        uint32_t n = min(c.tile, c.batch - first);
+        if (prepared && c.batch <= c.tile) __syncthreads();
+        else prepare(c, c.layout, first, n, m.partial, m.rest);
+        for (uint32_t four = warp_number(); ROWS * four < positions; four += gridDim.x * HEAD_WARPS) {
+            position p = position_at(c, ROWS * four + octet, probed_rows);
+            fh_u64 mine = p.which >> first & everybody(n), all = mine;
+            all |= __shfl_xor_sync(EVERY_LANE, all, 8);
+            all |= __shfl_xor_sync(EVERY_LANE, all, 16);
+            each_dot(c, c.rows, p.slot, m.rest, all, t, [&](uint32_t s, float dot) {
+                bool counts = t == 0 && (mine >> s & 1);
+                fh_u64 key = counts ? key_of(logit_of(c, p.id, dot), p.id) : FH_NO_KEY;
+                if (!only_best(c)) append(c, first + s, counts, key);
+                else if (counts && key < *static_cast<volatile fh_u64 *>(&m.best[first + s])) atomicMin(&m.best[first + s], key);
+            });
+        }
+    }
+    __syncthreads();
+    for (uint32_t s = threadIdx.x; only_best(c) && s < c.batch; s += HEAD_THREADS)
+        if (m.best[s] != FH_NO_KEY) atomicMin(&c.best[s], m.best[s]);
+}
+
+/* to [n] = from [n] in order, each by its rank: keys are all different. */
+static __device__ void rank_keys(const fh_u64 *from, fh_u64 *to, uint32_t n)
+{
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) {
+        uint32_t rank = 0;
+        for (uint32_t j = 0; j < n; j++) rank += from[j] < from[i];
+        to[rank] = from[i];
+    }
+    __syncthreads();
+}
+
+/* The first n keys get the logits of the exact rows. */
+static __device__ void rescore(const head_params &c, const head_shared &m, uint32_t s, fh_u64 *keys, uint32_t n, unsigned char *state)
+{
+    uint32_t octet = threadIdx.x / LANES, t = threadIdx.x % LANES;
+    state_layout l = layout_for(c.hidden, true, false, false);
+    prepare(c, l, s, 1, m.partial, state);
+    for (uint32_t first = 0; first < n; first += HEAD_THREADS / LANES) { /* the same turns for every warp */
+        uint32_t i = first + octet, id = static_cast<uint32_t>(keys[i < n ? i : 0]);
+        const unsigned char *states[1] = {state};
+        float dot[1];
+        dots<1>(c, l, c.exact, c.exact_by_token ? id : c.slot_of[id], states, t, dot);
+        fh_u64 key = key_of(logit_of(c, id, dot[0]), id);
+        __syncthreads(); /* all have read keys[0] */
+        if (i < n && t == 0) keys[i] = key;
+        __syncthreads();
+    }
+}
+
+/* The results of state s, by one block. */
+static __device__ void finish(const head_params &c, const head_shared &m, uint32_t s)
+{
+    fh_u64 *list = reinterpret_cast<fh_u64 *>(m.rest), *ranked = list + head_up(c.kept, 2), *found = c.candidates + static_cast<size_t>(s) * c.room;
+    uint32_t n = c.counts[s], kept = min(c.kept, n), again = min(c.rerank, kept);
+    __syncthreads(); /* nobody reads the states of stage 2, or the words of another state's results */
+    if (only_best(c)) {
+        kept = c.best[s] != FH_NO_KEY;
+        if (threadIdx.x == 0) ranked[0] = c.best[s];
+        __syncthreads();
+    } else if (kept) {
+        fh_u64 bound = select_bound(m, [=](uint32_t i) { return found[i]; }, n, kept);
+        if (threadIdx.x == 0) m.words[0] = 0;
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS)
+            if (found[i] <= bound) list[atomicAdd(&m.words[0], 1u)] = found[i];
+        rank_keys(list, ranked, kept);
+        if (again) {
+            rescore(c, m, s, ranked, again, reinterpret_cast<unsigned char *>(list + 2 * head_up(c.kept, 2)));
+            rank_keys(ranked, list, kept);
+            ranked = list;
+        }
+    }
+    for (uint32_t i = threadIdx.x; i < c.k; i += HEAD_THREADS) {
+        size_t at = static_cast<size_t>(s) * c.k + i;
+        c.ids[at] = i < kept ? static_cast<uint32_t>(ranked[i]) : FH_NO_TOKEN;
+        c.logits[at] = i < kept ? rising(static_cast<uint32_t>(ranked[i] >> 32)) : __uint_as_float(0xff800000u);
+    }
+}
+
+/* ---- kernels --------------------------------------------------------------------------------------------------------- */
+
+static __global__ void __launch_bounds__(HEAD_THREADS) head_stage1(head_params c) { stage1(c, shared_parts()); }
+static __global__ void __launch_bounds__(HEAD_THREADS) head_choose(head_params c) { choose(c, shared_parts(), blockIdx.x); }
+static __global__ void __launch_bounds__(HEAD_THREADS) head_stage2(head_params c) { stage2(c, shared_parts(), false); }
+static __global__ void __launch_bounds__(HEAD_THREADS) head_finish(head_params c) { finish(c, shared_parts(), blockIdx.x); }
+
+/* Every block is here `times` times; who is asked to waits for the others.  What blocks wrote before is seen after. */
+static __device__ void arrive(const head_params &c, uint32_t times, bool wait)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(&c.counters[1], 1u);
+        while (wait && *static_cast<volatile uint32_t *>(&c.counters[1]) < times * gridDim.x) fh_nap();
+        __threadfence();
+    }
+    __syncthreads();
+}
+
+/* The last block that leaves makes the counters ready for the next launch. */
+static __device__ void leave(const head_params &c)
+{
+    if (threadIdx.x != 0) return;
+    if (atomicAdd(&c.counters[2], 1u) + 1 == gridDim.x) c.counters[1] = 0, c.counters[2] = 0;
+}
+
+static __global__ void __launch_bounds__(HEAD_THREADS) head_together(head_params c)
+{
+    head_shared m = shared_parts();
+    stage1(c, m);
+    arrive(c, 1, true);
+    for (uint32_t s = blockIdx.x; !c.all && s < c.batch; s += gridDim.x) choose(c, m, s);
+    arrive(c, 2, true);
+    stage2(c, m, !c.all);
+    arrive(c, 3, blockIdx.x < c.batch);
+    for (uint32_t s = blockIdx.x; s < c.batch; s += gridDim.x) finish(c, m, s);
+    leave(c);
+}
+
+#endif

@@ -1,0 +1,109 @@
+/* runtime/device.c: GPUs, through a shared object that is opened when one is asked for. */
+#include "runtime/cuda/backend.h"
+#include "runtime/head.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct fh_device {
+    void *library;
+    const fh_cuda_table *cuda;
+    fh_cuda_device *device;
+    fh_cuda_head *head;
+    fh_head_device does;
+};
+
+static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
+
+/* ---- the shared object ------------------------------------------------------------------------------------------ */
+
+#define LIBRARY "libfhcuda.so"
+
+/* LIBRARY in `sub` of the directory that the program lies in; NULL: not there (or no memory to look). */
+static char *beside(const char *sub)
+{
+    char dir[4096], *slash;
+    ssize_t n = readlink("/proc/self/exe", dir, sizeof dir - 1);
+    if (n <= 0) return NULL;
+    dir[n] = 0;
+    if (!(slash = strrchr(dir, '/'))) return NULL;
+    *slash = 0;
+    char *path = fh_sprintf("%s/%s" LIBRARY, dir, sub);
+    if (path && fh_file_exists(path)) return path;
+    fh_free(path);
+    return NULL;
+}
+
+static fh_status open_library(fh_device *d, fh_err *err)
+{
+    const char *named = getenv("FH_CUDA_LIBRARY");
+    char *path = named && *named ? fh_strdup(named) : beside("");
+    const fh_cuda_table *(*backend)(void) = NULL;
+    fh_status rc = FH_OK;
+    if (!path) path = beside("../lib/");
+    if (!path) return fh_fail(err, FH_ENOTFOUND, "there is no " LIBRARY " beside the program or in ../lib: 'make' builds it where nvcc is on the PATH");
+    if (!(d->library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE))) {
+        const char *why = dlerror();
+        rc = fh_fail(err, FH_ENOTFOUND, "%s: cannot be opened: %s", path, why ? why : "no reason given");
+        goto out;
+    }
+    void *symbol = dlsym(d->library, FH_CUDA_SYMBOL);
+    memcpy(&backend, &symbol, sizeof backend); /* POSIX lets a function be an object pointer, C does not */
+    if (!backend) { rc = fh_fail(err, FH_EUNSUPPORTED, "%s: has no " FH_CUDA_SYMBOL ": is it of this program?", path); goto out; }
+    if (backend()->abi == FH_CUDA_ABI) d->cuda = backend();
+    else rc = fh_fail(err, FH_EUNSUPPORTED, "%s: is of another build (interface %u, this program has %d): install both together", path, backend()->abi, FH_CUDA_ABI);
+out:
+    fh_free(path);
+    return rc;
+}
+
+/* ---- a head on a device ------------------------------------------------------------------------------------------- */
+
+static fh_status topk(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
+{
+    const fh_device *d = ctx;
+    return d->cuda->head_topk(d->head, call, ids, logits, err);
+}
+
+static fh_status open_cuda(fh_device **out, const fh_head *head, fh_err *err)
+{
+    fh_status rc;
+    fh_device *d = fh_calloc(1, sizeof *d);
+    if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_cuda_source source = {.parts = &head->parts, .dense = head->exact, .slot_of = head->slot_of, .dead = head->dead_map, .always = head->always, .forced = head->forced,
+                             .n_always = head->n_always, .n_forced = head->n_forced};
+    if ((rc = open_library(d, err)) < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0 ||
+        (rc = d->cuda->head_new(&d->head, d->device, &source, err)) < 0) goto out;
+    d->does = (fh_head_device){d, topk};
+    *out = d, d = NULL;
+out:
+    fh_device_close(d);
+    return rc;
+}
+
+fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err)
+{
+    fh_err why = {FH_OK, ""};
+    *out = NULL;
+    if (kind == FH_DEVICE_CPU) return FH_OK;
+    if (kind == FH_DEVICE_CUDA) return open_cuda(out, head, err);
+    if (open_cuda(out, head, &why) < 0) fh_job_say(job, FH_INFO, "the head runs on the CPU: %s", why.text);
+    return FH_OK;
+}
+
+void fh_device_close(fh_device *d)
+{
+    if (!d) return;
+    if (d->cuda) {
+        d->cuda->head_free(d->head);
+        d->cuda->device_close(d->device);
+    }
+    if (d->library) dlclose(d->library);
+    fh_free(d);
+}
+
+const char *fh_device_name(const fh_device *d) { return d ? d->cuda->device_info(d->device)->name : "cpu"; }
+uint64_t fh_device_bytes(const fh_device *d) { return d ? d->cuda->head_bytes(d->head) : 0; }
+void fh_scratch_use(fh_scratch *scratch, const fh_device *d) { scratch->device = d ? &d->does : NULL; }

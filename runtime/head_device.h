@@ -1,0 +1,24 @@
+/* runtime/head_device.h: how a head's work is handed to something other than this CPU's kernels.  Plain C that C++ reads too. */
+#ifndef FH_HEAD_DEVICE_H
+#define FH_HEAD_DEVICE_H
+
+#include "runtime/flashhead.h"
+
+/* The best candidates of some states; what is asked has been checked. */
+typedef struct fh_head_call {
+    const float *states; size_t batch;       /* [batch, D], finite */
+    uint32_t probes;                         /* 1..K; K: every cluster is scored, nothing is routed */
+    bool dense;                              /* the dense rows, all of them; nothing is reranked */
+    bool no_hot;
+    const uint32_t *extras; size_t n_extras; /* live ids that are candidates wherever they lie, each once; NULL: the head's own */
+    const uint8_t *excluded;                 /* [V] 1: forced out; NULL: none */
+    uint32_t kept, rerank, k;                /* best candidates looked at; of these, scored again; results a state, maybe more than kept */
+} fh_head_call;
+
+typedef struct fh_head_device {
+    void *ctx;
+    /* ids, logits [batch, k] as fh_head_topk gives them; logits may be NULL. */
+    fh_status (*topk)(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err);
+} fh_head_device;
+
+#endif

@@ -1,0 +1,44 @@
+# --device: without a GPU the messages that say so, and the CPU in its place; on the emulated device the same answers as on the CPU.
+. "$TOP/tests/cli/tools.inc"
+build_tiny
+write_text few.txt 4; fh hidden tiny --text few.txt -o states.safetensors -q > /dev/null
+value() { python3 -c 'import json, sys; r = json.load(sys.stdin); print(eval(sys.argv[1], {"r": r}))' "$1"; }
+answers='{k: r[k] for k in ("positions", "probes", "ids", "logits")}'
+
+# No shared object, one that is none, one of something else
+fails 1 'there is no libfhcuda\.so beside the program' env FH_CUDA_LIBRARY= sh -c 'cp "$FHTOOL" ./alone && exec ./alone query model.fhead --hidden states.safetensors --device cuda'
+fails 1 'nowhere\.so: cannot be opened: ' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" query model.fhead --hidden states.safetensors --device cuda
+echo nonsense > broken.so
+fails 1 'broken\.so: cannot be opened: ' env FH_CUDA_LIBRARY=./broken.so "$FHTOOL" run model.fhead --ids 1 --device cuda
+fails 1 'has no fh_cuda_backend: is it of this program' env FH_CUDA_LIBRARY="$(ldd "$FHTOOL" | sed -n 's/.* => \(.*libzstd[^ ]*\) .*/\1/p')" "$FHTOOL" run model.fhead --ids 1 --device cuda
+# auto: the CPU, and one line that says why
+fh query model.fhead --hidden states.safetensors --json > cpu.json
+FH_CUDA_LIBRARY=/nowhere.so fh query model.fhead --hidden states.safetensors --device auto --json > auto.json 2> why
+[ "$(grep -c 'the head runs on the CPU: /nowhere\.so: cannot be opened' why)" = 1 ] && [ "$(wc -l < why)" = 1 ] || die "auto says: $(cat why)"
+same cpu.json auto.json
+is_cpu=$(value 'r["device"]' < cpu.json); [ "$is_cpu" = cpu ] || die "device $is_cpu"
+fails 2 "\-\-device: 'gpu' is none of cpu,cuda,auto" fh run model.fhead --ids 1 --device gpu
+fails 2 'query: --curve is measured on the CPU' fh query model.fhead --hidden states.safetensors --curve 1,2 --device cuda
+fails 2 'tiny: has no FlashHead, which is what a GPU computes' fh run tiny --ids 1 --device cuda
+# The real one, where it was built: on a machine without a driver it opens and says so
+lib=$(dirname "$FHTOOL")/libfhcuda.so
+if [ -e "$lib" ] && [ ! -e /dev/nvidiactl ]; then
+    fails 1 '(there is no NVIDIA driver on this machine|no GPU that it sees)' fh query model.fhead --hidden states.safetensors --device cuda
+fi
+
+# The very sources of the CUDA head, on a device that the host emulates
+FH_CUDA_LIBRARY=$(dirname "$FHTOOL")/libfhemu.so; export FH_CUDA_LIBRARY
+if [ -e "$FH_CUDA_LIBRARY" ]; then
+    for q in '' '--top-k 5' '--probes 3 --no-hot --top-k 2' '--probes 1000' '--dense' '--dense --top-k 3'; do
+        # shellcheck disable=SC2086 # words
+        { fh query model.fhead --hidden states.safetensors $q --json | value "$answers" > want; fh query model.fhead --hidden states.safetensors $q --device cuda --json > got.json; }
+        value "$answers" < got.json > got
+        same want got
+        [ "$(value 'r["device"]' < got.json)" = 'an emulated device' ] || die 'not on the device'
+    done
+    for h in flash dense; do
+        fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --head $h --json | value 'r["ids"]' > want
+        fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --head $h --device auto --json | value 'r["ids"]' > got
+        same want got
+    done
+fi
