@@ -74,7 +74,8 @@ $(CONFIG): .ci/probe
 
 # A tree each: release (build), faults (every allocation and write can be made to fail), asan, tsan, fuzz, cross (AArch64).
 # $(call variant,NAME,TREE,CC,CXX,FLAGS) makes rules for TREE/obj, TREE/libparts.a (all but main), TREE/fhtool, TREE/tests, TREE/fuzz.
-emulation = $(1)/obj/runtime/cuda/backend.emu.o $(1)/obj/tests/emu/emu.o
+CUDA_SRC := $(sort $(wildcard runtime/cuda/*.cu))
+emulation = $(patsubst %.cu,$(1)/obj/%.emu.o,$(CUDA_SRC)) $(1)/obj/tests/emu/emu.o
 objects = $(patsubst %,$(1)/obj/%.o,$(basename $(2)))
 # Rewrites the target only where its TEXT changes, so that what depends on it is made again only then.
 keep = @mkdir -p $(@D); printf '%s\n' '$(TEXT)' | cmp -s - $@ || printf '%s\n' '$(TEXT)' > $@
@@ -157,10 +158,10 @@ build/cuda-flags: FORCE
 build/obj/runtime/cuda/%.cu.o: runtime/cuda/%.cu build/cuda-flags
 	$(call say,NVCC,$@)
 	$(Q)mkdir -p $(@D) && $(NVCC) $(CUDA_FLAGS) --threads 2 -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-build/libfhcuda.so: build/obj/runtime/cuda/backend.cu.o build/obj/format/dtype.o
+build/libfhcuda.so: $(CUDA_SRC:%=build/obj/%.o) build/obj/format/dtype.o
 	$(call say,LINK,$@)
 	$(Q)$(NVCC) -cudart static -shared -o $@ $^
--include build/obj/runtime/cuda/backend.cu.d
+-include $(CUDA_SRC:%=build/obj/%.d)
 
 build/lib-sources: TEXT := $(LIB_SRC)
 build/lib-sources: FORCE

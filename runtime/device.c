@@ -10,6 +10,7 @@
 struct fh_device {
     void *library;
     const fh_cuda_table *cuda;
+    const fh_head *of;
     fh_cuda_device *device;
     fh_cuda_head *head;
     fh_head_device does;
@@ -74,6 +75,7 @@ static fh_status open_cuda(fh_device **out, const fh_head *head, fh_err *err)
     if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
     fh_cuda_source source = {.parts = &head->parts, .dense = head->exact, .slot_of = head->slot_of, .dead = head->dead_map, .always = head->always, .forced = head->forced,
                              .n_always = head->n_always, .n_forced = head->n_forced};
+    d->of = head;
     if ((rc = open_library(d, err)) < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0 ||
         (rc = d->cuda->head_new(&d->head, d->device, &source, err)) < 0) goto out;
     d->does = (fh_head_device){d, topk};
@@ -102,6 +104,20 @@ void fh_device_close(fh_device *d)
     }
     if (d->library) dlclose(d->library);
     fh_free(d);
+}
+
+fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *states, size_t batch, uint32_t probes, size_t runs, double *seconds, uint32_t *ids, fh_err *err)
+{
+    static const fh_cuda_what what[] = {FH_CUDA_CALL, FH_CUDA_CALL, FH_CUDA_CALL, FH_CUDA_FUSED, FH_CUDA_CUBLAS, FH_CUDA_COPY};
+    const fh_head *head = d->of;
+    fh_query q = {.probes = probes};
+    bool dense = work == FH_DEVICE_DENSE;
+    uint32_t p = dense ? head->parts.clusters : fh_head_probes(head, probes), rerank = dense ? 0 : (uint32_t)fh_min(head->rerank, fh_head_max_candidates(head, &q));
+    fh_head_call call = {.states = states, .batch = batch, .probes = p, .dense = dense, .kept = (uint32_t)fh_min(1 + rerank, fh_head_max_candidates(head, &q)), .rerank = rerank, .k = 1};
+    d->cuda->head_apart(d->head, work == FH_DEVICE_APART);
+    fh_status rc = d->cuda->head_time(d->head, what[work], &call, runs, seconds, ids, err);
+    d->cuda->head_apart(d->head, false);
+    return rc;
 }
 
 const char *fh_device_name(const fh_device *d) { return d ? d->cuda->device_info(d->device)->name : "cpu"; }

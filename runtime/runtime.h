@@ -67,6 +67,11 @@ typedef enum fh_device_kind { FH_DEVICE_CPU, FH_DEVICE_CUDA, FH_DEVICE_AUTO } fh
 fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err);
 void fh_device_close(fh_device *d);                 /* accepts NULL; after the scratches that use it */
 const char *fh_device_name(const fh_device *d);     /* "NVIDIA H200"; NULL: "cpu" */
+/* What is timed there: the head as one kernel, or as several; the dense head by the same order of sums; one that takes none upon itself; cuBLAS; moving the dense rows. */
+typedef enum fh_device_work { FH_DEVICE_FLASH, FH_DEVICE_APART, FH_DEVICE_DENSE, FH_DEVICE_FUSED, FH_DEVICE_CUBLAS, FH_DEVICE_COPY } fh_device_work;
+/* seconds [runs] of a greedy token for each of at most 64 states, the device's L2 cache overwritten before every run; ids [batch] (not of a copy).  FH_ENOTFOUND: there is no cuBLAS,
+ * or there are no dense rows (of bf16, for the last three). */
+fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *states, size_t batch, uint32_t probes, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
 uint64_t fh_device_bytes(const fh_device *d);       /* of its memory, that the head takes; NULL: 0 */
 /* From now on fh_head_topk, fh_head_greedy and fh_head_dense_topk on this scratch are done there (NULL: here); the other calls still are here.  The
  * same answers: bit for bit, but for the logits of a soft-capped head (tanh). */

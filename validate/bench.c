@@ -63,8 +63,7 @@ const fh_bench_row *fh_bench_find(const fh_bench_list *list, const char *what, u
 
 /* ---- the heads ------------------------------------------------------------------------------------------------ */
 
-/* States to ask with where none are given: Gaussian ones. */
-static void random_states(float *out, size_t n)
+void fh_bench_states(float *out, size_t n)
 {
     fh_rng r;
     fh_rng_seed(&r, 1, 0x62);
@@ -300,7 +299,7 @@ fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *jo
     bench b = {.head = m->head, .info = info, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .n_envs = threads > 1 && !p->brief ? 2 : 1};
     if (!memory || !seconds || !b.states) { rc = fh_fail(err, FH_ENOMEM, "bench: out of memory"); goto out; }
     if (!n_states) { rc = fh_fail(err, FH_EUSAGE, "bench: no states to ask with"); goto out; }
-    if (own) random_states(own, n_states * info->hidden);
+    if (own) fh_bench_states(own, n_states * info->hidden);
     for (size_t i = 0; i < 2 * words; i++) memory[i] = i; /* touched, so that reading it is reading memory */
     for (int s = 0; s < FH_STEPS; s++) b.steps[s] = seconds + (size_t)(s + 1) * (runs + 1);
     b.env[0] = (fh_bench_env){.job = job, .pool = pool, .threads = threads, .memory = memory, .words = words, .runs = runs, .seconds = seconds};

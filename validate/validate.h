@@ -84,6 +84,12 @@ typedef struct fh_bench_report {
 } fh_bench_report;
 /* Time the heads of an artifact (opened with FH_MODEL_HEAD; with FH_MODEL_BODY also whole tokens).  Calls take turns through the states. */
 fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_bench_report *out, fh_err *err);
+/* The same on a GPU that holds the head, timed by its own clock: "flash" (one kernel), "flash apart" (several), "dense", "fused dense bf16" (the fastest that reading everything
+ * can be), "cuBLAS dense bf16", "copy" (the dense rows' bytes, there and back), at batch 1 and some more.  What cannot be had is left out and the job told.  share: of the states,
+ * that get the CPU's token (bf16 rivals round otherwise). p->states is set; p->no_rivals and p->memory_bytes are not looked at. */
+fh_status fh_bench_device(const fh_device *d, const fh_head *head, const fh_bench_params *p, const fh_job *job, fh_bench_list *out, fh_err *err);
+/* Gaussian states [n], always the same. */
+void fh_bench_states(float *out, size_t n);
 /* Whole tokens as a model runs alone, the best of `passes` runs: a prompt of `prompt` tokens, then `tokens` greedy ones. */
 typedef struct fh_token_timing { double ttft, tpot, head_share; } fh_token_timing; /* seconds; as fh_generate_stats has them */
 fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,

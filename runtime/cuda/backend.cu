@@ -8,45 +8,15 @@
 #define FH_CUDA_ARCHS "none"
 #endif
 
-struct fh_cuda_device {
-    fh_cuda_info info;
-    const fh_cuda_host *host;
-    int ordinal;
-    size_t shared;            /* bytes that a block may have */
-    cudaStream_t stream; bool has_stream;
-};
-
-/* Device memory that grows by need. */
-struct buffer { void *p; size_t bytes; };
-
-struct fh_cuda_head {
-    fh_cuda_device *device;
-    head_params fixed;        /* what no call changes */
-    head_rows tokens, dense;
-    uint32_t vocab, n_always, n_forced;
-    bool has_dense, apart, unsettled; /* unsettled: a call failed, counters may be anything */
-    buffer centroids, centroid_scales, rows, row_scales, exact, dense_rows, token_of, slot_of, bias, always, forced;
-    buffer states, falls, probed, list, counters, counts, best, candidates, extras, excluded, results;
-    buffer pinned_in, pinned_out;
-    uint64_t bytes;
-    unsigned blocks; size_t blocks_for; /* the launch that fills the device, and the shared memory it is for */
-};
-
 /* ---- errors ---------------------------------------------------------------------------------------------------- */
 
-static fh_status failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing)
+fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing)
 {
     cudaGetLastError(); /* what is not sticky is not met again by the next call */
     if (e == cudaErrorMemoryAllocation)
         return d->host->fail(err, FH_ENOMEM, "CUDA device %d (%s): out of memory while %s", d->ordinal, d->info.name, doing);
     return d->host->fail(err, FH_EFAIL, "CUDA device %d (%s): %s while %s (%s)", d->ordinal, d->info.name, cudaGetErrorString(e), doing, cudaGetErrorName(e));
 }
-
-#define TRY(call, doing) \
-    do { \
-        cudaError_t e_ = (call); \
-        if (e_ != cudaSuccess) return failed(d, err, e_, doing); \
-    } while (0)
 
 /* ---- devices ----------------------------------------------------------------------------------------------------- */
 
@@ -118,7 +88,7 @@ static const fh_cuda_info *device_info(const fh_cuda_device *d) { return &d->inf
 
 /* ---- a head's arrays ----------------------------------------------------------------------------------------------- */
 
-static fh_status grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err)
+fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err)
 {
     fh_cuda_device *d = h->device;
     if (bytes <= b->bytes) return FH_OK;
@@ -146,7 +116,7 @@ static fh_status copy_array(fh_cuda_head *h, buffer *b, const void *from, size_t
 {
     fh_cuda_device *d = h->device;
     if (!from || !bytes) return FH_OK;
-    fh_status rc = grow(h, b, bytes, err);
+    fh_status rc = fh_cuda_grow(h, b, bytes, err);
     if (rc < 0) return rc;
     TRY(cudaMemcpyAsync(b->p, from, bytes, cudaMemcpyHostToDevice, d->stream), "copying the head");
     return FH_OK;
@@ -160,7 +130,7 @@ static fh_status copy_rows(fh_cuda_head *h, head_rows *out, buffer *b, buffer *s
 {
     fh_cuda_device *d = h->device;
     if (!m->data) return FH_OK;
-    fh_status rc = grow(h, b, rows_bytes(m), err);
+    fh_status rc = fh_cuda_grow(h, b, rows_bytes(m), err);
     if (rc < 0) return rc;
     TRY(cudaMemsetAsync(b->p, 0, rows_bytes(m), d->stream), "copying the head");
     TRY(cudaMemcpy2DAsync(b->p, device_stride(m), m->data, m->stride, fh_row_bytes(m->dtype, m->cols), m->rows, cudaMemcpyHostToDevice, d->stream), "copying the head");
@@ -221,9 +191,9 @@ static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err
         (rc = copy_array(h, &h->bias, p->bias, p->vocab * sizeof *p->bias, err)) < 0 ||
         (rc = copy_array(h, &h->always, s->always, s->n_always * sizeof *s->always, err)) < 0 ||
         (rc = copy_array(h, &h->forced, s->forced, s->n_forced * sizeof *s->forced, err)) < 0 ||
-        (rc = grow(h, &h->probed, p->clusters * sizeof(fh_u64), err)) < 0 || (rc = grow(h, &h->list, p->clusters * sizeof(uint32_t), err)) < 0 ||
-        (rc = grow(h, &h->counters, 3 * sizeof(uint32_t), err)) < 0 || (rc = grow(h, &h->counts, FH_CUDA_BATCH * sizeof(uint32_t), err)) < 0 ||
-        (rc = grow(h, &h->best, FH_CUDA_BATCH * sizeof(fh_u64), err)) < 0) return rc;
+        (rc = fh_cuda_grow(h, &h->probed, p->clusters * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->list, p->clusters * sizeof(uint32_t), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->counters, 3 * sizeof(uint32_t), err)) < 0 || (rc = fh_cuda_grow(h, &h->counts, FH_CUDA_BATCH * sizeof(uint32_t), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->best, FH_CUDA_BATCH * sizeof(fh_u64), err)) < 0) return rc;
     c->token_of = static_cast<uint32_t *>(h->token_of.p), c->slot_of = static_cast<uint32_t *>(h->slot_of.p), c->bias = static_cast<float *>(h->bias.p);
     c->probed = static_cast<fh_u64 *>(h->probed.p), c->list = static_cast<uint32_t *>(h->list.p), c->counters = static_cast<uint32_t *>(h->counters.p);
     c->counts = static_cast<uint32_t *>(h->counts.p), c->best = static_cast<fh_u64 *>(h->best.p);
@@ -296,17 +266,17 @@ static fh_status fill_device(fh_cuda_head *h, size_t shared, fh_err *err)
     return FH_OK;
 }
 
-static fh_status launch(fh_cuda_head *h, const head_params &c, size_t shared, fh_err *err)
+fh_status fh_cuda_enqueue(fh_cuda_head *h, const head_params *c, size_t shared, fh_err *err)
 {
     fh_cuda_device *d = h->device;
     if (d->info.together && !h->apart) {
-        TRY(fh_launch(head_together, h->blocks, HEAD_THREADS, shared, d->stream, c, true), "starting the head");
+        TRY(fh_launch(head_together, h->blocks, HEAD_THREADS, shared, d->stream, *c, true), "starting the head");
         return FH_OK;
     }
-    TRY(fh_launch(head_stage1, h->blocks, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
-    if (!c.all) TRY(fh_launch(head_choose, c.batch, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
-    TRY(fh_launch(head_stage2, h->blocks, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
-    TRY(fh_launch(head_finish, c.batch, HEAD_THREADS, shared, d->stream, c, false), "starting the head");
+    TRY(fh_launch(head_stage1, h->blocks, HEAD_THREADS, shared, d->stream, *c, false), "starting the head");
+    if (!c->all) TRY(fh_launch(head_choose, c->batch, HEAD_THREADS, shared, d->stream, *c, false), "starting the head");
+    TRY(fh_launch(head_stage2, h->blocks, HEAD_THREADS, shared, d->stream, *c, false), "starting the head");
+    TRY(fh_launch(head_finish, c->batch, HEAD_THREADS, shared, d->stream, *c, false), "starting the head");
     return FH_OK;
 }
 
@@ -327,24 +297,38 @@ static fh_status copy_query(fh_cuda_head *h, const fh_head_call *call, head_para
     return FH_OK;
 }
 
-static fh_status run(fh_cuda_head *h, const fh_head_call *call, head_params *c, const float *states, uint32_t *ids, float *logits, fh_err *err)
+fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params *c, size_t *shared, fh_err *err)
 {
     fh_cuda_device *d = h->device;
     fh_status rc;
-    size_t n = c->batch, in = n * c->hidden * sizeof(float), out = n * c->k * sizeof(uint32_t), shared = plan_shared(c);
+    *c = h->fixed;
+    c->batch = static_cast<uint32_t>(call->batch), c->probes = call->probes, c->all = call->dense || call->probes >= c->clusters;
+    c->kept = call->kept, c->rerank = call->dense ? 0 : call->rerank, c->k = call->k;
+    c->rows = call->dense ? h->dense : h->tokens;
+    size_t n = c->batch, in = n * c->hidden * sizeof(float), out = n * c->k * sizeof(uint32_t);
     bool best = c->kept == 1 && !c->rerank;
-    if ((rc = fill_device(h, shared, err)) < 0 || (rc = copy_query(h, call, c, err)) < 0) return rc;
+    *shared = plan_shared(c);
+    if ((rc = fill_device(h, *shared, err)) < 0 || (rc = copy_query(h, call, c, err)) < 0) return rc;
     c->room = (c->all ? c->clusters : c->probes) * c->cap + c->n_extras;
-    if ((rc = grow(h, &h->states, in, err)) < 0 || (rc = grow(h, &h->falls, c->all ? 0 : n * c->clusters * sizeof(uint32_t), err)) < 0 ||
-        (rc = grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = grow(h, &h->results, 2 * out, err)) < 0 ||
+    if ((rc = fh_cuda_grow(h, &h->states, in, err)) < 0 || (rc = fh_cuda_grow(h, &h->falls, c->all ? 0 : n * c->clusters * sizeof(uint32_t), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->results, 2 * out, err)) < 0 ||
         (rc = pin(h, &h->pinned_in, in, err)) < 0 || (rc = pin(h, &h->pinned_out, 2 * out, err)) < 0) return rc;
     c->states = static_cast<float *>(h->states.p), c->falls = static_cast<uint32_t *>(h->falls.p), c->candidates = static_cast<fh_u64 *>(h->candidates.p);
     c->ids = static_cast<uint32_t *>(h->results.p), c->logits = reinterpret_cast<float *>(c->ids + n * c->k);
     if (h->unsettled) TRY(cudaMemsetAsync(h->counters.p, 0, 3 * sizeof(uint32_t), d->stream), "starting the head");
     h->unsettled = true;
-    memcpy(h->pinned_in.p, states, in);
+    memcpy(h->pinned_in.p, call->states, in);
     TRY(cudaMemcpyAsync(h->states.p, h->pinned_in.p, in, cudaMemcpyHostToDevice, d->stream), "copying states");
-    if ((rc = launch(h, *c, shared, err)) < 0) return rc;
+    return FH_OK;
+}
+
+static fh_status run(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    head_params c;
+    size_t shared, out = call->batch * call->k * sizeof *ids;
+    fh_status rc;
+    if ((rc = fh_cuda_prepare(h, call, &c, &shared, err)) < 0 || (rc = fh_cuda_enqueue(h, &c, shared, err)) < 0) return rc;
     TRY(cudaMemcpyAsync(h->pinned_out.p, h->results.p, 2 * out, cudaMemcpyDeviceToHost, d->stream), "copying results");
     TRY(cudaStreamSynchronize(d->stream), "running the head");
     h->unsettled = false;
@@ -353,26 +337,42 @@ static fh_status run(fh_cuda_head *h, const fh_head_call *call, head_params *c, 
     return FH_OK;
 }
 
+static fh_status check(const fh_cuda_head *h, const fh_head_call *call, fh_err *err)
+{
+    const fh_cuda_host *host = h->device->host;
+    if (call->kept > FH_CUDA_KEPT)
+        return host->fail(err, FH_EUSAGE, "the best %u of each state: on a CUDA device %d at most, those that are reranked counted: use --device cpu", call->kept, FH_CUDA_KEPT);
+    if (call->dense && !h->has_dense) return host->fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
+    return FH_OK;
+}
+
 static fh_status head_topk(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
 {
     fh_cuda_device *d = h->device;
-    if (call->kept > FH_CUDA_KEPT)
-        return d->host->fail(err, FH_EUSAGE, "the best %u of each state: on a CUDA device %d at most, those that are reranked counted: use --device cpu", call->kept, FH_CUDA_KEPT);
-    if (call->dense && !h->has_dense) return d->host->fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
+    fh_status rc = check(h, call, err);
+    if (rc < 0) return rc;
     TRY(cudaSetDevice(d->ordinal), "choosing it");
-    for (size_t first = 0; first < call->batch; first += FH_CUDA_BATCH) {
-        head_params c = h->fixed;
-        c.batch = static_cast<uint32_t>(fh_min(FH_CUDA_BATCH, call->batch - first));
-        c.probes = call->probes, c.all = call->dense || call->probes >= c.clusters, c.kept = call->kept, c.rerank = call->dense ? 0 : call->rerank, c.k = call->k;
-        c.rows = call->dense ? h->dense : h->tokens;
-        fh_status rc = run(h, call, &c, call->states + first * c.hidden, ids + first * c.k, logits ? logits + first * c.k : nullptr, err);
-        if (rc < 0) return rc;
+    for (size_t first = 0; rc == FH_OK && first < call->batch; first += FH_CUDA_BATCH) {
+        fh_head_call some = *call;
+        some.states += first * h->fixed.hidden, some.batch = fh_min(FH_CUDA_BATCH, call->batch - first);
+        rc = run(h, &some, ids + first * call->k, logits ? logits + first * call->k : nullptr, err);
     }
-    return FH_OK;
+    return rc;
+}
+
+static fh_status head_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *call, size_t runs, double *seconds, uint32_t *ids, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    fh_status rc = check(h, call, err);
+    if (rc < 0) return rc;
+    if (call->batch > FH_CUDA_BATCH) return d->host->fail(err, FH_EUSAGE, "%zu states at a time: %d are the most of one launch", call->batch, FH_CUDA_BATCH);
+    TRY(cudaSetDevice(d->ordinal), "choosing it");
+    return fh_cuda_time(h, what, call, runs, seconds, ids, err);
 }
 
 extern "C" const fh_cuda_table *fh_cuda_backend(void)
 {
-    static const fh_cuda_table table = {FH_CUDA_ABI, FH_TOOL_VERSION, FH_CUDA_ARCHS, device_open, device_close, device_info, head_new, head_free, head_bytes, head_topk, head_apart};
+    static const fh_cuda_table table = {FH_CUDA_ABI, FH_TOOL_VERSION, FH_CUDA_ARCHS, device_open, device_close, device_info, head_new, head_free, head_bytes, head_topk,
+                                        head_apart, head_time};
     return &table;
 }

@@ -24,6 +24,10 @@ enum {
 typedef struct fh_cuda_device fh_cuda_device;
 typedef struct fh_cuda_head fh_cuda_head; /* a head's arrays in device memory, and the scratch of one caller */
 
+/* What is timed.  FUSED reads the dense bf16 rows 16 bytes at a time, multiplies and keeps the best, batch 1: the fastest that a head which reads everything can be;
+ * CUBLAS multiplies and looks for the largest after; COPY moves the dense rows' bytes from one place of the device's memory to another. */
+typedef enum fh_cuda_what { FH_CUDA_CALL, FH_CUDA_FUSED, FH_CUDA_CUBLAS, FH_CUDA_COPY } fh_cuda_what;
+
 /* What the shared object uses of the program. */
 typedef struct fh_cuda_host {
     void *(*allocate)(size_t n, size_t size);       /* zeroed; NULL when out of memory */
@@ -65,6 +69,9 @@ typedef struct fh_cuda_table {
     fh_status (*head_topk)(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err);
     /* Several kernels in place of one, even where the device takes one: for tests and measurements. */
     void (*head_apart)(fh_cuda_head *h, bool apart);
+    /* Times of `runs` launches, by the device's clock, each after its L2 cache was overwritten and through a graph that was captured once.  Nothing is copied
+     * within.  ids [batch] gets the last run's best tokens (k is 1).  At most FH_CUDA_BATCH states.  FH_ENOTFOUND: no cuBLAS, or no dense rows of bf16. */
+    fh_status (*head_time)(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *call, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
 } fh_cuda_table;
 
 const fh_cuda_table *fh_cuda_backend(void);

@@ -16,10 +16,7 @@
 #ifndef FH_HEAD_KERNELS_CUH
 #define FH_HEAD_KERNELS_CUH
 
-#include "runtime/cuda/backend.h"
-#include "runtime/cuda/device.cuh"
-
-typedef unsigned long long fh_u64; /* as CUDA's atomics have it */
+#include "runtime/cuda/private.cuh"
 
 enum : uint32_t {
     HEAD_THREADS = 256, HEAD_WARPS = HEAD_THREADS / 32,
@@ -30,60 +27,6 @@ enum : uint32_t {
 };
 static_assert(BINS % HEAD_THREADS == 0, "each thread sums the same number of bins");
 #define FH_NO_KEY 0xffffffffffffffffull
-
-/* ---- what a launch is given ------------------------------------------------------------------------------------ */
-
-/* Rows in device memory, 64 bytes or a multiple apart, zeros past the last element. */
-struct head_rows {
-    const unsigned char *data;
-    const void *scales;               /* float32 [rows] for int8, bf16 [rows, groups] for int4 */
-    uint32_t stride, groups;
-    fh_dtype dtype;
-};
-
-/* Where the parts of one state lie in shared memory, in bytes; 0: left out.  The scale, a double, is at 0. */
-struct state_layout { uint32_t floats, hi, lo, quads, bytes; };
-
-struct head_params {
-    uint32_t hidden, clusters, cap;
-    head_rows centroids, rows, exact; /* rows: those scored in stage 2, in slot order */
-    bool exact_by_token;
-    const uint32_t *token_of;         /* [K * cap] live token of a slot, or FH_NO_TOKEN */
-    const uint32_t *slot_of;          /* [V] */
-    const float *bias;                /* [V] or NULL */
-    float softcap;
-
-    const float *states;              /* [batch, D] */
-    uint32_t batch, probes, kept, rerank, k;
-    bool all;                         /* P = K: every row, nothing routed */
-    const uint32_t *extras; uint32_t n_extras;
-    const uint8_t *excluded;          /* [V] or NULL */
-    uint32_t room;                    /* candidates a state may have */
-    state_layout layout;              /* of the states of stages 1 and 2 */
-    uint32_t tile;                    /* states that shared memory holds */
-
-    uint32_t *falls;                  /* [batch, K] scores, as the upper half of a key */
-    fh_u64 *probed;                   /* [K] bit s: state s probes the cluster */
-    uint32_t *list;                   /* [K] clusters that some state probes */
-    uint32_t *counters;               /* [0] entries of list; [1], [2] arrivals and departures of blocks */
-    uint32_t *counts;                 /* [batch] candidates */
-    fh_u64 *best;                     /* [batch] where one candidate is kept and none is reranked */
-    fh_u64 *candidates;               /* [batch, room] keys */
-    uint32_t *ids; float *logits;     /* [batch, k] */
-};
-
-static inline __host__ __device__ uint32_t head_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
-
-static inline __host__ __device__ state_layout layout_for(uint32_t hidden, bool floats, bool integers, bool quads)
-{
-    uint32_t line = head_up(hidden, 128), at = 16;
-    state_layout l = {0, 0, 0, 0, 0};
-    if (floats) l.floats = at, at += 4 * line;
-    if (integers) l.hi = at, at += line, l.lo = at, at += line;
-    if (quads) l.quads = at, at += line;
-    l.bytes = at;
-    return l;
-}
 
 /* Shared memory: words [64], one key a state, bins, then the states, or while results are made two lists of keys and one state. */
 enum : uint32_t { SHARED_WORDS = 64, SHARED_FIXED = 4 * SHARED_WORDS + 8 * FH_CUDA_BATCH + 4 * BINS + 4 * HEAD_WARPS * FH_CUDA_BATCH };

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
+#include <functional>
 #include <vector>
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -251,19 +253,34 @@ static void run_blocks(unsigned first, unsigned count, unsigned threads, size_t 
     for (block &b : blocks) free(b.shared);
 }
 
-cudaError_t emu_launch(void (*call)(const void *), const void *params, size_t, unsigned blocks, unsigned threads, size_t shared, cudaStream_t, bool together)
+/* What a stream does at once, or keeps for a graph while it is captured. */
+struct emu_stream { bool captured; std::vector<std::function<cudaError_t()>> kept; };
+struct emu_graph { std::vector<std::function<cudaError_t()>> work; };
+struct emu_event { double at; };
+static cudaError_t perform(cudaStream_t s, const std::function<cudaError_t()> &work)
+{
+    if (!s || !s->captured) return work();
+    s->kept.push_back(work);
+    return cudaSuccess;
+}
+
+cudaError_t emu_launch(void (*call)(const void *), const void *params, size_t bytes, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream, bool together)
 {
     bool fits = blocks && threads && threads % WARP == 0 && threads <= 1024 && shared <= emu.shared;
     if (together) fits = fits && emu.together && blocks <= static_cast<unsigned>(emu.multiprocessors * emu.blocks_each);
     cudaError_t e = called(emu.image_error ? emu.image_error : fits ? static_cast<int>(cudaSuccess) : static_cast<int>(cudaErrorInvalidValue));
     if (e != cudaSuccess) return e;
-    launches++;
-    kernel = call, kernel_params = params;
-    dice = emu.seed * 0x9e3779b97f4a7c15u + launches + 1;
-    emu_threads = {threads, 1, 1}, emu_blocks = {blocks, 1, 1};
-    if (together) run_blocks(0, blocks, threads, shared);
-    else for (unsigned b = 0; b < blocks; b++) run_blocks(b, 1, threads, shared);
-    return cudaSuccess;
+    std::vector<uint64_t> copy((bytes + 7) / 8);
+    memcpy(copy.data(), params, bytes);
+    return perform(stream, [=]() -> cudaError_t {
+        launches++;
+        kernel = call, kernel_params = copy.data();
+        dice = emu.seed * 0x9e3779b97f4a7c15u + launches + 1;
+        emu_threads = {threads, 1, 1}, emu_blocks = {blocks, 1, 1};
+        if (together) run_blocks(0, blocks, threads, shared);
+        else for (unsigned b = 0; b < blocks; b++) run_blocks(b, 1, threads, shared);
+        return cudaSuccess;
+    });
 }
 
 /* ---- the runtime API ------------------------------------------------------------------------------------------------ */
@@ -322,7 +339,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int)
 {
-    *value = what == cudaDevAttrCooperativeLaunch ? emu.together : static_cast<int>(emu.shared);
+    *value = what == cudaDevAttrCooperativeLaunch ? emu.together : what == cudaDevAttrL2CacheSize ? 1 << 18 : static_cast<int>(emu.shared);
     return called(cudaSuccess);
 }
 cudaError_t cudaDriverGetVersion(int *v) { *v = emu.count_error == cudaErrorInsufficientDriver ? 0 : 13000; return cudaSuccess; }
@@ -336,27 +353,84 @@ cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes); }
 cudaError_t cudaMallocHost(void **p, size_t bytes) { return allocate(p, bytes); }
 cudaError_t cudaFree(void *p) { return give_back(p); }
 cudaError_t cudaFreeHost(void *p) { return give_back(p); }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { *s = nullptr; return called(cudaSuccess); }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return called(cudaSuccess); }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t)
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) 
 {
     cudaError_t e = called(cudaSuccess);
-    if (e == cudaSuccess && bytes) memcpy(to, from, bytes);
+    if (e == cudaSuccess) *s = new emu_stream();
     return e;
 }
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t)
+cudaError_t cudaStreamDestroy(cudaStream_t s) { delete s; return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) { return called(s->captured ? cudaErrorInvalidValue : cudaSuccess); }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t s)
+{
+    cudaError_t e = called(cudaSuccess);
+    return e != cudaSuccess ? e : perform(s, [=]() -> cudaError_t { if (bytes) memcpy(to, from, bytes); return cudaSuccess; });
+}
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t s)
 {
     cudaError_t e = called(width <= to_pitch && width <= from_pitch ? cudaSuccess : cudaErrorInvalidValue);
-    for (size_t i = 0; e == cudaSuccess && i < height; i++) memcpy(static_cast<char *>(to) + i * to_pitch, static_cast<const char *>(from) + i * from_pitch, width);
-    return e;
+    return e != cudaSuccess ? e : perform(s, [=]() -> cudaError_t {
+        for (size_t i = 0; i < height; i++) memcpy(static_cast<char *>(to) + i * to_pitch, static_cast<const char *>(from) + i * from_pitch, width);
+        return cudaSuccess;
+    });
 }
-cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
 {
     cudaError_t e = called(cudaSuccess);
-    if (e == cudaSuccess && bytes) memset(p, value, bytes);
+    return e != cudaSuccess ? e : perform(s, [=]() -> cudaError_t { if (bytes) memset(p, value, bytes); return cudaSuccess; });
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t *e)
+{
+    cudaError_t rc = called(cudaSuccess);
+    if (rc == cudaSuccess) *e = new emu_event();
+    return rc;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t e) { delete e; return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
+{
+    cudaError_t rc = called(cudaSuccess);
+    return rc != cudaSuccess ? rc : perform(s, [=]() -> cudaError_t {
+        timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        e->at = static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+        return cudaSuccess;
+    });
+}
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end)
+{
+    *milliseconds = static_cast<float>(1e3 * (end->at - begin->at));
+    return called(cudaSuccess);
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
+{
+    cudaError_t e = called(cudaSuccess);
+    if (e == cudaSuccess) s->captured = true;
     return e;
 }
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
+{
+    cudaError_t e = called(s->captured ? cudaSuccess : cudaErrorInvalidValue);
+    if (e == cudaSuccess) *g = new emu_graph{s->kept};
+    s->captured = false;
+    s->kept.clear();
+    return e;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
+{
+    cudaError_t rc = called(cudaSuccess);
+    if (rc == cudaSuccess) *e = new emu_graph(*g);
+    return rc;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t)
+{
+    cudaError_t rc = called(cudaSuccess);
+    for (size_t i = 0; rc == cudaSuccess && i < e->work.size(); i++) rc = e->work[i]();
+    return rc;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t g) { delete g; return cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { delete e; return cudaSuccess; }
+
 cudaError_t emu_function_attributes(cudaFuncAttributes *a) { a->binaryVersion = 10 * emu.major + emu.minor; return called(emu.image_error); }
 cudaError_t emu_set_function_attribute(cudaFuncAttribute, int value) { return called(value <= static_cast<int>(emu.shared) ? cudaSuccess : cudaErrorInvalidValue); }
 cudaError_t emu_occupancy(int *blocks, int, size_t shared) { *blocks = shared <= emu.shared ? emu.blocks_each : 0; return called(cudaSuccess); }

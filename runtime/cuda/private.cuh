@@ -1,0 +1,105 @@
+/* runtime/cuda/private.cuh: what the files of the backend share. */
+#ifndef FH_CUDA_PRIVATE_CUH
+#define FH_CUDA_PRIVATE_CUH
+
+#include "runtime/cuda/backend.h"
+#include "runtime/cuda/device.cuh"
+
+typedef unsigned long long fh_u64; /* as CUDA's atomics have it */
+
+/* ---- what a launch of the head is given ------------------------------------------------------------------------------------ */
+
+/* Rows in device memory, 64 bytes or a multiple apart, zeros past the last element. */
+struct head_rows {
+    const unsigned char *data;
+    const void *scales;               /* float32 [rows] for int8, bf16 [rows, groups] for int4 */
+    uint32_t stride, groups;
+    fh_dtype dtype;
+};
+
+/* Where the parts of one state lie in shared memory, in bytes; 0: left out.  The scale, a double, is at 0. */
+struct state_layout { uint32_t floats, hi, lo, quads, bytes; };
+
+struct head_params {
+    uint32_t hidden, clusters, cap;
+    head_rows centroids, rows, exact; /* rows: those scored in stage 2, in slot order */
+    bool exact_by_token;
+    const uint32_t *token_of;         /* [K * cap] live token of a slot, or FH_NO_TOKEN */
+    const uint32_t *slot_of;          /* [V] */
+    const float *bias;                /* [V] or NULL */
+    float softcap;
+
+    const float *states;              /* [batch, D] */
+    uint32_t batch, probes, kept, rerank, k;
+    bool all;                         /* P = K: every row, nothing routed */
+    const uint32_t *extras; uint32_t n_extras;
+    const uint8_t *excluded;          /* [V] or NULL */
+    uint32_t room;                    /* candidates a state may have */
+    state_layout layout;              /* of the states of stages 1 and 2 */
+    uint32_t tile;                    /* states that shared memory holds */
+
+    uint32_t *falls;                  /* [batch, K] scores, as the upper half of a key */
+    fh_u64 *probed;                   /* [K] bit s: state s probes the cluster */
+    uint32_t *list;                   /* [K] clusters that some state probes */
+    uint32_t *counters;               /* [0] entries of list; [1], [2] arrivals and departures of blocks */
+    uint32_t *counts;                 /* [batch] candidates */
+    fh_u64 *best;                     /* [batch] where one candidate is kept and none is reranked */
+    fh_u64 *candidates;               /* [batch, room] keys */
+    uint32_t *ids; float *logits;     /* [batch, k] */
+};
+
+static inline __host__ __device__ uint32_t head_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+
+static inline __host__ __device__ state_layout layout_for(uint32_t hidden, bool floats, bool integers, bool quads)
+{
+    uint32_t line = head_up(hidden, 128), at = 16;
+    state_layout l = {0, 0, 0, 0, 0};
+    if (floats) l.floats = at, at += 4 * line;
+    if (integers) l.hi = at, at += line, l.lo = at, at += line;
+    if (quads) l.quads = at, at += line;
+    l.bytes = at;
+    return l;
+}
+
+/* ---- devices and heads -------------------------------------------------------------------------------------------- */
+
+struct fh_cuda_device {
+    fh_cuda_info info;
+    const fh_cuda_host *host;
+    int ordinal;
+    size_t shared;            /* bytes that a block may have */
+    cudaStream_t stream; bool has_stream;
+};
+
+/* Device memory that grows by need. */
+struct buffer { void *p; size_t bytes; };
+
+struct fh_cuda_head {
+    fh_cuda_device *device;
+    head_params fixed;        /* what no call changes */
+    head_rows tokens, dense;
+    uint32_t vocab, n_always, n_forced;
+    bool has_dense, apart, unsettled; /* unsettled: a call failed, counters may be anything */
+    buffer centroids, centroid_scales, rows, row_scales, exact, dense_rows, token_of, slot_of, bias, always, forced;
+    buffer states, falls, probed, list, counters, counts, best, candidates, extras, excluded, results;
+    buffer pinned_in, pinned_out;
+    uint64_t bytes;
+    unsigned blocks; size_t blocks_for; /* the launch that fills the device, and the shared memory it is for */
+};
+
+fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing);
+#define TRY(call, doing) \
+    do { \
+        cudaError_t e_ = (call); \
+        if (e_ != cudaSuccess) return fh_cuda_failed(d, err, e_, doing); \
+    } while (0)
+
+/* At least so many bytes; what was there is lost. */
+fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err);
+/* Everything that a launch for `call` (at most FH_CUDA_BATCH states) needs, with the states on the device; results will be in h->results, ids and then logits. */
+fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params *c, size_t *shared, fh_err *err);
+/* The launch itself: nothing is allocated, copied or waited for. */
+fh_status fh_cuda_enqueue(fh_cuda_head *h, const head_params *c, size_t shared, fh_err *err);
+fh_status fh_cuda_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *call, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
+
+#endif
