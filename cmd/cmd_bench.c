@@ -1,10 +1,9 @@
-#include "cmd/cmd.h"
-#include "validate/validate.h"
+#include "cmd/device.h"
 
 #include <math.h>
 #include <string.h>
 
-typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; bool no_batches, no_rivals; } args;
+typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device; bool no_batches, no_rivals; } args;
 static const fh_opt options[] = {
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
     {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
@@ -12,6 +11,7 @@ static const fh_opt options[] = {
     {"no-batches", FH_OPT_FLAG, offsetof(args, no_batches), NULL, "batch 1 alone", 0, 0, NULL},
     {"against-estimate", FH_OPT_STR, offsetof(args, against), "FILE", "what 'estimate --json' said of it beforehand: compare", 0, 0, NULL},
     {"no-rivals", FH_OPT_FLAG, offsetof(args, no_rivals), NULL, "without OpenBLAS and FAISS, which take the head in float32", 0, 0, NULL},
+    FH_DEVICE_OPT(args),
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -270,9 +270,11 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (rc == FH_OK && a->hidden.set) rc = fh_read_states(&file, &how.states, &owned, &how.n_states, a->hidden.v, fh_head_get_info(m.head)->hidden, err);
     if (rc == FH_OK && a->against.set && (rc = fh_json_read(&estimate, a->against.v, 16 << 20, err)) == FH_OK)
         rc = same_head(estimate, m.head, fh_pool_threads(fh_job_pool(job)), a->against.v, err);
-    if (rc == FH_OK) rc = fh_bench(&m, &how, job, &b, err);
-    if (rc == FH_OK) report = report_of(&b, how.states != NULL);
-    if (rc == FH_OK && estimate) rc = against(report, estimate, &b, a->against.v, err);
+    if (rc == FH_OK) rc = fh_model_use(&m, (fh_device_kind)a->device.v, job, err);
+    bool there = rc == FH_OK && m.device;
+    if (there) rc = fh_bench_on_device(&report, m.device, m.head, &how, job, err);
+    else if (rc == FH_OK && (rc = fh_bench(&m, &how, job, &b, err)) == FH_OK) report = report_of(&b, how.states != NULL);
+    if (rc == FH_OK && estimate && !there) rc = against(report, estimate, &b, a->against.v, err);
     rc = fh_finish(report, &a->common, rc, err);
     fh_json_free(estimate);
     fh_free(owned);
@@ -284,5 +286,6 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 const fh_command fh_cmd_bench = {"bench", "time the heads of an artifact on this machine", "FILE", 1, 1, options, sizeof(args), run,
     "A greedy token at batch 1 and at 2 to 64.  dense: the exact rows; all: every encoded row; flash: P clusters.\n"
     "memory, blocks: what the machine reads in order, and in blocks as long as a cluster; share_of_roofline is of that.\n"
+    "--device cuda: the head on a GPU instead, by the GPU's clock, its L2 cache overwritten before every run, beside dense heads there.\n"
     "cold: a stretch larger than the last cache is read before every call; warm: nothing is.",
     "fhtool bench model.fhead --hidden states.safetensors"};

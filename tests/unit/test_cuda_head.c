@@ -244,6 +244,50 @@ static void everything_forced_out_leaves_nothing(void **state)
     pair_close(&p);
 }
 
+/* ---- measuring -------------------------------------------------------------------------------------------------------------- */
+
+/* The rivals are measured with a graph, and what they answer is looked at.  The fused dense head adds in an order of its own: where it says another token, that
+ * token's logit is the best one's within twice D roundings of the sum of magnitudes. */
+static void what_is_measured_answers_too(void **state)
+{
+    const fh_cuda_table *t = fh_cuda_backend();
+    for (uint32_t d = 5; d <= 133; d += 64) {
+        pair p;
+        double seconds[3];
+        uint32_t want[8], got[8];
+        float logits[8], all[500];
+        fh_err err = {0};
+        pair_open(&p, (shape){500, d, 32, FH_I8, FH_I8, FH_BF16, .bias = true, .hot = true, .dead = true, .rerank = 4});
+        float *x = make_states(&p.w, 8);
+        fh_head_call call = {.states = x, .batch = 8, .probes = 4, .kept = 5, .rerank = 4, .k = 1};
+        assert_int_equal(fh_head_greedy(p.w.head, p.here, x, 8, &(fh_query){.probes = 4}, want, NULL), FH_OK);
+        for (int apart = 0; apart < 2; apart++) {
+            t->head_apart(p.there, apart);
+            memset(got, 0x5a, sizeof got), memset(seconds, 0, sizeof seconds);
+            assert_int_equal(t->head_time(p.there, FH_CUDA_CALL, &call, 3, seconds, got, &err), FH_OK);
+            assert_memory_equal(want, got, sizeof got);
+            for (int i = 0; i < 3; i++) assert_true(seconds[i] > 0);
+        }
+        for (size_t s = 0; s < 8; s++) {
+            float magnitude = 0;
+            fh_head_call one = {.states = x + s * d, .batch = 1, .probes = 32, .dense = true, .kept = 1, .k = 1};
+            assert_int_equal(fh_head_dense_topk(p.w.head, p.here, x + s * d, 1, 1, want, logits, NULL), FH_OK);
+            assert_int_equal(fh_head_dense_logits(p.w.head, p.here, x + s * d, all, NULL), FH_OK);
+            assert_int_equal(t->head_time(p.there, FH_CUDA_FUSED, &one, 2, seconds, got, &err), FH_OK);
+            for (uint32_t i = 0; i < d; i++) magnitude += fabsf(x[s * d + i]); /* rows are at most 1 */
+            assert_true(got[0] < 500 && !p.w.is_dead[got[0]]);
+            if (!(logits[0] - all[got[0]] <= 2 * (float)d * 0x1p-24f * (magnitude + 1))) fail_msg("token %u at %a, not %u at %a", got[0], (double)all[got[0]], want[0], (double)logits[0]);
+        }
+        call.dense = true, call.kept = 1;
+        assert_int_equal(t->head_time(p.there, FH_CUDA_COPY, &call, 2, seconds, got, &err), FH_OK);
+        assert_int_equal(t->head_time(p.there, FH_CUDA_FUSED, &call, 2, seconds, got, &err), FH_EUSAGE);
+        assert_int_equal(t->head_time(p.there, FH_CUDA_CUBLAS, &call, 2, seconds, got, &err), FH_ENOTFOUND);
+        compare(&p, x, 8, &(fh_query){.probes = 4}, 2, false);
+        free(x);
+        pair_close(&p);
+    }
+}
+
 /* ---- what cannot be had ------------------------------------------------------------------------------------------------ */
 
 static void refused(fh_status code, const char *part)
@@ -401,6 +445,7 @@ int main(void)
         cmocka_unit_test(any_batch_any_number_of_blocks_and_any_order_give_the_same_bits),
         cmocka_unit_test(rows_of_nonsense_never_win),
         cmocka_unit_test(everything_forced_out_leaves_nothing),
+        cmocka_unit_test(what_is_measured_answers_too),
         cmocka_unit_test(what_is_wrong_with_a_device_is_said),
         cmocka_unit_test(too_little_memory_is_said_before_anything_is_copied),
         cmocka_unit_test(a_width_that_shared_memory_does_not_hold_is_refused),
