@@ -177,7 +177,7 @@ static fh_status time_tokens(fh_json *list, const char *artifact, fh_head_kind k
         if (rc < 0) return rc;
         bool counts = fh_peak_reset(); /* a process of its own would have opened the model, too */
         if ((rc = fh_model_open(&m, artifact, NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err)) < 0) return rc;
-        if (bundled) rc = fh_bench_tokens(&t, &m, kind, probes ? probes[i] : 0, p->prompt ? p->prompt : SPOKEN, p->tokens_spoken ? p->tokens_spoken : SPOKEN, PASSES, job, err);
+        if (bundled) rc = fh_bench_tokens(&t, &m, kind, FH_F32, probes ? probes[i] : 0, p->prompt ? p->prompt : SPOKEN, p->tokens_spoken ? p->tokens_spoken : SPOKEN, PASSES, job, err);
         if (bundled && counts) peak = (double)fh_peak_bytes();
         fh_model_close(&m);
         if (rc < 0) return rc;

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device; bool no_batches, no_rivals; } args;
+typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device, kv_type; bool no_batches, no_rivals, body; } args;
 static const fh_opt options[] = {
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
     {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
@@ -11,6 +11,8 @@ static const fh_opt options[] = {
     {"no-batches", FH_OPT_FLAG, offsetof(args, no_batches), NULL, "batch 1 alone", 0, 0, NULL},
     {"against-estimate", FH_OPT_STR, offsetof(args, against), "FILE", "what 'estimate --json' said of it beforehand: compare", 0, 0, NULL},
     {"no-rivals", FH_OPT_FLAG, offsetof(args, no_rivals), NULL, "without OpenBLAS and FAISS, which take the head in float32", 0, 0, NULL},
+    {"body", FH_OPT_FLAG, offsetof(args, body), NULL, "body and whole tokens alone", 0, 0, NULL},
+    FH_KV_OPT(offsetof(args, kv_type)),
     FH_DEVICE_OPT(args),
     FH_COMMON_OPTS, FH_OPT_END,
 };
@@ -39,6 +41,23 @@ static void peak_row(fh_json *list, const char *what, unsigned threads, const fh
     fh_json_add_double(j, "megabytes", multiplies ? NAN : t->bytes / 1e6);
     fh_json_add_double(j, "gigabytes_per_second", multiplies ? NAN : t->gigabytes_per_second);
     fh_json_add_double(j, "gflops", multiplies ? t->gigabytes_per_second : NAN);
+}
+
+static void body_row(fh_json *list, const fh_bench_row *r)
+{
+    bool prefill = !strcmp(r->what, "prefill");
+    double tokens = prefill ? r->batch : 1;
+    fh_json *j = fh_json_add_object(list, NULL);
+    fh_json_add_string(j, "what", r->what);
+    fh_json_add_u64(j, "tokens", (uint64_t)tokens);
+    fh_json_add_u64(j, "cached_tokens", prefill ? 0 : r->batch);
+    fh_json_add_u64(j, "threads", r->threads);
+    spread(j, &r->time);
+    fh_json_add_double(j, "tokens_per_second", tokens / r->time.median);
+    fh_json_add_double(j, "megabytes", prefill ? NAN : r->time.bytes / 1e6);
+    fh_json_add_double(j, "gigabytes_per_second", prefill ? NAN : r->time.gigabytes_per_second);
+    fh_json_add_double(j, "gflops", prefill ? r->time.gigabytes_per_second : NAN);
+    fh_json_add_double(j, "share_of_roofline", r->roof > 0 && r->time.median > 0 ? r->roof / r->time.median : NAN);
 }
 
 /* How many times as long another row takes. */
@@ -132,9 +151,13 @@ static fh_json *report_of(const fh_bench_report *b, bool given)
         peak_row(list, "blocks", b->peaks[i].threads, &b->peaks[i].blocks, false);
         peak_row(list, "sgemm", b->peaks[i].threads, &b->peaks[i].gemm, true);
     }
-    list = fh_json_add_array(report, "heads");
+    if (b->body.n) {
+        list = fh_json_add_array(report, "body");
+        for (size_t i = 0; i < b->body.n; i++) body_row(list, &b->body.row[i]);
+    }
+    if (b->heads.n) list = fh_json_add_array(report, "heads");
     for (size_t i = 0; i < b->heads.n; i++) head_row(list, &b->heads.row[i], b, dense, all);
-    list = fh_json_add_array(report, "parts");
+    if (b->parts.n) list = fh_json_add_array(report, "parts");
     for (size_t i = 0; i < b->parts.n; i++) {
         const fh_bench_row *r = &b->parts.row[i];
         fh_json *j = fh_json_add_object(list, NULL);
@@ -144,7 +167,7 @@ static fh_json *report_of(const fh_bench_report *b, bool given)
         spread(j, &r->time);
         bytes(j, &r->time, r->roof);
     }
-    if (b->n_peaks > 1) scaling(fh_json_add_object(report, "scaling"), b);
+    if (b->n_peaks > 1 && b->heads.n) scaling(fh_json_add_object(report, "scaling"), b);
     if (b->rivals.n) {
         list = fh_json_add_array(report, "rivals");
         for (size_t i = 0; i < b->rivals.n; i++) rival_row(list, &b->rivals.row[i], b);
@@ -156,12 +179,12 @@ static fh_json *report_of(const fh_bench_report *b, bool given)
         if (dense) wins_from(list, &b->batches, dense, b->threads);
         if (all) wins_from(list, &b->batches, all, b->threads);
     }
-    if (b->tpot[0] > 0) {
+    if (b->tpot[0] > 0 || b->tpot[1] > 0) {
         const fh_bench_row *flash = fh_bench_find(&b->heads, "flash", b->threads, 1, false);
         const fh_bench_row *exact = dense ? fh_bench_find(&b->heads, dense, b->threads, 1, false) : NULL;
         list = fh_json_add_array(report, "whole_model");
-        if (b->tpot[1] > 0 && exact) token_row(list, "dense", b->tpot[1], b->share[1], b->body_bytes + exact->time.bytes, b->tpot[1]);
-        if (flash) token_row(list, "flash", b->tpot[0], b->share[0], b->body_bytes + flash->time.bytes, b->tpot[1]);
+        if (b->tpot[1] > 0) token_row(list, "dense", b->tpot[1], b->share[1], b->body_bytes + (exact ? exact->time.bytes : b->dense_bytes), b->tpot[1]);
+        if (b->tpot[0] > 0) token_row(list, "flash", b->tpot[0], b->share[0], b->body_bytes + (flash ? flash->time.bytes : NAN), b->tpot[1]);
     }
     return report;
 }
@@ -260,13 +283,17 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_tensors *file = NULL;
     float *owned = NULL;
     fh_json *report = NULL;
-    fh_bench_params how = {.probes = (uint32_t)a->probes.v, .runs = (size_t)a->runs.v, .no_batches = a->no_batches, .no_rivals = a->no_rivals};
+    fh_bench_params how = {.probes = (uint32_t)a->probes.v, .runs = (size_t)a->runs.v, .no_batches = a->no_batches, .no_rivals = a->no_rivals, .body_only = a->body, .kv_type = fh_kv_types[a->kv_type.v]};
     fh_bench_report b;
     fh_fhead *f = NULL;
-    fh_status rc = fh_fhead_open(&f, a->common.args[0], err);
-    bool bundled = rc == FH_OK && fh_fhead_find(f, "body.tensors");
+    const char *path = a->common.args[0];
+    bool checkpoint = fh_is_checkpoint(path);
+    if (checkpoint && (a->probes.set || a->hidden.set)) return fh_fail(err, FH_EUSAGE, "bench: --%s: goes with an artifact, %s is a checkpoint", a->probes.set ? "probes" : "hidden", path);
+    fh_status rc = checkpoint ? FH_OK : fh_fhead_open(&f, path, err);
+    bool bundled = checkpoint || (rc == FH_OK && fh_fhead_find(f, "body.tensors"));
     fh_fhead_close(f);
-    if (rc == FH_OK) rc = fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err);
+    if (rc == FH_OK && a->body && !bundled) rc = fh_fail(err, FH_EUSAGE, "bench: --body: %s holds a head only", path);
+    if (rc == FH_OK) rc = fh_model_open(&m, path, NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err);
     if (rc == FH_OK && a->hidden.set) rc = fh_read_states(&file, &how.states, &owned, &how.n_states, a->hidden.v, fh_head_get_info(m.head)->hidden, err);
     if (rc == FH_OK && a->against.set && (rc = fh_json_read(&estimate, a->against.v, 16 << 20, err)) == FH_OK)
         rc = same_head(estimate, m.head, fh_pool_threads(fh_job_pool(job)), a->against.v, err);
@@ -283,8 +310,9 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     return rc;
 }
 
-const fh_command fh_cmd_bench = {"bench", "time the heads of an artifact on this machine", "FILE", 1, 1, options, sizeof(args), run,
+const fh_command fh_cmd_bench = {"bench", "time heads and body on this machine", "FILE-or-MODEL", 1, 1, options, sizeof(args), run,
     "A greedy token at batch 1 and at 2 to 64.  dense: the exact rows; all: every encoded row; flash: P clusters.\n"
+    "decode: a token on top of a cache of so many; prefill: a prompt.  A checkpoint (a directory or a .gguf) has a body and its dense head alone.\n"
     "memory, blocks: what the machine reads in order, and in blocks as long as a cluster; share_of_roofline is of that.\n"
     "--device cuda: the head on a GPU instead, by the GPU's clock, its L2 cache overwritten before every run, beside dense heads there.\n"
     "cold: a stretch larger than the last cache is read before every call; warm: nothing is.",

@@ -101,6 +101,7 @@ static void score(const run *c, const fh_piece *piece, size_t kv_head, size_t pa
         for (size_t i = 0; i < some; i++) states[i].f = q + (r + i) * d, at[i] = &states[i];
         for (size_t k = 0; k < keys; k += FH_PAGE_TOKENS) {
             size_t here = fh_min(FH_PAGE_TOKENS, keys - k);
+            if (r == 0) fh_kv_fetch(piece->kv, page + k / FH_PAGE_TOKENS, c->layer_index, true, kv_head); /* which are next */
             const float *block = fh_kv_read(piece->kv, page + k / FH_PAGE_TOKENS, c->layer_index, false, kv_head, here, gathered);
             fh_rows page_keys = {block, FH_F32, FH_PAGE_TOKENS, d, d * sizeof *block};
             fh_dots(b->kernels, &page_keys, NULL, NULL, 0, here, at, some, scores + r * CHUNK + k, CHUNK);
@@ -121,7 +122,8 @@ static void weigh(const run *c, const fh_piece *piece, size_t kv_head, size_t pa
             transpose_page(gathered + k, CHUNK, block, d);
             continue;
         }
-        for (size_t r = 0; r < rows; r++) b->math->accumulate(sums + r * d, scores + r * CHUNK + k, some, block, d, d);
+        fh_kv_fetch(piece->kv, page + CHUNK / FH_PAGE_TOKENS, c->layer_index, false, kv_head);
+        b->math->accumulate(sums, d, rows, scores + k, CHUNK, some, block, d, d);
     }
     if (few) return;
     fh_gemm_nt_here(rows, d, keys, scores, CHUNK, gathered, CHUNK, part, d);

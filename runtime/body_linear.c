@@ -75,7 +75,7 @@ static void multiply(const fh_body *b, const fh_linear *w, size_t first, size_t 
             size_t some = fh_min(FH_PAGE_TOKENS, w->in - i);
             for (size_t t = 0; t < some; t++)
                 fh_body_widen(b->math, wide + t * FH_TILE_N, w->dtype, (const uint8_t *)w->data + ((i + t) * w->out + first) * size, count);
-            for (size_t r = 0; r < n; r++) b->math->accumulate(y + r * ldy, x + r * ldx + i, some, wide, FH_TILE_N, count);
+            b->math->accumulate(y, ldy, n, x + i, ldx, some, wide, FH_TILE_N, count);
         }
     } else {
         fh_state states[FH_FEW_ROWS] = {{0}};

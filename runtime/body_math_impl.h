@@ -165,33 +165,44 @@ TARGET static float FN(exp_sum)(float *x, size_t n, float shift)
     return FN(lanes)(&sum);
 }
 
-/* acc[j] += sum over t of p[t] * v[t * ld + j], t ascending. */
-TARGET static void FN(accumulate)(float *acc, const float *p, size_t n, const float *v, size_t ld, size_t d)
+/* Sixteen columns of `rows` <= 4 rows of the next. */
+TARGET static inline void FN(accumulate16)(float *acc, size_t ldacc, size_t rows, const float *p, size_t ldp, size_t n, const float *v, size_t ld)
 {
-    size_t j = 0;
-    for (; j + 64 <= d; j += 64) {
-        v16 a[4], b[4];
-        memcpy(a, acc + j, sizeof a);
+    v16 a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b;
+    const float *p1 = p + (rows > 1) * ldp, *p2 = p + (rows > 2) * 2 * ldp, *p3 = p + (rows > 3) * 3 * ldp;
+    memcpy(&a0, acc, sizeof a0);
+    if (rows > 1) memcpy(&a1, acc + ldacc, sizeof a1);
+    if (rows > 2) memcpy(&a2, acc + 2 * ldacc, sizeof a2);
+    if (rows > 3) memcpy(&a3, acc + 3 * ldacc, sizeof a3);
+    if (rows == 1) {
         for (size_t t = 0; t < n; t++) {
-            memcpy(b, v + t * ld + j, sizeof b);
-            a[0] = a[0] + b[0] * p[t];
-            a[1] = a[1] + b[1] * p[t];
-            a[2] = a[2] + b[2] * p[t];
-            a[3] = a[3] + b[3] * p[t];
+            memcpy(&b, v + t * ld, sizeof b);
+            a0 = a0 + b * p[t];
         }
-        memcpy(acc + j, a, sizeof a);
-    }
-    for (; j + 16 <= d; j += 16) {
-        v16 a, b;
-        memcpy(&a, acc + j, sizeof a);
+    } else {
         for (size_t t = 0; t < n; t++) {
-            memcpy(&b, v + t * ld + j, sizeof b);
-            a = a + b * p[t];
+            memcpy(&b, v + t * ld, sizeof b);
+            a0 = a0 + b * p[t];
+            a1 = a1 + b * p1[t];
+            a2 = a2 + b * p2[t];
+            a3 = a3 + b * p3[t];
         }
-        memcpy(acc + j, &a, sizeof a);
     }
-    for (; j < d; j++) {
-        for (size_t t = 0; t < n; t++) acc[j] += p[t] * v[t * ld + j];
+    memcpy(acc, &a0, sizeof a0);
+    if (rows > 1) memcpy(acc + ldacc, &a1, sizeof a1);
+    if (rows > 2) memcpy(acc + 2 * ldacc, &a2, sizeof a2);
+    if (rows > 3) memcpy(acc + 3 * ldacc, &a3, sizeof a3);
+}
+
+/* acc[r * ldacc + j] += sum over t of p[r * ldp + t] * v[t * ld + j], t ascending.  Four rows at a time share what they read of v. */
+TARGET static void FN(accumulate)(float *acc, size_t ldacc, size_t rows, const float *p, size_t ldp, size_t n, const float *v, size_t ld, size_t d)
+{
+    for (size_t r = 0; r < rows; r += 4) {
+        size_t some = fh_min(4, rows - r), j = 0;
+        for (; j + 16 <= d; j += 16) FN(accumulate16)(acc + r * ldacc + j, ldacc, some, p + r * ldp, ldp, n, v + j, ld);
+        for (; j < d; j++)
+            for (size_t k = r; k < r + some; k++)
+                for (size_t t = 0; t < n; t++) acc[k * ldacc + j] += p[k * ldp + t] * v[t * ld + j];
     }
 }
 

@@ -213,6 +213,7 @@ static fh_linear linear(finder *w, int64_t layer, const char *name, size_t out, 
 {
     fh_linear l = {.out = out, .in = in, .transposed = w->f->transposed};
     const fh_tensor *t = need(w, layer, name, ".weight", 2, l.transposed ? in : out, l.transposed ? out : in);
+    w->b->weights += t ? (uint64_t)out * in : 0;
     if (t) l.data = t->blocks ? t->blocks : t->data, l.dtype = t->blocks ? FH_Q8_0 : t->dtype;
     char full[NAME];
     full_name(w, full, layer, name, ".bias");
@@ -402,6 +403,21 @@ void fh_body_close(fh_body *b)
     fh_free(b->layers);
     fh_free(b->name);
     fh_free(b);
+}
+
+/* Keys that the queries of n tokens on top of `length` see. */
+static double keys_seen(const fh_layer *l, uint32_t length, uint32_t n)
+{
+    double seen = 0;
+    for (uint32_t i = 0; i < n; i++) seen += l->window ? (double)fh_min(l->window, (size_t)length + i + 1) : (double)length + i + 1;
+    return seen;
+}
+
+double fh_body_operations(const fh_body *b, uint32_t length, uint32_t n)
+{
+    double operations = 2.0 * (double)b->weights * n;
+    for (size_t i = 0; i < b->n_layers; i++) operations += 4.0 * (double)(b->heads * b->head_dim) * keys_seen(&b->layers[i], length, n);
+    return operations;
 }
 
 uint64_t fh_body_bytes(const fh_body *b) { return b->bytes; }

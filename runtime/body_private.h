@@ -18,7 +18,8 @@ typedef struct fh_body_math {
     void (*widen_i8)(float *dst, const int8_t *q, const float *scales, size_t n); /* a scale for each 32 */
     float (*max)(const float *x, size_t n);                       /* NaN is passed over; -INFINITY where nothing is left */
     float (*exp_sum)(float *x, size_t n, float shift);            /* x = exp(x - shift); their sum */
-    void (*accumulate)(float *acc, const float *p, size_t n, const float *v, size_t ld, size_t d); /* acc[j] += sum_t p[t] v[t * ld + j] */
+    /* acc[r * ldacc + j] += sum over t < n of p[r * ldp + t] v[t * ld + j], of `rows` rows and d columns */
+    void (*accumulate)(float *acc, size_t ldacc, size_t rows, const float *p, size_t ldp, size_t n, const float *v, size_t ld, size_t d);
     float (*sum)(const float *x, size_t n);
     float (*sum_squares)(const float *x, size_t n, float shift);  /* of x - shift */
     void (*scale)(float *y, const float *x, const float *w, size_t n, float shift, float scale); /* y = (x - shift) * scale * w */
@@ -78,7 +79,7 @@ struct fh_body {
     float eps, embed_scale, attn_softcap;
     const fh_rope *rope, *rope_local;  /* of config; NULL: none */
     uint32_t max_position;
-    uint64_t bytes;
+    uint64_t bytes, weights;           /* that a token reads; that it is multiplied by */
     fh_arena *arena;
     char *name;
 };
@@ -99,19 +100,24 @@ void fh_linear_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scrat
 
 /* 16 tokens of all layers, [layer][k, v][kv_head] blocks of [16, head_dim] values; of int8 each block begins with its scales, float32
  * [16, groups of 32].  Shared by as many sequences as `sequences` says: who writes into a page of several takes a copy. */
-typedef struct fh_page { alignas(64) atomic_uint sequences; alignas(64) uint8_t blocks[]; } fh_page;
+typedef struct fh_slab { alignas(64) atomic_size_t pages; } fh_slab; /* pages follow; goes with the last of them */
+typedef struct fh_page { alignas(64) atomic_uint sequences; fh_slab *slab; alignas(64) uint8_t blocks[]; } fh_page;
 
 struct fh_kv {
     const fh_body *body;
     fh_dtype type;
     size_t block_bytes, page_bytes;
     fh_page **pages; size_t n_pages, room;
+    uint8_t *fresh; size_t n_fresh;    /* pages of the last slab that are not in use yet */
+    fh_slab *slab;                     /* that they are of */
     uint32_t length;
 };
 /* Pages for `length` tokens, those from the present length on with nobody else's; the length itself is left alone. */
 fh_status fh_kv_reserve(fh_kv *kv, uint64_t length, fh_err *err);
 /* A key or value [head_dim] into a page. */
 void fh_kv_write(const fh_kv *kv, size_t position, size_t layer, bool value, size_t kv_head, const float *x);
+/* Ask for the keys or values of a page, which lie apart from those of the page before: the processor does not find them itself. */
+void fh_kv_fetch(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head);
 /* The first `n` <= 16 keys or values of a page, [n, head_dim]: where they lie if they are float32, else widened into room [16, head_dim]. */
 const float *fh_kv_read(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head, size_t n, float *room);
 

@@ -1,6 +1,6 @@
 /* runtime/kv.c: the key-value cache of one sequence, in pages of 16 tokens.
  *
- * A page holds all layers of its tokens, so that a sequence grows by one allocation every 16 tokens and never moves.  Sequences that
+ * A page holds all layers of its tokens, so that a sequence grows page by page and never moves; pages are allocated some at a time, in slabs.  Sequences that
  * begin alike share pages: a page counts them, and is copied when one that shares it writes into it.
  */
 #include "runtime/body_private.h"
@@ -19,17 +19,40 @@ static size_t scale_bytes(const fh_kv *kv) { return kv->type == FH_I8 ? FH_PAGE_
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
 
-static fh_page *new_page(const fh_kv *kv)
+static size_t page_size(const fh_kv *kv) { return sizeof(fh_page) + kv->page_bytes; }
+
+/* So many pages of a slab are not in use any more.  Whoever counts down to 0 has it alone, and sees what the others wrote. */
+static void leave_slab(fh_slab *slab, size_t pages)
 {
-    fh_page *page = fh_aligned(sizeof *page + kv->page_bytes);
-    if (page) atomic_init(&page->sequences, 1);
-    return page;
+    if (slab && atomic_fetch_sub(&slab->pages, pages) == pages) fh_free(slab);
 }
 
-/* Whoever counts down to 0 has the page alone, and sees what the others wrote. */
 static void drop_page(fh_page *page)
 {
-    if (atomic_fetch_sub(&page->sequences, 1) == 1) fh_free(page);
+    if (atomic_fetch_sub(&page->sequences, 1) == 1) leave_slab(page->slab, 1);
+}
+
+/* As many pages as a quarter of what is there, up to four huge ones of the system's: the blocks of a head lie a page apart, and with small ones
+ * attention waited for address translation (32768 tokens of 8 heads of 64: 30 ms a layer, then 8). */
+static bool new_slab(fh_kv *kv)
+{
+    size_t most = fh_max(4 * (size_t)FH_HUGE_PAGE / page_size(kv), 1), pages = fh_min(fh_max(kv->n_pages / 4, 1), most), bytes;
+    fh_slab *slab = fh_mul(pages, page_size(kv), &bytes) ? fh_aligned(sizeof *slab + bytes) : NULL;
+    if (!slab) return false;
+    atomic_init(&slab->pages, pages);
+    kv->slab = slab, kv->fresh = (uint8_t *)(slab + 1), kv->n_fresh = pages;
+    return true;
+}
+
+static fh_page *new_page(fh_kv *kv)
+{
+    if (!kv->n_fresh && !new_slab(kv)) return NULL;
+    fh_page *page = (fh_page *)(void *)kv->fresh;
+    kv->fresh += page_size(kv);
+    kv->n_fresh--;
+    atomic_init(&page->sequences, 1);
+    page->slab = kv->slab;
+    return page;
 }
 
 static fh_status make_room(fh_kv *kv, size_t pages, uint64_t length, fh_err *err)
@@ -107,6 +130,7 @@ void fh_kv_free(fh_kv *kv)
 {
     if (!kv) return;
     for (size_t i = 0; i < kv->n_pages; i++) drop_page(kv->pages[i]);
+    if (kv->n_fresh) leave_slab(kv->slab, kv->n_fresh);
     fh_free(kv->pages);
     fh_free(kv);
 }
@@ -119,11 +143,29 @@ void fh_kv_truncate(fh_kv *kv, uint32_t length)
     if (length < kv->length) kv->length = length;
 }
 
+size_t fh_kv_read_bytes(const fh_kv *kv)
+{
+    const fh_body *b = kv->body;
+    size_t keys = 0;
+    for (size_t i = 0; i < b->n_layers; i++) {
+        uint32_t window = b->layers[i].window;
+        keys += window ? fh_min(window, kv->length + (size_t)1) : kv->length + (size_t)1;
+    }
+    return keys * 2 * b->kv_heads * (kv->block_bytes / FH_PAGE_TOKENS);
+}
+
 /* ---- values ------------------------------------------------------------------------------------------------------ */
 
 static uint8_t *block_of(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head)
 {
     return kv->pages[page]->blocks + ((layer * 2 + value) * kv->body->kv_heads + kv_head) * kv->block_bytes;
+}
+
+void fh_kv_fetch(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head)
+{
+    if (page >= kv->n_pages) return;
+    const uint8_t *block = block_of(kv, page, layer, value, kv_head);
+    for (size_t i = 0; i < kv->block_bytes; i += 64) __builtin_prefetch(block + i, 0, 2);
 }
 
 /* Rounded to the nearest multiple of max / 127.  A group that is not finite becomes all NaN. */
@@ -171,4 +213,26 @@ const float *fh_kv_read(const fh_kv *kv, size_t page, size_t layer, bool value, 
     const float *scales = (const float *)(const void *)block;
     for (size_t t = 0; t < n; t++) b->math->widen_i8(room + t * d, (const int8_t *)values + t * d, scales + t * groups(b), d);
     return room;
+}
+
+fh_status fh_kv_make_up(fh_kv *kv, uint32_t length, fh_err *err)
+{
+    const fh_body *b = kv->body;
+    fh_rng rng;
+    if (length > b->max_position) return fh_fail(err, FH_EUSAGE, "%s: a cache of %u tokens, the model's positions end at %u", b->name, length, b->max_position);
+    kv->length = 0; /* all pages become its own */
+    fh_status rc = fh_kv_reserve(kv, length, err);
+    float *x = rc < 0 ? NULL : fh_malloc(b->head_dim * sizeof *x);
+    if (rc == FH_OK && !x) rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", b->name);
+    if (rc < 0) return rc;
+    fh_rng_seed(&rng, 1, 0x6b);
+    for (size_t t = 0; t < fh_min(length, FH_PAGE_TOKENS); t++)
+        for (size_t i = 0; i < b->n_layers * 2 * b->kv_heads; i++) {
+            for (size_t j = 0; j < b->head_dim; j++) x[j] = (float)(2 * fh_rng_double(&rng) - 1);
+            fh_kv_write(kv, t, i / 2 / b->kv_heads, i / b->kv_heads % 2, i % b->kv_heads, x);
+        }
+    for (size_t i = 1; i * FH_PAGE_TOKENS < length; i++) memcpy(kv->pages[i]->blocks, kv->pages[0]->blocks, kv->page_bytes);
+    kv->length = length;
+    fh_free(x);
+    return FH_OK;
 }

@@ -9,8 +9,7 @@ static fh_status no_memory(const fh_model *m, fh_err *err)
     return fh_fail(err, FH_ENOMEM, "%s: out of memory", m->name ? m->name : "model");
 }
 
-/* Else it is an artifact. */
-static bool is_checkpoint(const char *path)
+bool fh_is_checkpoint(const char *path)
 {
     struct stat s;
     return (!stat(path, &s) && S_ISDIR(s.st_mode)) || fh_is_gguf(path);
@@ -228,7 +227,7 @@ fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsig
     *out = (fh_model){.name = fh_strdup(path)};
     if (!out->name) return fh_fail(err, FH_ENOMEM, "%s: out of memory", path);
     fh_status rc = FH_OK;
-    if (!is_checkpoint(path)) rc = open_artifact(out, path, base, need, job, err);
+    if (!fh_is_checkpoint(path)) rc = open_artifact(out, path, base, need, job, err);
     else if (base) rc = fh_fail(err, FH_EUSAGE, "%s: is a checkpoint: a base model goes with a .fhead only", path);
     else rc = open_checkpoint(out, path, need, job, err);
     if (rc < 0) fh_model_close(out);

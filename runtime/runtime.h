@@ -154,6 +154,7 @@ uint64_t fh_body_bytes(const fh_body *b);        /* weights that one decoded tok
  * see all), and whether its MLPs have a gate.  FH_EUNSUPPORTED: a family, or a kind of layer, that we have not. */
 fh_status fh_body_windows(const fh_config *c, const char *name, bool *windowed, uint32_t *window, fh_err *err);
 bool fh_body_gated(const fh_config *c);
+double fh_body_operations(const fh_body *b, uint32_t length, uint32_t n); /* floating-point ones, of n tokens on top of a cache: products and attention */
 uint32_t fh_body_max_position(const fh_body *b); /* the longest sequence: max_position, or more where the rope stretches it */
 /* Keys and values are kept in float32, or rounded: FH_F16, or FH_I8 with a scale for each 32 values (errors: docs/measurements/kv-cache.md).
  * What a rounded cache cannot hold (above 65504 in f16; not finite in int8) makes the states infinite or NaN, never plausible. */
@@ -165,6 +166,9 @@ fh_status fh_kv_fork(fh_kv **out, const fh_kv *from, uint32_t length, fh_err *er
 void fh_kv_free(fh_kv *kv); /* accepts NULL */
 uint32_t fh_kv_length(const fh_kv *kv);
 size_t fh_kv_bytes(const fh_kv *kv); /* of its pages, shared ones too */
+size_t fh_kv_read_bytes(const fh_kv *kv); /* keys and values that the next token reads */
+/* For measuring: made-up keys and values of `length` tokens in place of what was there.  FH_EUSAGE: past the model's positions. */
+fh_status fh_kv_make_up(fh_kv *kv, uint32_t length, fh_err *err);
 void fh_kv_truncate(fh_kv *kv, uint32_t length); /* forget what came after; its pages are kept for what comes next */
 /* Run `n` sequences on: sequence i takes lens[i] >= 1 tokens on top of kv[i] (all different).  tokens are concatenated;
  * hidden [sum of lens, D] is what the head reads, one row a token.  One call serves prefill, decoding, and both for many
@@ -188,6 +192,7 @@ typedef struct fh_model {
     char *name;
 } fh_model;
 enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4, FH_MODEL_CHAT = 8 }; /* what is needed: missing is an error */
+bool fh_is_checkpoint(const char *path); /* a directory or a GGUF; else it is an artifact */
 /* path: a checkpoint (a directory or a .gguf), a .fhead that bundles a model, or a head-only .fhead together with `base` (a checkpoint whose
  * fingerprint must be the artifact's, FH_ECHECK otherwise; NULL if none).  With a base, body, tokenizer and dense rows are the base's.  Only
  * what is needed is opened; for a head the tokenizer too, where there is one, to tell its dead rows.  *out must not be moved. */

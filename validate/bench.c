@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { STATES = 64, LEAST_RUNS = 5, MOST_BATCH = 64 };
+enum { STATES = 64, LEAST_RUNS = 5, MOST_BATCH = 64, BLOCKS = 1024, BLOCK_BYTES = 64 << 10 };
 #define MOST_SECONDS 3.0 /* that one figure may take, once it has its least runs */
 
 /* ---- timing --------------------------------------------------------------------------------------------------- */
@@ -115,8 +115,9 @@ static void step_bytes(double bytes[FH_STEPS], const fh_head *head, uint32_t pro
 }
 
 typedef struct bench {
-    const fh_head *head;
+    const fh_head *head;         /* NULL: a checkpoint */
     const fh_head_info *info;
+    size_t width;
     const fh_bench_params *p;
     fh_bench_report *out;
     const float *states; size_t n_states;
@@ -204,10 +205,10 @@ static fh_status time_batches(bench *b, fh_err *err)
 
 /* ---- whole tokens --------------------------------------------------------------------------------------------- */
 
-fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
+fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
                           const fh_job *job, fh_err *err)
 {
-    fh_generate_params g = {.tokens = tokens, .ignore_eos = true, .query = {.probes = probes}, .head = head};
+    fh_generate_params g = {.tokens = tokens, .ignore_eos = true, .kv_type = kv_type, .query = {.probes = probes}, .head = head};
     fh_status rc = FH_OK;
     uint32_t longest = m->config->max_position ? m->config->max_position : UINT32_MAX, *ids = fh_malloc(fh_max(prompt, 1) * sizeof *ids);
     if (!ids) return fh_fail(err, FH_ENOMEM, "bench: out of memory");
@@ -226,16 +227,17 @@ fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind 
 }
 
 /* Caches as they are when a model runs alone. */
-static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_job *job, fh_err *err)
+static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_err *err)
 {
     for (int head = 0; head < 2; head++) {
         fh_token_timing t;
-        if (head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact) break;
-        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, out->probes, 8, 129, 5, job, err);
+        if (m->head ? head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact : head == FH_HEAD_FLASH) continue;
+        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, out->probes, 8, 129, 5, job, err);
         if (rc < 0) return rc;
         out->tpot[head] = t.tpot, out->share[head] = t.head_share;
     }
     out->body_bytes = (double)fh_body_bytes(m->body);
+    out->dense_bytes = (double)m->dense.rows.rows * (double)m->dense.rows.stride;
     return FH_OK;
 }
 
@@ -268,7 +270,9 @@ static fh_status measure(bench *b, const fh_model *m, fh_err *err)
     fh_status rc;
     fh_bench_report *out = b->out;
     for (size_t i = 0; i < b->n_envs; i++)
-        if ((rc = fh_bench_peaks(&out->peaks[out->n_peaks++], &b->env[i], out->block_bytes, b->info->clusters, b->info->hidden, err)) < 0) return rc;
+        if ((rc = fh_bench_peaks(&out->peaks[out->n_peaks++], &b->env[i], out->block_bytes, b->head ? b->info->clusters : BLOCKS, b->width, err)) < 0) return rc;
+    if (m->body && (rc = fh_bench_body(&out->body, b->env, b->n_envs, out->peaks, m, b->p->kv_type, err)) < 0) return rc;
+    if (!b->head || b->p->body_only) return m->body ? time_model(out, m, b->p, b->env[0].job, err) : FH_OK;
     for (size_t i = 0; i < b->n_envs; i++)
         for (int kind = 0; kind < KINDS; kind++)
             for (int warm = 0; warm < (i || b->p->brief ? 1 : 2); warm++)
@@ -278,34 +282,34 @@ static fh_status measure(bench *b, const fh_model *m, fh_err *err)
     if (!b->p->no_rivals &&
         (rc = fh_bench_rivals(&out->rivals, b->env, b->n_envs, out->peaks, b->head, out->probes, b->states, b->n_states, err)) < 0) return rc;
     if (!b->p->no_batches && (rc = time_batches(b, err)) < 0) return rc;
-    return m->body && !b->p->no_tokens ? time_model(out, m, b->env[0].job, err) : FH_OK;
+    return m->body && !b->p->no_tokens ? time_model(out, m, b->p, b->env[0].job, err) : FH_OK;
 }
 
 fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_bench_report *out, fh_err *err)
 {
     fh_status rc = FH_OK;
-    const fh_head_info *info = fh_head_get_info(m->head);
-    const fh_head_parts *parts = fh_head_get_parts(m->head);
-    size_t runs = p->runs ? p->runs : 50, words, n_states = p->states ? p->n_states : STATES, head_bytes;
+    const fh_head_info none = {.isa = fh_isa_name()}, *info = m->head ? fh_head_get_info(m->head) : &none;
+    const fh_head_parts *parts = m->head ? fh_head_get_parts(m->head) : NULL;
+    size_t width = m->head ? info->hidden : m->config->hidden, runs = p->runs ? p->runs : 50, words, n_states = p->states ? p->n_states : STATES, head_bytes;
     unsigned threads = fh_pool_threads(fh_job_pool(job));
     fh_pool *pool = threads > 1 ? fh_job_pool(job) : NULL;
-    *out = (fh_bench_report){.threads = threads, .isa = info->isa, .memory_bytes = sweep_bytes(p), .block_bytes = parts->cap * parts->tokens.stride};
+    *out = (fh_bench_report){.threads = threads, .isa = info->isa, .memory_bytes = sweep_bytes(p), .block_bytes = parts ? parts->cap * parts->tokens.stride : BLOCK_BYTES};
     out->probes = p->probes ? p->probes : info->probes;
     out->probes = out->probes < info->clusters ? out->probes : info->clusters;
     words = out->memory_bytes / sizeof(uint64_t);
     uint64_t *memory = fh_aligned(2 * out->memory_bytes);
     double *seconds = fh_malloc((1 + FH_STEPS) * (runs + 1) * sizeof *seconds);
-    float *own = p->states ? NULL : fh_malloc(n_states * info->hidden * sizeof *own);
-    bench b = {.head = m->head, .info = info, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .n_envs = threads > 1 && !p->brief ? 2 : 1};
+    float *own = p->states ? NULL : fh_malloc(n_states * width * sizeof *own);
+    bench b = {.head = m->head, .info = info, .width = width, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .n_envs = threads > 1 && !p->brief ? 2 : 1};
     if (!memory || !seconds || !b.states) { rc = fh_fail(err, FH_ENOMEM, "bench: out of memory"); goto out; }
     if (!n_states) { rc = fh_fail(err, FH_EUSAGE, "bench: no states to ask with"); goto out; }
-    if (own) fh_bench_states(own, n_states * info->hidden);
+    if (own) fh_bench_states(own, n_states * width);
     for (size_t i = 0; i < 2 * words; i++) memory[i] = i; /* touched, so that reading it is reading memory */
     for (int s = 0; s < FH_STEPS; s++) b.steps[s] = seconds + (size_t)(s + 1) * (runs + 1);
     b.env[0] = (fh_bench_env){.job = job, .pool = pool, .threads = threads, .memory = memory, .words = words, .runs = runs, .seconds = seconds};
     b.env[1] = b.env[0], b.env[1].pool = NULL, b.env[1].threads = 1;
     b.names[DENSE] = info->exact ? dense_name(info->exact, true) : NULL;
-    b.names[ALL] = dense_name(info->tokens, false);
+    b.names[ALL] = parts ? dense_name(info->tokens, false) : NULL;
     b.names[FLASH] = "flash";
     head_bytes = (size_t)info->clusters * info->cap * info->hidden * sizeof(float);
     fh_job_say(job, FH_INFO, "needs about %.0f MiB beyond the head", (double)(2 * out->memory_bytes + (p->no_rivals ? 0 : head_bytes)) / (1 << 20));

@@ -28,6 +28,8 @@ fh_status fh_bench_peaks(fh_bench_peak *out, fh_bench_env *e, size_t block, size
 /* Rows of FAISS and OpenBLAS, which hold the head in float32, with the job's threads and with one. */
 fh_status fh_bench_rivals(fh_bench_list *out, fh_bench_env *envs, size_t n_envs, const fh_bench_peak *peaks, const fh_head *head, uint32_t probes,
                           const float *states, size_t n_states, fh_err *err);
+/* Rows "decode" (batch: the length of the cache below the token) and "prefill" (batch: tokens), with the job's threads and with one. */
+fh_status fh_bench_body(fh_bench_list *list, fh_bench_env *envs, size_t n_envs, const fh_bench_peak *peaks, const fh_model *m, fh_dtype kv_type, fh_err *err);
 fh_bench_row *fh_bench_add(fh_bench_list *list, const char *what, const fh_bench_env *e, uint32_t batch, bool warm, const fh_timing *t, double roof);
 
 #endif

@@ -67,6 +67,8 @@ typedef struct fh_bench_params { /* zeros: the artifact's P, 50 runs, Gaussian s
     bool no_batches, no_rivals;
     bool brief;            /* the job's threads alone, caches cold: not with one thread as well, not warm */
     bool no_tokens;        /* no whole tokens */
+    bool body_only;        /* body and whole tokens alone */
+    fh_dtype kv_type;      /* of the body's key-value cache */
     size_t memory_bytes;   /* to sweep caches with; 0: 256 MiB, or four times the last-level cache where that is more */
 } fh_bench_params;
 typedef struct fh_bench_report {
@@ -78,11 +80,13 @@ typedef struct fh_bench_report {
     fh_bench_list curve;   /* "flash" at each P of the curve, cold, with the job's threads */
     fh_bench_list batches; /* the same heads at batch 1, 2, 4 ... 64, cold */
     fh_bench_list rivals;  /* "OpenBLAS f32", "FAISS IVF f32" */
+    fh_bench_list body;    /* "decode", `batch` the length of the cache; "prefill", `batch` the tokens, its bytes are operations */
     double tpot[2], share[2]; /* seconds a token of the whole model and the head's share of it, by fh_head_kind: the best of 5 runs of 129 tokens */
-    double body_bytes;
+    double body_bytes, dense_bytes; /* that a token reads; dense_bytes: of the dense head */
     uint64_t checksum;     /* of what was read, so that it cannot be left out */
 } fh_bench_report;
-/* Time the heads of an artifact (opened with FH_MODEL_HEAD; with FH_MODEL_BODY also whole tokens).  Calls take turns through the states. */
+/* Time the heads of an artifact (opened with FH_MODEL_HEAD; with FH_MODEL_BODY also body and whole tokens), or the body of a checkpoint and
+ * whole tokens with its dense head.  Calls take turns through the states. */
 fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_bench_report *out, fh_err *err);
 /* The same on a GPU that holds the head, timed by its own clock: "flash" (one kernel), "flash apart" (several), "dense", "fused dense bf16" (the fastest that reading everything
  * can be), "cuBLAS dense bf16", "copy" (the dense rows' bytes, there and back), at batch 1 and some more.  What cannot be had is left out and the job told.  share: of the states,
@@ -92,7 +96,7 @@ fh_status fh_bench_device(const fh_device *d, const fh_head *head, const fh_benc
 void fh_bench_states(float *out, size_t n);
 /* Whole tokens as a model runs alone, the best of `passes` runs: a prompt of `prompt` tokens, then `tokens` greedy ones. */
 typedef struct fh_token_timing { double ttft, tpot, head_share; } fh_token_timing; /* seconds; as fh_generate_stats has them */
-fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
+fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
                           const fh_job *job, fh_err *err);
 /* The row of that name, or NULL. */
 const fh_bench_row *fh_bench_find(const fh_bench_list *list, const char *what, unsigned threads, uint32_t batch, bool warm);

@@ -309,7 +309,8 @@ static void every_instruction_set_gives_the_same_bits(void **state)
             m->sigmoid(a, n, 1, true), ref->sigmoid(b, n, 1, true);
             m->add(a, x, n), ref->add(b, x, n);
             m->mul(a, w, n), ref->mul(b, w, n);
-            m->accumulate(a, w, 1, x, n, n), ref->accumulate(b, w, 1, x, n, n);
+            m->accumulate(a, n, 1, w, 1, 1, x, n, n), ref->accumulate(b, n, 1, w, 1, 1, x, n, n);
+            if (n % 3 == 0) m->accumulate(a, n / 3, 3, w, 2, 2, x, n / 3, n / 3), ref->accumulate(b, n / 3, 3, w, 2, 2, x, n / 3, n / 3);
             m->scale(a, a, w, n, 0.1f, 3), ref->scale(b, b, w, n, 0.1f, 3);
             assert_memory_equal(a, b, sizeof a);
             m->widen_f16(a, words, n);
