@@ -183,7 +183,7 @@ static void add_rest(fh_json *r, const fh_validation *v)
 static fh_json *report_of(const fh_validation *v, const fh_check *gates, size_t n_gates, bool passed)
 {
     fh_json *r = fh_json_object(), *list;
-    fh_json_add_string(r, "fingerprint", v->layout.fingerprint);
+    if (v->layout.vocab) fh_json_add_string(r, "fingerprint", v->layout.fingerprint);
     fh_json_add_string(r, "digest", fh_fhead_digest(v->file));
     fh_json_add_bool(r, "passed", passed);
     list = fh_json_add_array(r, "checks");

@@ -27,7 +27,7 @@ static const char *const style[] = { /* a string of C has 4095 characters at mos
     "main{max-width:64rem;margin:0 auto;padding:1rem}h1{font-size:1.6rem;line-height:1.25;margin:.5rem 0;overflow-wrap:anywhere}"
     "h2{font-size:1.2rem;margin:2.2rem 0 .6rem;padding-bottom:.25rem;border-bottom:1px solid var(--rule)}p{max-width:46rem;margin:.5rem 0;"
     "overflow-wrap:anywhere}"
-    ".lead{color:var(--soft)}.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,10.5rem),1fr));gap:.5rem;margin:.8rem 0}"
+    ".lead{color:var(--soft)}.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,9.8rem),1fr));gap:.5rem;margin:.8rem 0}"
     ".fact{background:var(--card);border-left:3px solid var(--rule);padding:.4rem .6rem;overflow-wrap:anywhere}.fact dt{color:var(--soft);font-size:.82rem}"
     ".fact dd{margin:0;font-variant-numeric:tabular-nums;font-weight:600}.fact.good{border-color:var(--good)}.fact.poor{border-color:var(--poor)}"
     ".fact.bad{border-color:var(--bad)}"
@@ -35,7 +35,7 @@ static const char *const style[] = { /* a string of C has 4095 characters at mos
     ".wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}"
     "caption{text-align:left;color:var(--soft);padding:.2rem 0;caption-side:top}th,td{padding:.2rem .6rem;text-align:right;"
     "border-bottom:1px solid var(--rule);vertical-align:top}"
-    "th{color:var(--soft);font-weight:600;vertical-align:bottom}.w{text-align:left}td.w{white-space:pre-wrap;overflow-wrap:anywhere;max-width:34rem}"
+    "th{color:var(--soft);font-weight:600;vertical-align:bottom}.w{text-align:left}td.w{white-space:pre-wrap;max-width:34rem}td.w:last-child{overflow-wrap:anywhere}"
     ".plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1rem;margin:.8rem 0}figure{margin:0;min-width:0}"
     "figcaption{font-weight:600;font-size:.95rem}svg{display:block;width:100%;height:auto}svg text{fill:var(--ink);font-size:13px;font-family:inherit}"
     ".tick{fill:var(--soft)!important;font-size:12px!important}.grid{stroke:var(--rule);stroke-width:1}.mark{stroke:var(--ink);stroke-dasharray:3 4;"
@@ -395,8 +395,9 @@ void fh_page_plot(fh_page *p, const fh_plot *plot)
         const fh_series *s = &plot->series[i];
         for (size_t j = 0; j < s->n; j++) {
             if (!drawable(&plot->x, s->x[j])) continue;
-            if (drawable(&plot->y, s->y[j])) extend(&x, s->x[j]), extend(&y, s->y[j]);
-            if (s->low && s->high) extend(&y, s->low[j]), extend(&y, s->high[j]);
+            bool band = s->low && s->high && drawable(&plot->y, s->high[j]);
+            if (band || drawable(&plot->y, s->y[j])) extend(&x, s->x[j]), extend(&y, s->y[j]);
+            if (band) extend(&y, s->low[j]), extend(&y, s->high[j]);
         }
     }
     settle(&x), settle(&y);

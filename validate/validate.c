@@ -251,10 +251,20 @@ fh_status fh_validate(fh_validation *out, const char *path, const fh_validate_pa
     double began = fh_now();
     judging j = {.v = out, .p = p, .job = job};
     fh_promised promise;
+    fh_err fault = {0};
     fh_status rc;
     *out = (fh_validation){0};
     for (int i = 0; i < FH_CHECKS; i++) out->check[i].name = names[i];
-    if ((rc = fh_fhead_open(&out->file, path, err)) < 0 || (rc = fh_fhead_check_head(out->file, &out->layout, err)) < 0) goto out;
+    if ((rc = fh_fhead_open(&out->file, path, err)) < 0) goto out;
+    if ((rc = fh_fhead_check_head(out->file, &out->layout, &fault)) == FH_ECHECK) { /* no head can be made of it: that is a verdict too */
+        bool permutation = strstr(fault.text, "section head.permutation") != NULL;
+        for (int i = 0; i < FH_CHECKS; i++) fh_check_set(&out->check[i], FH_SKIPPED, "the file does not hold a head");
+        fh_check_set(&out->check[permutation ? FH_CHECK_PERMUTATION : FH_CHECK_INTEGRITY], FH_FAILED, "%s", fault.text);
+        out->layout = (fh_head_layout){0};
+        rc = FH_OK;
+        goto out;
+    }
+    if (rc < 0) { if (err) *err = fault; goto out; }
     if (p->base && (rc = fh_checkpoint_open(&j.base, p->base, job, err)) < 0) goto out;
     if ((rc = fh_check_artifact(out, p->base ? &j.base : NULL, job, err)) < 0) goto out;
     bool sound = true;

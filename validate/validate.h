@@ -173,7 +173,7 @@ typedef struct fh_validate_params { /* zeros: what the artifact alone allows */
 
 typedef struct fh_validation {
     fh_fhead *file;                    /* the artifact, open */
-    fh_head_layout layout;
+    fh_head_layout layout;             /* vocab 0: there is no head in it */
     fh_check check[FH_CHECKS];
     fh_parity_row parity[FH_PARITIES]; size_t n_parity;
     fh_quality quality;

@@ -118,8 +118,8 @@ static void spreads(fh_page *p, const fh_quality *q)
     fh_page_table(p, "Divergence of the two distributions, position by position", columns, 3);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         fh_page_cell(p, FH_PLAIN, "%s", rows[i].name);
-        fh_page_cell(p, FH_PLAIN, "%.6f", rows[i].a);
-        fh_page_cell(p, FH_PLAIN, "%.6f", rows[i].b);
+        fh_page_cell(p, FH_PLAIN, "%.5g", rows[i].a);
+        fh_page_cell(p, FH_PLAIN, "%.5g", rows[i].b);
     }
     fh_page_text(p, "FlashHead is renormalised over its candidates on the left. On the right a share of %g of its mass is spread over the tokens that are no candidates, which makes the "
                     "divergence finite. Same best token: %.3f ± %.3f %%.", FH_BACKOFF, 100 * q->agreement, 100 * q->agreement_error);
@@ -259,8 +259,8 @@ static void provenance(fh_page *p, const fh_validation *v)
     const fh_json *header = fh_fhead_header(v->file);
     fh_page_section(p, "Where it comes from");
     fh_page_fact(p, FH_PLAIN, "digest", "%s", fh_fhead_digest(v->file));
-    fh_page_fact(p, FH_PLAIN, "fingerprint", "%s", v->layout.fingerprint);
-    fh_page_fact(p, FH_PLAIN, "model", "%s, %u tokens of width %u, %s", v->layout.model_type, v->layout.vocab, v->layout.hidden, fh_dtype_name(v->layout.dtype));
+    if (v->layout.vocab) fh_page_fact(p, FH_PLAIN, "fingerprint", "%s", v->layout.fingerprint);
+    if (v->layout.vocab) fh_page_fact(p, FH_PLAIN, "model", "%s, %u tokens of width %u, %s", v->layout.model_type, v->layout.vocab, v->layout.hidden, fh_dtype_name(v->layout.dtype));
     if (v->text) fh_page_fact(p, FH_PLAIN, "measured on", "%s", v->text);
     if (*v->text_digest) fh_page_fact(p, FH_PLAIN, "SHA-256 of that text", "%s", v->text_digest);
     if (fh_json_get(header, "calibration")) {
@@ -283,7 +283,7 @@ fh_status fh_validate_page(const fh_validation *v, const fh_check *gates, size_t
     else snprintf(lead, sizeof lead, "No check failed%s%s.", n_gates ? ", and every gate was met" : "", q->positions ? "" : "; nothing was measured");
     fh_page *p = fh_page_new(title, lead);
     if (!p) return fh_fail(err, FH_ENOMEM, "%s: out of memory for the page", path);
-    head_facts(p, v);
+    if (v->layout.vocab) head_facts(p, v);
     fh_page_section(p, "Checks");
     add_checks(p, NULL, v->check, FH_CHECKS);
     if (n_gates) add_checks(p, "Gates", gates, n_gates);

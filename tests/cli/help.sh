@@ -4,7 +4,7 @@
 
 for word in -h --help help; do fh $word > help.txt 2> err.txt; [ ! -s err.txt ] || die "fhtool $word writes on standard error"; done
 grep -q '^example: fhtool' help.txt
-commands='build convert hidden cluster route quantize calibrate pack status run inspect verify query perplexity tokenize detokenize bench publish list fetch keygen sign rebuild diff'
+commands='build convert hidden cluster route quantize calibrate pack status run inspect verify query perplexity tokenize detokenize bench validate publish list fetch keygen sign rebuild diff'
 for c in $commands; do
     grep -Eq "^  $c +[a-z]" help.txt || die "$c is not in the general help"
     for word in -h --help; do
@@ -37,6 +37,7 @@ has query --hidden --probes --top-k --dense --no-hot --curve
 has run --prompt --ids -n --head --ignore-eos --model --verify --temperature --top-k --top-p --min-p --seed --model-sampling --repetition-penalty \
     --repeat-last --stop -i --chat --system --chat-template --exact-sampling --measure-mass --stats
 has perplexity --text --window --stride --head
+has validate --model --text --hidden --tokens --gate --report --prompts --last-words
 has hidden --text --tokens --ids-file -o --logits
 has tokenize --batch --no-special
 has detokenize --batch --skip-special
