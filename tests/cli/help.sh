@@ -4,7 +4,7 @@
 
 for word in -h --help help; do fh $word > help.txt 2> err.txt; [ ! -s err.txt ] || die "fhtool $word writes on standard error"; done
 grep -q '^example: fhtool' help.txt
-commands='build convert hidden cluster route quantize calibrate pack status run inspect verify query perplexity tokenize detokenize bench validate publish list fetch keygen sign rebuild diff'
+commands='build convert hidden cluster route quantize calibrate pack status run inspect verify query perplexity tokenize detokenize bench validate estimate sweep publish list fetch keygen sign rebuild diff'
 for c in $commands; do
     grep -Eq "^  $c +[a-z]" help.txt || die "$c is not in the general help"
     for word in -h --help; do
