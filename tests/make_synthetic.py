@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""make_synthetic.py DIR [--vocab V --hidden D] [--states OUT --count N]: a checkpoint that is a head alone, of any size, and states to ask it with.
+"""make_synthetic.py DIR [--vocab V --hidden D [--layers L ...]] [--states OUT --count N]: a checkpoint of any size, a head alone or with a body, and states
+to ask it with.
 
 For measuring at the sizes of real models where no real model is at hand.  Needs numpy.  The same arguments give the same bytes on one machine
 and numpy (the last bits of its matrix product differ between processors).  Memory: two chunks of rows and the tables of centres, whatever V is.
 
 With --vocab and --hidden: DIR/config.json (a Llama whose body is not there) and DIR/model.safetensors (`lm_head.weight` [V, D] bf16).
+With --layers L, --heads, --kv-heads, --head-dim and --ffn too: a body of noise below it, a Llama whose head is tied.  It says nothing; it is there to be timed.
 With --states OUT: N states for the head in DIR, safetensors with `hidden` [N, D] float32 and `ids`, `next`, `document`, `part` as
 `fhtool hidden` writes them: `fhtool query --hidden OUT` and `fhtool bench --hidden OUT` read the file as it is, and copied to
 states.safetensors of a work directory it is what `cluster`, `route` and `calibrate` learn from.
@@ -41,6 +43,7 @@ TOPIC_FAMILY = 0.55    # how much of the family's centre there is in a topic, be
 STATE_SCALE = 19.0     # how sure the softmax is; the order of logits does not depend on it
 CHUNK = 4096           # rows or states made at a time
 DOCUMENT = 64          # states that share a document
+BODY = "layers", "heads", "kv_heads", "head_dim", "ffn"
 
 
 def to_bf16(x):
@@ -111,19 +114,37 @@ def write_header(f, tensors, metadata):
     f.write(struct.pack("<Q", len(text)) + text)
 
 
-def write_head(directory, vocab, hidden, seed):
+def body_tensors(hidden, body):
+    """[(name, shape)] of a Llama's layers and final norm."""
+    q, kv = body["heads"] * body["head_dim"], body["kv_heads"] * body["head_dim"]
+    layer = [("input_layernorm", [hidden]), ("mlp.down_proj", [hidden, body["ffn"]]), ("mlp.gate_proj", [body["ffn"], hidden]), ("mlp.up_proj", [body["ffn"], hidden]),
+             ("post_attention_layernorm", [hidden]), ("self_attn.k_proj", [kv, hidden]), ("self_attn.o_proj", [hidden, q]), ("self_attn.q_proj", [q, hidden]),
+             ("self_attn.v_proj", [kv, hidden])]
+    names = [(f"model.layers.{i}.{name}.weight", shape) for i in range(body["layers"]) for name, shape in layer]
+    return names + [("model.norm.weight", [hidden])]
+
+
+def write_head(directory, vocab, hidden, seed, body):
     os.makedirs(directory, exist_ok=True)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": 4 * hidden,
-              "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": hidden, "hidden_act": "silu",
-              "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
+    shape = body or {"layers": 1, "heads": 1, "kv_heads": 1, "head_dim": hidden, "ffn": 4 * hidden}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": shape["ffn"],
+              "num_hidden_layers": shape["layers"], "num_attention_heads": shape["heads"], "num_key_value_heads": shape["kv_heads"], "head_dim": shape["head_dim"],
+              "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": bool(body),
+              "torch_dtype": "bfloat16"}
     with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as f:
         json.dump(config, f, indent=1)
         f.write("\n")
     rows = Rows(vocab, hidden, seed)
+    tensors = [("model.embed_tokens.weight" if body else "lm_head.weight", [vocab, hidden])] + (body_tensors(hidden, body) if body else [])
     with open(os.path.join(directory, "model.safetensors"), "wb") as f:
-        write_header(f, [("lm_head.weight", "BF16", [vocab, hidden], 2 * vocab * hidden)], {"format": "pt", "synthetic_seed": str(seed)})
+        write_header(f, [(name, "BF16", shape, 2 * int(np.prod(shape))) for name, shape in tensors], {"format": "pt", "synthetic_seed": str(seed)})
         for number in range((vocab + CHUNK - 1) // CHUNK):
             f.write(to_bf16(rows.chunk(number)).tobytes())
+        for number, (_, shape) in enumerate(tensors[1:]):
+            r = rng_of(seed, 4, number)
+            for at in range(0, shape[0], CHUNK):
+                some = [min(CHUNK, shape[0] - at)] + shape[1:]
+                f.write(to_bf16(np.ones(some) if len(shape) == 1 else r.standard_normal(some, dtype=np.float32) * np.float32(shape[1] ** -0.5)).tobytes())
 
 
 def open_head(directory):
@@ -132,8 +153,8 @@ def open_head(directory):
     with open(path, "rb") as f:
         size = struct.unpack("<Q", f.read(8))[0]
         header = json.loads(f.read(size))
-    at, seed = header["lm_head.weight"], header.get("__metadata__", {}).get("synthetic_seed")
-    if seed is None:
+    at, seed = header.get("lm_head.weight") or header.get("model.embed_tokens.weight"), header.get("__metadata__", {}).get("synthetic_seed")
+    if seed is None or at is None:
         sys.exit(f"make_synthetic.py: {path}: was not made by this program")
     return np.memmap(path, dtype=np.uint16, mode="r", offset=8 + size + at["data_offsets"][0], shape=tuple(at["shape"])), int(seed)
 
@@ -179,6 +200,8 @@ def main():
     p.add_argument("dir")
     p.add_argument("--vocab", type=int)
     p.add_argument("--hidden", type=int)
+    for name in BODY:
+        p.add_argument("--" + name.replace("_", "-"), type=int)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--states", metavar="OUT")
     p.add_argument("--count", type=int, default=20000)
@@ -190,7 +213,10 @@ def main():
     if a.vocab is not None:
         if a.vocab < 2 or a.hidden < 1:
             sys.exit("make_synthetic.py: a head has at least 2 rows of 1 number")
-        write_head(a.dir, a.vocab, a.hidden, a.seed)
+        body = {name: getattr(a, name) for name in BODY}
+        if any(body.values()) and not all(n and n > 0 for n in body.values()):
+            sys.exit("make_synthetic.py: a body needs " + ", ".join("--" + name.replace("_", "-") for name in BODY))
+        write_head(a.dir, a.vocab, a.hidden, a.seed, body if a.layers else None)
     if a.states:
         if a.count < 1:
             sys.exit("make_synthetic.py: --count is at least 1")

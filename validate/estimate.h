@@ -9,6 +9,7 @@ typedef struct fh_stand_in {
     fh_model model;             /* head and, where the shape has layers, body */
     uint32_t clusters, layers;  /* of the real one's, these many */
     double layer_bytes;         /* of one of its layers */
+    fh_fhead *file;
     uint32_t *hot;
 } fh_stand_in;
 /* head_bytes, body_bytes: what it may take of each, but at least twice `most` clusters (where there are so many) and one layer.  It lies in a file of `dir`,

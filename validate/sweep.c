@@ -8,11 +8,13 @@
 
 /* ---- the frontier --------------------------------------------------------------------------------------------------- */
 
-/* Faster first, of equally fast ones the more accurate, then in the order of the sweep. */
+/* Faster first (what was not timed last), of equally fast ones the more accurate, then in the order of the sweep. */
 static int by_time(const void *x, const void *y)
 {
     const fh_sweep_point *a = *(fh_sweep_point *const *)x, *b = *(fh_sweep_point *const *)y;
-    if (a->head.median != b->head.median) return a->head.median < b->head.median ? -1 : 1;
+    bool timed_a = isfinite(a->head.median), timed_b = isfinite(b->head.median);
+    if (timed_a != timed_b) return timed_a ? -1 : 1;
+    if (timed_a && a->head.median != b->head.median) return a->head.median < b->head.median ? -1 : 1;
     if (a->quality.agreement != b->quality.agreement) return a->quality.agreement > b->quality.agreement ? -1 : 1;
     return (a > b) - (a < b);
 }
