@@ -163,7 +163,7 @@ static fh_status read_back(fh_stand_in *out, const plan *p, const char *dir, con
     if (rc == FH_OK) {
         rc = fh_fhead_open(&out->file, path, err);
         unlink(path); /* the map keeps it */
-    } else if (rc == FH_EIO && err) {
+    } else if ((rc == FH_EIO || rc == FH_ENOTFOUND) && err) {
         fh_err why = *err;
         fh_fail(err, rc, "%s: a file is needed there for a moment: set TMPDIR to a directory with room, or give --no-measure", why.text);
     }
