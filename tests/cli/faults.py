@@ -43,6 +43,12 @@ COMMANDS = [
     ["hidden", "tiny", "--text", "text.txt", "--window", "16", "--logits", "-o", "out.safetensors"],
     ["tokenize", "tiny", "--batch", "lines.jsonl"],
     ["detokenize", "model.fhead", "--batch", "ids.jsonl"],
+    ["publish", "model.fhead", "--to", "fresh", "--name", "n", "--version", "1", "--base-model", "b", "--license", "mit", "--oci"],
+    ["list", "registry"],
+    ["fetch", "registry", "n", "-o", "got"],
+    ["verify", "registry/n/1"],
+    ["rebuild", "registry/n/1/recipe.json", "--model", "tiny", "-C", "fresh", "-o", "out.fhead"],
+    ["diff", "model.fhead", "registry/n/1"],
 ] + ([["bench", "model.fhead", "--runs", "10"]] if LONG else [])
 
 
@@ -55,13 +61,13 @@ def run(command, fault=None):
 
 
 def contents(command):
-    paths = ["out.fhead", "out.safetensors", *(os.path.join(d, f) for d in ("work", "fresh") for f in RESULTS)]
+    paths = ["out.fhead", "out.safetensors", "fresh/index.json", "fresh/n/1/SHA256SUMS", "got/SHA256SUMS", "got/n.fhead", *(os.path.join(d, f) for d in ("work", "fresh") for f in RESULTS)]
     return {p: open(p, "rb").read() for p in paths if os.path.exists(p)}
 
 
 def restore(command):
     """The state before the command: out.* are old, work is as built."""
-    for path in ("work", "fresh"):
+    for path in ("work", "fresh", "got", *(f for f in os.listdir(".") if f.endswith(".part"))):
         shutil.rmtree(path, ignore_errors=True)
     shutil.copytree("pristine", "work")
     for path in ("out.fhead", "out.safetensors"):
@@ -104,6 +110,7 @@ def attempt(command, kind, n, right, said, before):
 
 subprocess.run([fhtool, "hidden", "tiny", "--text", "text.txt", "--window", "16", "--tokens", "160", "-o", "some.safetensors", "-q"], check=True, stdout=subprocess.DEVNULL)
 shutil.copytree("work", "pristine")
+subprocess.run([fhtool, "publish", "model.fhead", "--to", "registry", "--name", "n", "--version", "1", "--base-model", "b", "--license", "mit", "-q"], check=True, stdout=subprocess.DEVNULL)
 for command in COMMANDS:
     restore(command)
     before = contents(command)
