@@ -42,6 +42,10 @@ same_answers() { # same_answers ISA FLAGS...
         FH_ISA=$isa arm query "$dir/here.fhead" --hidden "$dir/stages/states.safetensors" --json -q "$@" > "$dir/arm.json" &&
         cmp "$dir/here.json" "$dir/arm.json" && grep -q '"logits"' "$dir/arm.json"
 }
+same_from_recipe() {
+    "$FHTOOL" publish "$dir/here.fhead" --to "$dir/registry" --name llama --version 1 --base-model llama --license mit -q > /dev/null &&
+        arm rebuild "$dir/registry/llama/1/recipe.json" --model tests/golden/llama -C "$dir/again" -o "$dir/again.fhead" -q && cmp "$dir/here.fhead" "$dir/again.fhead"
+}
 neon_is_what_runs() { arm --version | tee "$dir/version" && grep -q 'kernels neon' "$dir/version"; }
 others_are_refused() { ! FH_ISA=avx2 arm query "$dir/here.fhead" --hidden "$dir/stages/states.safetensors"; }
 same_tokens() {
@@ -54,6 +58,7 @@ same_tokens() {
 check 'an artifact is made here' make_artifact
 check 'NEON is what runs on AArch64' neon_is_what_runs
 check 'from the clusters on, AArch64 makes the same bytes' same_bytes
+check 'and so it does from the recipe of a release' same_from_recipe
 check 'AArch64 verifies the artifact' arm verify "$dir/here.fhead"
 check 'the best five tokens and their logits have the same bits' same_answers neon --top-k 5 --probes 3
 check 'so have those of the plain C kernels' same_answers ref --top-k 5 --probes 3

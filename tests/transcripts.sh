@@ -36,6 +36,12 @@ show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --tempe
 section 'inspect and verify' '`inspect` checks the header and shows what is inside; `verify` checks every byte, and that what is inside makes sense. This is integrity, not authenticity.'
 show 'fhtool inspect prose-7m.fhead'
 show 'fhtool verify prose-7m.fhead | tail -n 2'; end
+section 'publish, list, fetch, keygen, sign, rebuild and diff' 'A registry is a directory with an index; on a share or behind a web server it is one for everybody. [docs/releases.md](docs/releases.md) has all of it.'
+show 'fhtool keygen -o team.key --no-password'
+show 'fhtool publish prose-7m.fhead --to registry --name prose-7m --version 1.0 --base-model me/prose-7m --license cc-by-sa-4.0 --key team.key | tail -n 8'
+show 'fhtool list registry'
+show 'fhtool fetch registry prose-7m --pubkey team.key.pub | tail -n 6'
+show 'fhtool rebuild prose-7m-1.0/recipe.json --model prose-7m | tail -n 5'; end
 section query 'The head alone, on recorded states (`hidden` [N, D] or [B, T, D], float32).'
 show "printf 'It was a dark and stormy night, and the ship went down with all hands.' > night.txt"
 show 'fhtool hidden prose-7m --text night.txt -o night.safetensors -q'
