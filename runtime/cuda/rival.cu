@@ -211,9 +211,9 @@ static fh_status enqueue(fh_cuda_head *h, timed *t, fh_err *err)
 
 /* ---- timing ------------------------------------------------------------------------------------------------------------ */
 
-struct clock { cudaEvent_t begin, end; cudaGraph_t graph; cudaGraphExec_t exec; bool has_begin, has_end, has_graph, has_exec; buffer flush; };
+struct stopwatch { cudaEvent_t begin, end; cudaGraph_t graph; cudaGraphExec_t exec; bool has_begin, has_end, has_graph, has_exec; buffer flush; };
 
-static fh_status time_runs(fh_cuda_head *h, timed *t, clock *k, size_t runs, double *seconds, fh_err *err)
+static fh_status time_runs(fh_cuda_head *h, timed *t, stopwatch *k, size_t runs, double *seconds, fh_err *err)
 {
     fh_cuda_device *d = h->device;
     fh_status rc;
@@ -252,7 +252,7 @@ fh_status fh_cuda_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *c
 {
     fh_cuda_device *d = h->device;
     timed t = {};
-    clock k = {};
+    stopwatch k = {};
     t.what = what;
     fh_status rc = ready(h, &t, call, err);
     if (rc == FH_OK) rc = time_runs(h, &t, &k, runs, seconds, err);
