@@ -40,9 +40,16 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_jso
 /* quantize: quantized.safetensors. */
 fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, fh_json **report, fh_err *err);
 
-typedef struct fh_stage_calibrate_params { fh_text_params text; fh_calibrate_params how; } fh_stage_calibrate_params;
-/* calibrate: calibration.json; may choose the routing, then routing.safetensors and quantized.safetensors are made anew.  FH_ECHECK
- * where the target cannot be reached; *report then holds the best found. */
+/* Encodings to choose among, the ones that are preferred first. */
+typedef struct fh_encodings { fh_dtype centroids[FH_I4 + 1], tokens[FH_I4 + 1]; size_t n_centroids, n_tokens; } fh_encodings;
+typedef struct fh_stage_calibrate_params {
+    fh_text_params text;
+    fh_calibrate_params how;
+    const fh_encodings *encodings; /* NULL: those of quantized.safetensors */
+    bool by_time;                  /* the cheapest by the clock on this machine, not by bytes */
+} fh_stage_calibrate_params;
+/* calibrate: calibration.json; may choose the routing and, where it is let, the encodings, then routing.safetensors and quantized.safetensors are made
+ * anew.  FH_ECHECK where a target cannot be reached; *report then holds the best found. */
 fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);
 
 typedef struct fh_stage_pack_params { const char *output; bool no_clobber, head_only, exact; uint32_t probes; /* 0: calibrated, else K/16 */

@@ -258,7 +258,7 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     note_stage(stages, &r, "quantize", !current);
 
     fh_stage_calibrate_params how = {.how = p->how}; /* on the states that were just made: a text from a pipe is read once */
-    if (!(params = fh_calibrate_record_params(&p->how))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!(params = fh_calibrate_record_params(&how))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_current_record(&record, e, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
     current = record && fh_json_get(fh_json_get(record, "inputs"), FH_FILE_STATES);
     fh_json_free(record), record = NULL;

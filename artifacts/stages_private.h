@@ -53,6 +53,26 @@ fh_status fh_quantized_room(fh_quantized *out, const fh_clustering *c, size_t *b
 void fh_quantized_free(fh_quantized *q); /* accepts a zeroed one */
 fh_status fh_quantized_write(fh_stage_env *e, const fh_quantized *q, const fh_clustering *c, fh_json *record, fh_err *err);
 
+/* The heads that calibration may take. */
+enum { FH_ENCODINGS = FH_I4 + 1, FH_ROUTINGS = 5 };
+typedef struct fh_kept_rows { void *data, *scales; } fh_kept_rows;
+typedef struct fh_candidates {
+    fh_stage_env *e; const fh_facts *f; const fh_encoded *q;
+    int64_t rerank;               /* -1: by the encoding */
+    bool asked;                   /* the routing was the user's choice */
+    fh_tensors *used;
+    struct { const char *name; const float *centroids; float *owned; fh_kept_rows encoded[FH_ENCODINGS]; } routing[FH_ROUTINGS]; size_t n_routings;
+    fh_kept_rows tokens[FH_ENCODINGS];
+    fh_choice choice[FH_ROUTINGS * FH_ENCODINGS * FH_ENCODINGS]; size_t n;
+    struct { size_t routing; fh_dtype centroids, tokens; } of[FH_ROUTINGS * FH_ENCODINGS * FH_ENCODINGS];
+} fh_candidates;
+/* encodings NULL: those of quantized.safetensors.  All is borrowed until the candidates are freed. */
+fh_status fh_candidates_load(fh_candidates *c, fh_stage_env *e, const fh_facts *f, const fh_parted *parted, const fh_encoded *q, const fh_states *s, int64_t rerank,
+                             const fh_encodings *encodings, fh_err *err);
+fh_status fh_candidates_open(void *candidates, size_t i, fh_head **out, fh_err *err); /* for fh_choices */
+uint32_t fh_candidates_rerank(const fh_candidates *c, size_t i);
+void fh_candidates_free(fh_candidates *c);
+
 /* Run what is missing or stale so that the named result is current. */
 fh_status fh_need(fh_stage_env *e, const char *file, fh_err *err);
 
@@ -74,6 +94,10 @@ fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, bool u
 /* States of a text in `file`, collected unless they are there already. */
 fh_status fh_states_stage(fh_stage_env *e, const char *file, const fh_text_params *p, bool *fresh, fh_err *err);
 
+/* Which states the promise is made on: those of the work directory where they are of this text (no earlier stage saw their parts B and C), else
+ * the calibration's own. */
+fh_status fh_choose_states(const char **file, fh_stage_env *e, const fh_text_params *p, fh_err *err);
+
 /* Is what convert left still of the checkpoint in `dir`, byte for byte? */
 fh_status fh_convert_current(fh_stage_env *e, const char *dir, bool *current, fh_err *err);
 /* How many states may be fitted on (part A); 0 where there are none of this model.  Clustering by output asks for the smaller of 2 D and FH_FEW_STATES, learning
@@ -84,7 +108,7 @@ fh_status fh_clusters_by_output(bool *output, fh_stage_env *e, size_t d, fh_err 
 /* The parameters that a clustering's record holds; `output`: AUTO stands for output-aware. */
 fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output);
 void fh_add_point(fh_json *list, const fh_point *p); /* as an object of `curve` */
-fh_json *fh_calibrate_record_params(const fh_calibrate_params *p);
+fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *p);
 /* The record of a result whose inputs (and params, where given) have not changed; *out is NULL where it is missing or stale. */
 fh_status fh_current_record(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err);
 /* Run a stage unless its result is current; *report is NULL then.  V, D: of the head. */

@@ -178,6 +178,7 @@ void fh_rng_seed(fh_rng *r, uint64_t seed, uint64_t stream);
 uint64_t fh_rng_u64(fh_rng *r);
 double fh_rng_double(fh_rng *r);                    /* [0, 1), 53 bits */
 uint64_t fh_rng_below(fh_rng *r, uint64_t n);       /* [0, n), unbiased; n > 0 */
+void fh_rng_shuffle(fh_rng *r, uint32_t *v, size_t n);
 
 /* ---- jobs: how long work is watched and stopped ------------------------------------------------------------- */
 

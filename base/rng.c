@@ -44,3 +44,12 @@ uint64_t fh_rng_below(fh_rng *r, uint64_t n)
     while (x < least);
     return x % n;
 }
+
+void fh_rng_shuffle(fh_rng *r, uint32_t *v, size_t n)
+{
+    for (size_t i = n; i > 1; i--) {
+        size_t j = (size_t)fh_rng_below(r, i);
+        uint32_t t = v[i - 1];
+        v[i - 1] = v[j], v[j] = t;
+    }
+}

@@ -56,6 +56,10 @@ fh_status fh_states_of_corpus(fh_states *out, const fh_model *m, const fh_corpus
 /* Text that the model says itself, at temperature 1 from the dense head, seeded: the states are those it spoke from.  The corpus that was
  * said comes back in *said (may be NULL). */
 fh_status fh_states_of_self(fh_states *out, fh_corpus *said, const fh_model *m, const fh_states_params *p, const fh_job *job, fh_err *err);
+/* The largest document number, plus one. */
+uint32_t fh_states_documents(const fh_states *s);
+/* Deal documents of these sizes [documents] to parts as below; part [documents]. */
+fh_status fh_deal(uint8_t *part, const size_t *sizes, uint32_t documents, uint64_t seed, fh_err *err);
 /* Deal the documents to parts: 50 % A, 35 % B, 15 % C of the positions, whole documents, seeded. */
 fh_status fh_states_split(fh_states *s, uint64_t seed, fh_err *err);
 fh_status fh_states_save(const fh_states *s, const char *path, const fh_json *metadata, fh_err *err);
@@ -147,19 +151,59 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignm
  * logits they give over states [positions [0..n)] of width d.  FH_ECHECK: no states; FH_EFORMAT: states that are not finite. */
 fh_status fh_output_map(float *map, size_t d, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err);
 
-/* ---- statistics ------------------------------------------------------------------------------------------ */
+/* ---- statistics ------------------------------------------------------------------------------------------
+ *
+ * A share of positions, promised from below.  Positions of one document depend on each other, so n of them are worth fewer: as many as n
+ * independent ones would be with the same variance of the share, the design effect apart (Kish 1965), fewer still where few documents say what
+ * that variance is.  The exact binomial bound at this effective number is Korn and Graubard's (Survey Methodology 24, 1998).
+ */
 
 /* The exact one-sided lower bound of a share (Clopper and Pearson 1934): the largest p such that a chance of `misses` or fewer misses in
- * n is at most 1 - confidence.  n = 0 gives 0. */
-double fh_binomial_lower(uint64_t n, uint64_t misses, double confidence);
-/* Positions without a miss that such a bound needs to reach `target`. */
-uint64_t fh_binomial_needed(double target, double confidence);
+ * n is at most 1 - confidence.  n and misses need not be whole.  n = 0 gives 0. */
+double fh_share_lower(double n, double misses, double confidence);
+/* Independent positions without a miss that such a bound needs to reach `target`. */
+uint64_t fh_share_needed(double target, double confidence);
+/* t with a chance of 1 - p of being exceeded, of Student's distribution; infinite degrees are the normal one. */
+double fh_student_quantile(double p, double degrees);
+
+/* What a bound needs of the positions of some documents; zeroed, then one call a document.  A miss may be a part of one: mass that is not covered. */
+typedef struct fh_tally { size_t documents; double n, misses, mm, mx, xx; /* positions m and misses x of each: sums of m, x, m^2, m x, x^2 */ } fh_tally;
+void fh_tally_add(fh_tally *t, double positions, double misses);
+/* Variance of misses / n between documents (a ratio, linearised) over that of n independent positions; 0 without a miss. */
+double fh_tally_effect(const fh_tally *t);
+typedef struct fh_bound { double lower, effect, effective; } fh_bound; /* of the share of hits; design effect taken; positions it leaves */
+/* The lower bound, with the tally's own design effect or `least` where that is more.  Fewer than two documents give 0. */
+fh_bound fh_tally_bound(const fh_tally *t, double least, double confidence);
 
 /* ---- calibrate -------------------------------------------------------------------------------------------- */
 
-typedef struct fh_routing_choice { const char *name; const float *centroids; } fh_routing_choice; /* [K, D] */
+/* What can be promised: containment of the dense head's best k, agreement, covered mass. */
+typedef enum fh_promise_kind { FH_CONTAINED, FH_AGREED, FH_COVERED, FH_PROMISES } fh_promise_kind;
+typedef struct fh_promise {
+    double target;         /* 0: not asked for */
+    double misses;         /* on B; of mass what was not covered */
+    fh_bound bound;        /* on B */
+    double heldout;        /* on C */
+} fh_promise;
+
+/* What a step takes by the clock: seconds [n] at rising numbers of probes, and for one token of the hot list. */
+enum { FH_STEP_TIMES = 12 };
+typedef struct fh_step_times { uint32_t probes[FH_STEP_TIMES]; double seconds[FH_STEP_TIMES]; size_t n; double hot; } fh_step_times;
+
+/* A head that could be taken: one routing, one encoding of centroids and rows. */
+typedef struct fh_choice { const char *routing, *centroids, *tokens; } fh_choice;
+typedef struct fh_choices {
+    const fh_choice *choice; size_t n;
+    /* Choice number i as a head without a hot list; closed by the caller of it. */
+    fh_status (*open)(void *ctx, size_t i, fh_head **out, fh_err *err);
+    /* Seconds that a step of that head takes, by the clock; NULL: settings are compared by the bytes they read. */
+    fh_status (*time)(void *ctx, const fh_head *head, fh_step_times *out, fh_err *err);
+    void *ctx;
+} fh_choices;
+
 typedef struct fh_calibrate_params {
-    double target, confidence, max_cost;  /* containment; 0.95; share of the dense head's bytes, 0.5 */
+    double targets[FH_PROMISES];          /* 0: not asked for; at least one is */
+    double confidence, max_cost;          /* 0.95; share of the dense head's bytes, 0.5 */
     uint32_t containment_k;               /* 1..FH_MAX_TOP */
     int64_t hot;                          /* tokens in the hot list; -1: chosen on A */
     int64_t rerank;                       /* rows scored again from the checkpoint's, where the encoded ones are not these already; -1: by their encoding */
@@ -167,19 +211,17 @@ typedef struct fh_calibrate_params {
 typedef struct fh_calibration {
     uint32_t probes;
     uint32_t *hot; size_t n_hot;          /* most worth having first */
-    size_t routing;                       /* index of the choice taken */
-    size_t positions[FH_PARTS]; uint64_t misses; double bound;  /* on B */
-    double heldout;                       /* containment on C */
+    size_t choice;                        /* index of the head taken */
+    size_t positions[FH_PARTS], documents[FH_PARTS];
+    fh_promise promise[FH_PROMISES];      /* at `probes`; containment is measured where it was not asked for too */
     double step_bytes, dense_bytes;
     fh_point *curve; size_t n_curve;      /* on C, with the hot list */
-    bool reached;
-    double best_bound; uint64_t needed;   /* when not reached: what was, and positions on B that zero misses would need */
+    bool reached;                         /* when not: `promise` has what was found at the largest P that counts, and */
+    uint64_t needed;                      /* the positions on B that zero misses would need */
 } fh_calibration;
-/* make_head(ctx, centroids) gives a head that routes by these centroids, with the encodings in use; closed by the caller of it. */
-typedef fh_status (*fh_make_head)(void *ctx, const float *centroids, fh_head **out, fh_err *err);
-/* A target that cannot be reached is FH_OK with reached = false. */
-fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_routing_choice *choices, size_t n_choices,
-                       fh_make_head make_head, void *ctx, const fh_calibrate_params *p, const fh_job *job, fh_err *err);
+/* The cheapest setting that keeps the targets.  One that cannot be reached is FH_OK with reached = false. */
+fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *p,
+                       const fh_job *job, fh_err *err);
 void fh_calibration_free(fh_calibration *c);
 
 #endif

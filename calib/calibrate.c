@@ -1,96 +1,283 @@
-/* calibrate: the cheapest setting that keeps the target, with its certainty (DESIGN 7).
+/* calibrate: the cheapest setting that keeps the targets, with its certainty (DESIGN 7).
  *
- * A fits: which routing, which tokens are always scored, and so the order of settings by cost.  B decides: P is lowered from the most generous
- * setting until the lower bound of the containment misses the target (fixed-sequence testing: one test may fail, so no test pays
- * for the others).  Candidate sets are nested in P, hence the containment is monotone and the last P that passes is the smallest that does.  C is
- * only reported.
+ * A fits: which head, which tokens are always scored, and so the order of settings by cost (fit.c).  B decides: P is lowered from the most
+ * generous setting until the lower bound of something that was asked for misses its target (decide.c).  C is only reported.
  */
-#include "calib/calib.h"
+#include "calib/promise.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-typedef struct part { size_t *positions, n; uint32_t *ids, *ranks; } part; /* ids, ranks [n, k] */
+enum { MOST_SAMPLED = 4096 }; /* positions of A on which agreement and mass are looked at beforehand */
 
-static void part_free(part *p) { fh_free(p->positions); fh_free(p->ids); fh_free(p->ranks); *p = (part){0}; }
+/* ---- cost ----------------------------------------------------------------------------------------------------- */
 
-static fh_status part_fill(part *p, const fh_states *s, int which, const fh_dense *dense, size_t k, const fh_job *job, fh_err *err)
+typedef struct price { const fh_head *head; fh_step_times times; bool by_time; } price;
+
+static double bytes_of(void *ctx, uint32_t probes, size_t hot) { return fh_head_step_bytes(((price *)ctx)->head, probes, hot); }
+
+/* Straight lines between what was measured. */
+static double seconds_of(void *ctx, uint32_t probes, size_t hot)
 {
-    for (size_t i = 0; i < s->n; i++) p->n += s->part[i] == which;
-    size_t n = fh_max(p->n, 1);
-    p->positions = fh_malloc(n * sizeof *p->positions);
-    p->ids = fh_malloc(n * k * sizeof *p->ids);
-    p->ranks = fh_malloc(n * k * sizeof *p->ranks);
-    if (!p->positions || !p->ids || !p->ranks) return fh_fail(err, FH_ENOMEM, "out of memory");
-    for (size_t i = 0, j = 0; i < s->n; i++) if (s->part[i] == which) p->positions[j++] = i;
-    return fh_dense_best(dense, s->hidden, p->positions, p->n, k, p->ids, job, err);
+    const fh_step_times *t = &((price *)ctx)->times;
+    size_t i = 1;
+    while (i + 1 < t->n && t->probes[i] < probes) i++;
+    double share = (double)(probes - t->probes[i - 1]) / (double)(t->probes[i] - t->probes[i - 1]);
+    return t->seconds[i - 1] + share * (t->seconds[i] - t->seconds[i - 1]) + (double)hot * t->hot;
 }
 
-/* Probes until every one of the position's k best is a candidate. */
-static uint32_t need_of(const part *p, size_t i, size_t k, const uint8_t *fixed)
+static fh_status price_of(fh_cost *cost, price *p, const fh_choices *choices, const fh_head *head, fh_err *err)
 {
-    uint32_t need = 0;
-    for (size_t j = 0; j < k; j++) {
-        uint32_t id = p->ids[i * k + j], r = p->ranks[i * k + j] + 1;
-        if (id != FH_NO_TOKEN && !fixed[id] && r > need) need = r;
+    *p = (price){.head = head};
+    *cost = (fh_cost){bytes_of, p};
+    if (!choices->time) return FH_OK;
+    fh_status rc = choices->time(choices->ctx, head, &p->times, err);
+    if (rc < 0 || p->times.n < 2) return rc;
+    for (size_t i = 1; i < p->times.n; i++) p->times.seconds[i] = fmax(p->times.seconds[i], p->times.seconds[i - 1]); /* a larger P is never cheaper: what says so is noise */
+    cost->of = seconds_of;
+    return FH_OK;
+}
+
+/* ---- what is measured through the head -------------------------------------------------------------------------- */
+
+/* Agreement and mass, summed by document at each P of a rising sequence. */
+typedef struct losses {
+    const fh_view *v;
+    fh_tally *agreed, *covered;   /* [n_points] */
+    double *sum;                  /* [n_points, 2] of the document under way */
+    size_t n_points;
+} losses;
+
+static void end_document(losses *l, double positions)
+{
+    for (size_t q = 0; q < l->n_points; q++) {
+        fh_tally_add(&l->agreed[q], positions, l->sum[2 * q]);
+        fh_tally_add(&l->covered[q], positions, l->sum[2 * q + 1]);
+        l->sum[2 * q] = l->sum[2 * q + 1] = 0;
     }
-    return need;
 }
 
-/* A share of the positions, told apart by document: hot lists are fitted on one half and judged on the other. */
-typedef enum half { EVEN, ODD, BOTH } half;
-static bool in_half(const fh_states *s, size_t position, half h) { return h == BOTH || (s->document[position] & 1) == (h == ODD); }
-
-/* The smallest P that keeps `target` of the positions; clusters + 1 when none does. */
-static uint32_t needed_probes(const fh_states *s, const part *p, half h, size_t k, const uint8_t *fixed, uint32_t clusters, double target, uint32_t *histogram)
+static void add_losses(void *ctx, size_t i, const double *values)
 {
-    size_t n = 0, hit = 0;
-    memset(histogram, 0, ((size_t)clusters + 2) * sizeof *histogram);
-    for (size_t i = 0; i < p->n; i++)
-        if (in_half(s, p->positions[i], h)) histogram[need_of(p, i, k, fixed)]++, n++;
-    for (uint32_t q = 0; q <= clusters; q++)
-        if ((double)(hit += histogram[q]) >= target * (double)n) return q ? q : 1;
-    return clusters + 1;
+    losses *l = ctx;
+    const uint32_t *document = l->v->document;
+    for (size_t q = 0; q < l->n_points; q++) {
+        l->sum[2 * q] += 1 - values[q * FH_MEASURES + FH_AGREES];
+        l->sum[2 * q + 1] += 1 - values[q * FH_MEASURES + FH_COVERS];
+    }
+    if (i + 1 < l->v->n && document[i + 1] == document[i]) return;
+    size_t first = i;
+    while (first && document[first - 1] == document[i]) first--;
+    end_document(l, (double)(i + 1 - first));
 }
 
-typedef struct miss { uint32_t id, count; } miss;
-static int by_count(const void *a, const void *b)
+/* A head with this hot list; the list is borrowed. */
+static fh_status with_list(fh_head **out, const fh_head *head, const fh_setting *s, fh_err *err)
 {
-    const miss *x = a, *y = b;
-    return x->count != y->count ? (x->count < y->count) - (x->count > y->count) : (x->id > y->id) - (x->id < y->id);
+    fh_head_parts p = *fh_head_get_parts(head);
+    p.hot = s->hot, p.n_hot = s->n_hot, p.probes = s->probes ? s->probes : p.probes;
+    return fh_head_from_parts(out, &p, "calibration", err);
 }
 
-/* Mark in `fixed` the `want` tokens that are missed most at the P which they themselves bring about: P falls as the list takes effect, so
- * the list is made again at the new P until it falls no further.  Returns how many tokens the list holds; list (may be NULL) gets them. */
-static size_t fit_hot(const fh_states *s, const part *p, half h, size_t k, size_t want, const uint8_t *always, uint8_t *fixed, uint32_t vocab, uint32_t clusters,
-                      double target, uint32_t *histogram, miss *misses, uint32_t *list)
+static fh_status measure_losses(losses *l, const fh_point *points, const fh_view *v, const fh_head *head, const fh_setting *s, const fh_states *states, const fh_dense *dense, const fh_job *job,
+                                fh_err *err)
+{
+    fh_head *whole = NULL;
+    fh_status rc = with_list(&whole, head, s, err);
+    l->v = v;
+    l->agreed = fh_calloc(l->n_points + 1, sizeof *l->agreed), l->covered = fh_calloc(l->n_points + 1, sizeof *l->covered);
+    l->sum = fh_calloc(2 * l->n_points + 1, sizeof *l->sum);
+    if (rc == FH_OK && (!l->agreed || !l->covered || !l->sum)) rc = fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc == FH_OK) rc = fh_curve_each(whole, dense, states->hidden, v->positions, v->n, false, points, l->n_points, add_losses, l, job, err);
+    fh_head_close(whole);
+    return rc;
+}
+
+static void losses_free(losses *l) { fh_free(l->agreed); fh_free(l->covered); fh_free(l->sum); *l = (losses){0}; }
+
+/* 1, 2, ... up to the largest P that counts, which is the last. */
+static size_t grid(fh_point *points, uint32_t most)
 {
     size_t n = 0;
-    memcpy(fixed, always, vocab);
-    uint32_t probes = needed_probes(s, p, h, k, fixed, clusters, target, histogram);
-    for (int step = 0; step < 8 && want; step++) {
-        for (uint32_t t = 0; t < vocab; t++) misses[t] = (miss){t, 0};
-        for (size_t i = 0; i < p->n; i++)
-            if (in_half(s, p->positions[i], h))
-                for (size_t j = 0; j < k; j++) {
-                    uint32_t id = p->ids[i * k + j];
-                    if (id != FH_NO_TOKEN && !always[id] && p->ranks[i * k + j] >= probes) misses[id].count++;
-                }
-        qsort(misses, vocab, sizeof *misses, by_count);
-        memcpy(fixed, always, vocab);
-        for (n = 0; n < want && misses[n].count; n++) {
-            fixed[misses[n].id] = 1;
-            if (list) list[n] = misses[n].id;
-        }
-        uint32_t now = needed_probes(s, p, h, k, fixed, clusters, target, histogram);
-        if (now >= probes) break;
-        probes = now;
-    }
+    for (uint32_t p = 1; p < most; p = fh_next_probes(p)) points[n++] = (fh_point){.probes = p};
+    points[n++] = (fh_point){.probes = most};
     return n;
 }
 
-typedef struct setting { size_t routing, hot; uint32_t probes; double bytes; } setting;
+/* ---- part A ---------------------------------------------------------------------------------------------------- */
+
+typedef struct work {
+    const fh_states *s;
+    const fh_dense *dense;
+    const fh_choices *choices;
+    const fh_calibrate_params *p;
+    const fh_job *job;
+    fh_view part[FH_PARTS];
+    uint8_t *always;              /* [V] candidates whatever the probes are: before and after the list is chosen */
+    double dense_bytes;
+    const void *ranked;           /* the centroids by which A was ranked */
+} work;
+
+static fh_status rank(const work *w, const fh_head *head, int part, fh_err *err)
+{
+    const fh_view *v = &w->part[part];
+    return fh_cluster_ranks(head, w->s->hidden, v->positions, v->n, v->k, v->ids, v->ranks, w->job, err);
+}
+
+static void mark(uint8_t *fixed, uint32_t vocab, const fh_head *head, const fh_setting *s)
+{
+    const fh_head_parts *p = fh_head_get_parts(head);
+    memset(fixed, 0, vocab);
+    for (size_t i = 0; i < p->n_always; i++) fixed[p->always[i]] = 1;
+    for (size_t i = 0; s && i < s->n_hot; i++) fixed[s->hot[i]] = 1;
+}
+
+/* The largest P that counts: one that costs no more than its share of the dense head's bytes. */
+static uint32_t most_probes(const work *w, const fh_head *head, size_t hot)
+{
+    uint32_t most = fh_head_get_parts(head)->clusters;
+    while (most && fh_head_step_bytes(head, most, hot) > w->p->max_cost * w->dense_bytes) most--;
+    return most;
+}
+
+/* What must be seen on A so that B's bound will most likely reach the target: two margins of B, one for its bound and one for its luck, would be
+ * sure but dear; one is what settings are compared with. */
+static double aim_of(double target, double effective, double confidence)
+{
+    double z = fh_student_quantile(confidence, INFINITY);
+    return target > 0 ? fmin(1, target + z * sqrt(target * (1 - target) / fmax(effective, 1))) : 0;
+}
+
+/* Positions of B less what documents take of them, as A has it. */
+static fh_status effective_of(double *effective, const work *w, uint32_t most, double target, fh_err *err)
+{
+    const fh_view *a = &w->part[FH_PART_A];
+    fh_tally *t = fh_calloc((size_t)most + 1, sizeof *t);
+    fh_status rc = t ? fh_view_tallies(t, most, a, w->p->containment_k, w->always, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc == FH_OK) *effective = (double)w->part[FH_PART_B].n / fmax(1, fh_trial_effect(&(fh_trial){target, t}, most));
+    fh_free(t);
+    return rc;
+}
+
+/* The fewest probes at which a sample of A keeps agreement and mass; 0: none does. */
+static fh_status look(uint32_t *probes, const work *w, const fh_head *head, const fh_setting *s, uint32_t most, double effective, fh_err *err)
+{
+    const fh_view *a = &w->part[FH_PART_A];
+    const double *targets = w->p->targets;
+    fh_view sample = {0};
+    fh_point points[256];
+    losses l = {.n_points = grid(points, most)};
+    size_t n = fh_min(a->n, MOST_SAMPLED);
+    double aim[2] = {aim_of(targets[FH_AGREED], effective, w->p->confidence), aim_of(targets[FH_COVERED], effective, w->p->confidence)};
+    fh_status rc = fh_view_new(&sample, n, 1, err);
+    for (size_t i = 0; rc == FH_OK && i < n; i++) {
+        size_t from = (size_t)((double)i * (double)a->n / (double)n);
+        sample.positions[i] = a->positions[from], sample.document[i] = a->document[from];
+    }
+    if (rc == FH_OK) rc = measure_losses(&l, points, &sample, head, s, w->s, w->dense, w->job, err);
+    *probes = 0;
+    for (size_t q = l.n_points; rc == FH_OK && q-- > 0;) { /* from above, as B will try them */
+        if (l.agreed[q].misses > (1 - aim[0]) * (double)n || l.covered[q].misses > (1 - aim[1]) * (double)n) break;
+        *probes = points[q].probes;
+    }
+    losses_free(&l);
+    fh_view_free(&sample);
+    return rc;
+}
+
+static bool through_head(const fh_calibrate_params *p) { return p->targets[FH_AGREED] > 0 || p->targets[FH_COVERED] > 0; }
+
+/* The cheapest setting of one head. */
+static fh_status fit_choice(fh_setting *out, work *w, const fh_head *head, fh_err *err)
+{
+    const fh_calibrate_params *p = w->p;
+    const fh_head_parts *parts = fh_head_get_parts(head);
+    uint32_t most = most_probes(w, head, 0), probes;
+    price pr;
+    fh_cost cost;
+    double effective = 0;
+    /* Agreement is little else than containment of the best token: the list is fitted for the one that asks most.  Mass says nothing of single tokens. */
+    double target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]);
+    mark(w->always, w->dense->vocab, head, NULL);
+    fh_status rc = price_of(&cost, &pr, w->choices, head, err);
+    if (rc == FH_OK && w->ranked != parts->centroids.data) rc = rank(w, head, FH_PART_A, err);
+    w->ranked = parts->centroids.data;
+    if (rc < 0 || (rc = effective_of(&effective, w, most, target, err)) < 0) return rc;
+    fh_fit_params f = {.vocab = w->dense->vocab, .most = most, .always = w->always, .k = p->containment_k,
+                       .aim = aim_of(target, effective, p->confidence), .hot = p->hot, .cost = cost};
+    if ((rc = fh_fit(out, &w->part[FH_PART_A], &f, err)) < 0 || !through_head(p) || !out->probes) return rc;
+    if ((rc = look(&probes, w, head, out, most, effective, err)) < 0) return rc;
+    out->probes = probes ? fh_max(probes, out->probes) : 0;
+    out->cost = probes ? cost.of(cost.ctx, out->probes, out->n_hot) : INFINITY;
+    return rc;
+}
+
+static fh_status choose(fh_setting *best, size_t *choice, work *w, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    *choice = 0, *best = (fh_setting){.cost = INFINITY};
+    for (size_t i = 0; rc == FH_OK && i < w->choices->n; i++) {
+        fh_head *head = NULL;
+        fh_setting s = {.cost = INFINITY};
+        if ((rc = w->choices->open(w->choices->ctx, i, &head, err)) == FH_OK) rc = fit_choice(&s, w, head, err);
+        if (rc == FH_OK) fh_job_say(w->job, FH_DEBUG, "routing %s, %s %s: P = %u and %zu hot on the other half of A, cost %.6g", w->choices->choice[i].routing, w->choices->choice[i].centroids, w->choices->choice[i].tokens, s.probes, s.n_hot, s.cost);
+        if (rc == FH_OK && (s.cost < best->cost || i == 0)) {
+            fh_free(best->hot);
+            *best = s, *choice = i, s.hot = NULL;
+        }
+        fh_free(s.hot);
+        fh_head_close(head);
+    }
+    return rc;
+}
+
+/* ---- parts B and C ---------------------------------------------------------------------------------------------- */
+
+static void keep(fh_calibration *c, const fh_bound *bounds, const fh_trial *trials, size_t at)
+{
+    for (int i = 0; i < FH_PROMISES; i++)
+        if (trials[i].at) c->promise[i].bound = bounds[i], c->promise[i].misses = trials[i].at[at].misses;
+}
+
+/* B: P falls while the bounds hold. */
+static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, const uint8_t *fixed, uint32_t most, fh_err *err)
+{
+    const fh_calibrate_params *p = w->p;
+    const fh_view *b = &w->part[FH_PART_B];
+    fh_point points[256];
+    losses l = {0};
+    size_t n = most;
+    fh_tally *of[FH_PROMISES] = {0};
+    fh_trial trials[FH_PROMISES];
+    fh_bound bounds[FH_PROMISES] = {{0}};
+    fh_status rc = rank(w, head, FH_PART_B, err);
+    for (int i = 0; i < FH_PROMISES; i++) if (!(of[i] = fh_calloc((size_t)most + 1, sizeof *of[i]))) rc = fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0 || (rc = fh_view_tallies(of[FH_CONTAINED], most, b, p->containment_k, fixed, err)) < 0) goto out;
+    if (through_head(p)) { /* at some P only */
+        n = l.n_points = grid(points, most);
+        if ((rc = measure_losses(&l, points, b, head, s, w->s, w->dense, w->job, err)) < 0) goto out;
+        for (size_t q = 0; q < n; q++) {
+            uint32_t probes = points[n - 1 - q].probes;
+            of[FH_CONTAINED][q] = of[FH_CONTAINED][most - probes]; /* never further up than what it moves to */
+            of[FH_AGREED][q] = l.agreed[n - 1 - q], of[FH_COVERED][q] = l.covered[n - 1 - q];
+        }
+    }
+    for (int i = 0; i < FH_PROMISES; i++) trials[i] = (fh_trial){p->targets[i], i == FH_CONTAINED || through_head(p) ? of[i] : NULL};
+    size_t n_trials = through_head(p) ? FH_PROMISES : 1;
+    ptrdiff_t at = fh_decide(bounds, trials, n_trials, n, p->confidence);
+    size_t q = at < 0 ? 0 : (size_t)at;
+    c->reached = at >= 0;
+    c->probes = through_head(p) ? points[n - 1 - q].probes : most - (uint32_t)q;
+    keep(c, bounds, trials, q);
+    for (int i = 0; i < FH_PROMISES; i++) {
+        double effect = c->promise[i].bound.effect, need = (double)fh_share_needed(p->targets[i], p->confidence);
+        if (p->targets[i] > 0) c->needed = (uint64_t)fmax((double)c->needed, ceil(need * (isfinite(effect) ? fmax(effect, 1) : 1)));
+    }
+out:
+    for (int i = 0; i < FH_PROMISES; i++) fh_free(of[i]);
+    losses_free(&l);
+    return rc;
+}
 
 static size_t curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen)
 {
@@ -105,95 +292,68 @@ static size_t curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen)
     return n;
 }
 
-fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_routing_choice *choices, size_t n_choices,
-                       fh_make_head make_head, void *ctx, const fh_calibrate_params *params, const fh_job *job, fh_err *err)
+/* C: only reported. */
+static fh_status report(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, const uint8_t *fixed, fh_err *err)
 {
-    static const size_t hot_sizes[] = {0, 16, 32, 64, 128, 256, 512};
-    fh_status rc = FH_OK;
-    part parts[FH_PARTS] = {{0}};
-    size_t k = params->containment_k;
-    fh_head *head = NULL, *with_hot = NULL;
-    uint8_t *always = fh_calloc(dense->vocab, 1), *fixed = fh_calloc(dense->vocab, 1);
-    miss *misses = fh_malloc(dense->vocab * sizeof *misses);
-    uint32_t *histogram = NULL;
-    setting best = {.bytes = INFINITY};
-    fh_calibration c = {0};
-    if (!always || !fixed || !misses) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    for (int i = 0; i < FH_PARTS; i++) {
-        if ((rc = part_fill(&parts[i], states, i, dense, k, job, err)) < 0) goto out;
-        c.positions[i] = parts[i].n;
-    }
-    c.needed = fh_binomial_needed(params->target, params->confidence);
-    const part *a = &parts[FH_PART_A], *b = &parts[FH_PART_B], *held = &parts[FH_PART_C];
-
-    /* A: what B's bound will ask for beyond the target itself enters the comparison of settings. */
-    double t = params->target, aim = fmin(1, t + 1.645 * sqrt(t * (1 - t) / (double)fh_max(b->n, 1)));
-    for (size_t i = 0; i < n_choices; i++) {
-        if ((rc = make_head(ctx, choices[i].centroids, &head, err)) < 0) goto out;
-        const fh_head_parts *p = fh_head_get_parts(head);
-        if (!histogram && !(histogram = fh_malloc(((size_t)p->clusters + 2) * sizeof *histogram))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-        memset(always, 0, dense->vocab);
-        for (size_t j = 0; j < p->n_always; j++) always[p->always[j]] = 1;
-        if ((rc = fh_cluster_ranks(head, states->hidden, a->positions, a->n, k, a->ids, a->ranks, job, err)) < 0) goto out;
-        size_t sizes = params->hot < 0 ? sizeof hot_sizes / sizeof *hot_sizes : 1;
-        for (size_t j = 0; j < sizes; j++) {
-            size_t want = params->hot < 0 ? hot_sizes[j] : (size_t)params->hot;
-            if (want * 4 > dense->vocab && params->hot < 0) break;
-            size_t n = fit_hot(states, a, EVEN, k, want, always, fixed, dense->vocab, p->clusters, aim, histogram, misses, NULL);
-            uint32_t probes = needed_probes(states, a, ODD, k, fixed, p->clusters, aim, histogram);
-            double bytes = fh_head_step_bytes(head, probes, n);
-            if (probes <= p->clusters && bytes < best.bytes) best = (setting){i, want, probes, bytes};
-            fh_job_say(job, FH_DEBUG, "routing %s, %zu hot: P = %u on the other half of A, %.0f bytes a step", choices[i].name, n, probes, bytes);
-        }
-        fh_head_close(head), head = NULL;
-    }
-    if (isinf(best.bytes)) best = (setting){.routing = 0, .hot = params->hot > 0 ? (size_t)params->hot : 0};
-    c.routing = best.routing;
-    if ((rc = make_head(ctx, choices[best.routing].centroids, &head, err)) < 0) goto out;
-    const fh_head_parts *p = fh_head_get_parts(head);
-    if (!histogram && !(histogram = fh_malloc(((size_t)p->clusters + 2) * sizeof *histogram))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if (!(c.hot = fh_malloc(fh_max(best.hot, 1) * sizeof *c.hot))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = fh_cluster_ranks(head, states->hidden, a->positions, a->n, k, a->ids, a->ranks, job, err)) < 0) goto out;
-    c.n_hot = fit_hot(states, a, BOTH, k, fh_min(best.hot, dense->vocab), always, fixed, dense->vocab, p->clusters, aim, histogram, misses, c.hot);
-
-    /* B: P falls while the bound holds. */
-    c.dense_bytes = (double)dense->vocab * (double)dense->rows.cols * (double)fh_dtype_size(dense->rows.dtype);
-    uint32_t most = p->clusters;
-    while (most && fh_head_step_bytes(head, most, c.n_hot) > params->max_cost * c.dense_bytes) most--;
-    if ((rc = fh_cluster_ranks(head, states->hidden, b->positions, b->n, k, b->ids, b->ranks, job, err)) < 0) goto out;
-    needed_probes(states, b, BOTH, k, fixed, p->clusters, 1, histogram); /* fills the histogram */
-    uint64_t missed = 0;
-    for (uint32_t q = most + 1; q <= p->clusters; q++) missed += histogram[q];
-    for (uint32_t q = most; q; missed += histogram[q--]) {
-        double bound = fh_binomial_lower(b->n, missed, params->confidence);
-        if (q == most) c.best_bound = bound, c.probes = q, c.misses = missed;
-        if (!(bound >= params->target)) break;
-        c.probes = q, c.misses = missed, c.bound = bound, c.reached = true;
-    }
-    if (!c.reached) goto done;
-
-    /* C: only reported. */
-    if ((rc = fh_cluster_ranks(head, states->hidden, held->positions, held->n, k, held->ids, held->ranks, job, err)) < 0) goto out;
+    const fh_view *v = &w->part[FH_PART_C];
+    fh_setting at = *s;
+    fh_head *whole = NULL;
     size_t kept = 0;
-    for (size_t i = 0; i < held->n; i++) kept += need_of(held, i, k, fixed) <= c.probes;
-    c.heldout = held->n ? (double)kept / (double)held->n : NAN;
-    c.step_bytes = fh_head_step_bytes(head, c.probes, c.n_hot);
-    fh_head_parts hot_parts = *p;
-    hot_parts.hot = c.hot, hot_parts.n_hot = c.n_hot, hot_parts.probes = c.probes;
-    if ((rc = fh_head_from_parts(&with_hot, &hot_parts, "calibration", err)) < 0) goto out;
-    if (!(c.curve = fh_calloc(80, sizeof *c.curve))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    c.n_curve = curve_grid(c.curve, p->clusters, c.probes);
-    if ((rc = fh_curve(with_hot, dense, states->hidden, held->positions, held->n, false, c.curve, c.n_curve, job, err)) < 0) goto out;
-done:
+    at.probes = c->probes;
+    fh_status rc = rank(w, head, FH_PART_C, err);
+    if (rc < 0 || (rc = with_list(&whole, head, &at, err)) < 0) goto out;
+    for (size_t i = 0; i < v->n; i++) kept += fh_view_need(v, i, w->p->containment_k, fixed) <= c->probes;
+    c->step_bytes = fh_head_step_bytes(head, c->probes, s->n_hot);
+    if (!(c->curve = fh_calloc(80, sizeof *c->curve))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    c->n_curve = curve_grid(c->curve, fh_head_get_parts(head)->clusters, c->probes);
+    if ((rc = fh_curve(whole, w->dense, w->s->hidden, v->positions, v->n, false, c->curve, c->n_curve, w->job, err)) < 0) goto out;
+    c->promise[FH_CONTAINED].heldout = v->n ? (double)kept / (double)v->n : NAN;
+    for (size_t i = 0; i < c->n_curve; i++)
+        if (c->curve[i].probes == c->probes) c->promise[FH_AGREED].heldout = c->curve[i].agreement, c->promise[FH_COVERED].heldout = c->curve[i].mass;
+out:
+    fh_head_close(whole);
+    return rc;
+}
+
+static size_t documents_of(const fh_view *v)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < v->n; i++) n += i == 0 || v->document[i] != v->document[i - 1];
+    return n;
+}
+
+fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *params,
+                       const fh_job *job, fh_err *err)
+{
+    fh_status rc;
+    work w = {.s = states, .dense = dense, .choices = choices, .p = params, .job = job, .always = fh_calloc(dense->vocab, 1)};
+    uint32_t documents = fh_states_documents(states);
+    uint8_t *part = fh_malloc(fh_max(documents, 1));
+    fh_setting s = {0};
+    fh_head *head = NULL;
+    fh_calibration c = {0};
+    if (!w.always || !part) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    c.dense_bytes = w.dense_bytes = (double)dense->vocab * (double)dense->rows.cols * (double)fh_dtype_size(dense->rows.dtype);
+    for (size_t i = 0; i < states->n; i++) part[states->document[i]] = states->part[i];
+    for (int i = 0; i < FH_PARTS; i++) {
+        fh_view *v = &w.part[i];
+        if ((rc = fh_view_of(v, states, part, (uint8_t)i, params->containment_k, err)) < 0) goto out;
+        if ((rc = fh_dense_best(dense, states->hidden, v->positions, v->n, v->k, v->ids, job, err)) < 0) goto out;
+        c.positions[i] = v->n, c.documents[i] = documents_of(v);
+    }
+    for (int i = 0; i < FH_PROMISES; i++) c.promise[i].target = params->targets[i], c.promise[i].heldout = NAN;
+    if ((rc = choose(&s, &c.choice, &w, err)) < 0 || (rc = choices->open(choices->ctx, c.choice, &head, err)) < 0) goto out;
+    mark(w.always, dense->vocab, head, &s);
+    uint32_t most = most_probes(&w, head, s.n_hot);
+    if ((rc = decide(&c, &w, head, &s, w.always, most, err)) < 0 || (c.reached && (rc = report(&c, &w, head, &s, w.always, err)) < 0)) goto out;
+    c.hot = s.hot, c.n_hot = s.n_hot, s.hot = NULL;
     *out = c, c = (fh_calibration){0};
 out:
-    for (int i = 0; i < FH_PARTS; i++) part_free(&parts[i]);
-    fh_head_close(with_hot);
+    for (int i = 0; i < FH_PARTS; i++) fh_view_free(&w.part[i]);
     fh_head_close(head);
-    fh_free(always);
-    fh_free(fixed);
-    fh_free(misses);
-    fh_free(histogram);
+    fh_free(w.always);
+    fh_free(part);
+    fh_free(s.hot);
     fh_calibration_free(&c);
     return rc;
 }

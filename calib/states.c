@@ -257,35 +257,46 @@ out:
 
 /* ---- parts ----------------------------------------------------------------------------------------------- */
 
-/* Documents in a seeded order; each goes to the part that lacks most of its share. */
-fh_status fh_states_split(fh_states *s, uint64_t seed, fh_err *err)
+uint32_t fh_states_documents(const fh_states *s)
 {
-    static const double share[FH_PARTS] = {0.5, 0.35, 0.15};
     uint32_t documents = 0;
     for (size_t i = 0; i < s->n; i++) if (s->document[i] >= documents) documents = s->document[i] + 1;
+    return documents;
+}
+
+/* Documents in a seeded order; each goes to the part that lacks most of its share. */
+fh_status fh_deal(uint8_t *part, const size_t *sizes, uint32_t documents, uint64_t seed, fh_err *err)
+{
+    static const double share[FH_PARTS] = {0.5, 0.35, 0.15};
+    size_t n = 0, got[FH_PARTS] = {0};
     uint32_t *order = fh_malloc(fh_max(documents, 1) * sizeof *order);
-    size_t *sizes = fh_calloc(fh_max(documents, 1), sizeof *sizes), got[FH_PARTS] = {0};
-    uint8_t *part = fh_calloc(fh_max(documents, 1), 1);
     fh_rng rng;
-    fh_status rc = order && sizes && part ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0) goto out;
-    for (size_t i = 0; i < s->n; i++) sizes[s->document[i]]++;
+    if (!order) return fh_fail(err, FH_ENOMEM, "out of memory");
     fh_rng_seed(&rng, seed, 0x51);
-    for (uint32_t i = 0; i < documents; i++) order[i] = i;
-    for (uint32_t i = documents; i > 1; i--) {
-        uint32_t j = (uint32_t)fh_rng_below(&rng, i), t = order[i - 1];
-        order[i - 1] = order[j], order[j] = t;
-    }
+    for (uint32_t i = 0; i < documents; i++) order[i] = i, n += sizes[i];
+    fh_rng_shuffle(&rng, order, documents);
     for (uint32_t i = 0; i < documents; i++) {
         uint32_t doc = order[i];
         int best = 0;
         for (int k = 1; k < FH_PARTS; k++)
-            if (share[k] * (double)s->n - (double)got[k] > share[best] * (double)s->n - (double)got[best]) best = k;
+            if (share[k] * (double)n - (double)got[k] > share[best] * (double)n - (double)got[best]) best = k;
         part[doc] = (uint8_t)best, got[best] += sizes[doc];
     }
+    fh_free(order);
+    return FH_OK;
+}
+
+fh_status fh_states_split(fh_states *s, uint64_t seed, fh_err *err)
+{
+    uint32_t documents = fh_states_documents(s);
+    size_t *sizes = fh_calloc(fh_max(documents, 1), sizeof *sizes);
+    uint8_t *part = fh_calloc(fh_max(documents, 1), 1);
+    fh_status rc = sizes && part ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    for (size_t i = 0; i < s->n; i++) sizes[s->document[i]]++;
+    if ((rc = fh_deal(part, sizes, documents, seed, err)) < 0) goto out;
     for (size_t i = 0; i < s->n; i++) s->part[i] = part[s->document[i]];
 out:
-    fh_free(order);
     fh_free(sizes);
     fh_free(part);
     return rc;
@@ -323,6 +334,8 @@ fh_status fh_states_load(fh_states *out, const char *path, fh_err *err)
     s.next = (uint32_t *)(uintptr_t)t[2]->data, s.document = (uint32_t *)(uintptr_t)t[3]->data;
     if (!(s.part = fh_malloc(fh_max(s.n, 1)))) { rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", path); goto out; }
     memcpy(s.part, t[4]->data, s.n);
+    for (size_t i = 0; i < s.n; i++) /* numbers rise by one from 0; a document may be empty, but only of what the model says */
+        if (s.document[i] > s.n + VOICES) { rc = fh_fail(err, FH_EFORMAT, "%s: position %zu is of document %u, but there are %zu positions: write the states again", path, i, s.document[i], s.n); goto out; }
     for (size_t i = 0; i < s.n * s.d; i++)
         if (!isfinite(s.hidden[i])) { rc = fh_fail(err, FH_ECHECK, "%s: the state at position %zu is not finite", path, i / s.d); goto out; }
     *out = s, s = (fh_states){0};

@@ -8,7 +8,8 @@ static const fh_opt options[] = {FH_PROMISE_OPTS(offsetof(args, promise)), FH_TE
 
 fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, const char *command, fh_err *err)
 {
-    *out = (fh_calibrate_params){.target = a->target.set ? a->target.v : 0.99, .confidence = a->confidence.set ? a->confidence.v : 0.95,
+    bool other = a->target_agreement.set || a->target_mass.set;
+    *out = (fh_calibrate_params){.targets = {a->target.set ? a->target.v : other ? 0 : 0.99, a->target_agreement.v, a->target_mass.v}, .confidence = a->confidence.set ? a->confidence.v : 0.95,
                                  .max_cost = a->max_cost.set ? a->max_cost.v : 0.5, .containment_k = a->containment_k.set ? (uint32_t)a->containment_k.v : 1, .hot = -1,
                                  .rerank = a->rerank.set ? (int64_t)a->rerank.v : -1};
     if (!a->hot.set || !strcmp(a->hot.v, "auto")) return FH_OK;

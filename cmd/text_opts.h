@@ -17,9 +17,11 @@ static inline fh_text_params fh_text_of(const fh_text_args *a)
 }
 
 /* The options of a promise. */
-typedef struct fh_promise_args { fh_num target, confidence, max_cost; fh_uint containment_k, rerank; fh_str hot; } fh_promise_args;
+typedef struct fh_promise_args { fh_num target, target_agreement, target_mass, confidence, max_cost; fh_uint containment_k, rerank; fh_str hot; } fh_promise_args;
 #define FH_PROMISE_OPTS(base) \
-    {"target-containment", FH_OPT_NUM, (base) + offsetof(fh_promise_args, target), "X", "what is promised (default 0.99)", 0.01, 0.999999, NULL}, \
+    {"target-containment", FH_OPT_NUM, (base) + offsetof(fh_promise_args, target), "X", "containment that is promised (default 0.99 where no target is given)", 0.01, 0.999999, NULL}, \
+    {"target-agreement", FH_OPT_NUM, (base) + offsetof(fh_promise_args, target_agreement), "X", "share of positions with the dense head's answer that is promised", 0.01, 0.999999, NULL}, \
+    {"target-mass", FH_OPT_NUM, (base) + offsetof(fh_promise_args, target_mass), "X", "covered mass that is promised", 0.01, 0.999999, NULL}, \
     {"containment-k", FH_OPT_UINT, (base) + offsetof(fh_promise_args, containment_k), "N", "of the dense head's best N tokens (default 1)", 1, FH_MAX_TOP, NULL}, \
     {"confidence", FH_OPT_NUM, (base) + offsetof(fh_promise_args, confidence), "X", "with which it is promised (default 0.95)", 0.5, 0.999999, NULL}, \
     {"hot", FH_OPT_STR, (base) + offsetof(fh_promise_args, hot), "N|auto", "tokens scored on every step (default auto)", 0, 0, NULL}, \

@@ -1,4 +1,4 @@
-/* Statistics, corpora, states, curves and calibration against definitions written out here. */
+/* Corpora, states and curves against definitions written out here. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
@@ -9,53 +9,9 @@
 #include <cmocka.h>
 
 #include "base/fault.h"
-#include "calib/calib.h"
+#include "tests/unit/calib_world.h"
 
 static fh_err err;
-
-/* ---- the bound --------------------------------------------------------------------------------------------------- */
-
-/* The chance of `misses` or fewer in n, added up term by term in long double. */
-static double tail(uint64_t n, uint64_t misses, double keep)
-{
-    long double total = 0, term = powl((long double)keep, (long double)n);
-    for (uint64_t j = 0; j <= misses; j++) {
-        total += term;
-        term *= (long double)(n - j) / (long double)(j + 1) * (1 - (long double)keep) / (long double)keep;
-    }
-    return (double)total;
-}
-
-static void the_lower_bound_is_where_the_tail_is_one_minus_the_confidence(void **state)
-{
-    static const uint64_t n[] = {1, 10, 100, 1000, 5000}, misses[] = {0, 1, 5, 30};
-    (void)state;
-    for (size_t i = 0; i < 5; i++)
-        for (size_t j = 0; j < 4; j++) {
-            if (misses[j] >= n[i]) continue;
-            double b = fh_binomial_lower(n[i], misses[j], 0.95);
-            assert_true(b > 0 && b < 1 - (double)misses[j] / (double)n[i] + 1e-12);
-            assert_true(fabs(tail(n[i], misses[j], b) - 0.05) < 1e-6);
-        }
-}
-
-static void a_bound_on_nothing_or_on_misses_alone_is_zero(void **state)
-{
-    (void)state;
-    assert_true(fh_binomial_lower(0, 0, 0.95) == 0);
-    assert_true(fh_binomial_lower(10, 10, 0.95) == 0);
-}
-
-static void the_positions_needed_are_the_fewest_whose_bound_reaches_the_target(void **state)
-{
-    static const double targets[] = {0.9, 0.99, 0.995, 0.999};
-    (void)state;
-    for (size_t i = 0; i < 4; i++) {
-        uint64_t n = fh_binomial_needed(targets[i], 0.95);
-        assert_true(fh_binomial_lower(n, 0, 0.95) >= targets[i]);
-        assert_true(fh_binomial_lower(n - 1, 0, 0.95) < targets[i]);
-    }
-}
 
 /* ---- corpora ------------------------------------------------------------------------------------------------------ */
 
@@ -184,67 +140,27 @@ static void the_digest_is_of_the_whole_file_and_known_before_reading(void **stat
 
 static void whole_documents_fall_to_parts_in_their_shares(void **state)
 {
-    enum { N = 20000 };
-    static uint32_t document[N];
-    static uint8_t part[N], of[400];
-    fh_states s = {.n = N, .document = document, .part = part};
+    enum { ALL = 20000 };
+    static uint32_t document[ALL];
+    static uint8_t part[ALL], of[400];
+    fh_states s = {.n = ALL, .document = document, .part = part};
     size_t got[FH_PARTS] = {0};
     (void)state;
-    for (uint32_t i = 0; i < N; i++) document[i] = i / 50;
+    for (uint32_t i = 0; i < ALL; i++) document[i] = i / 50;
     assert_int_equal(fh_states_split(&s, 7, &err), FH_OK);
     memset(of, 9, sizeof of);
-    for (size_t i = 0; i < N; i++) {
+    for (size_t i = 0; i < ALL; i++) {
         assert_true(part[i] < FH_PARTS);
         if (of[document[i]] == 9) of[document[i]] = part[i];
         assert_int_equal(of[document[i]], part[i]);
         got[part[i]]++;
     }
-    assert_in_range(got[FH_PART_A], N * 49 / 100, N * 51 / 100);
-    assert_in_range(got[FH_PART_B], N * 34 / 100, N * 36 / 100);
-    assert_in_range(got[FH_PART_C], N * 14 / 100, N * 16 / 100);
+    assert_in_range(got[FH_PART_A], ALL * 49 / 100, ALL * 51 / 100);
+    assert_in_range(got[FH_PART_B], ALL * 34 / 100, ALL * 36 / 100);
+    assert_in_range(got[FH_PART_C], ALL * 14 / 100, ALL * 16 / 100);
 }
 
-/* ---- a head small enough to define everything by hand --------------------------------------------------------------- */
-
-enum { V = 60, D = 8, K = 10, CAP = 6, N = 300 };
-typedef struct world {
-    float w[V][16], c[K][16], h[N][D];
-    uint32_t perm[K * CAP], dead[2], hot[3], always[1];
-    fh_states states;
-    uint32_t document[N], next[N], ids[N];
-    uint8_t part[N], dead_map[V];
-    fh_head_parts parts;
-    fh_dense dense;
-    float rows[K * CAP][16];
-} world;
-
-static float uniform(fh_rng *r) { return (float)(2 * fh_rng_double(r) - 1); }
-
-static world *make_world(uint64_t seed)
-{
-    world *x = calloc(1, sizeof *x);
-    fh_rng r;
-    fh_rng_seed(&r, seed, 1);
-    for (int t = 0; t < V; t++) for (int i = 0; i < D; i++) x->w[t][i] = uniform(&r) * 2;
-    for (int c = 0; c < K; c++) for (int i = 0; i < D; i++) x->c[c][i] = uniform(&r);
-    for (int n = 0; n < N; n++) {
-        for (int i = 0; i < D; i++) x->h[n][i] = uniform(&r) * 2;
-        x->document[n] = (uint32_t)n / 5, x->next[n] = (uint32_t)n % V;
-    }
-    for (uint32_t s = 0; s < K * CAP; s++) { /* slot s of cluster c holds token s * 7 mod V, ascending inside clusters by construction below */
-        x->perm[s] = s / CAP + (s % CAP) * K;
-        memcpy(x->rows[s], x->w[x->perm[s]], sizeof x->rows[s]);
-    }
-    x->dead[0] = 13, x->dead[1] = 44, x->hot[0] = 5, x->hot[1] = 29, x->hot[2] = 51, x->always[0] = 2;
-    x->dead_map[13] = x->dead_map[44] = 1;
-    x->parts = (fh_head_parts){.vocab = V, .hidden = D, .clusters = K, .cap = CAP, .probes = 3, .centroids = {x->c, FH_F32, K, D, 64}, .tokens = {x->rows, FH_F32, K * CAP, D, 64},
-                               .exact = {.dtype = FH_F32}, .tokens_exact = true, .permutation = x->perm, .dead = x->dead, .n_dead = 2, .hot = x->hot, .n_hot = 3, .always = x->always, .n_always = 1};
-    x->dense = (fh_dense){.rows = {x->w, FH_F32, V, D, 64}, .vocab = V, .dead = x->dead_map};
-    x->states = (fh_states){.n = N, .d = D, .hidden = &x->h[0][0], .ids = x->ids, .next = x->next, .document = x->document, .part = x->part};
-    return x;
-}
-
-static double dot(const float *a, const float *b) { double s = 0; for (int i = 0; i < D; i++) s += (double)a[i] * b[i]; return s; }
+/* ---- curves ----------------------------------------------------------------------------------------------------------- */
 
 /* One position, by the definitions of DESIGN 2, in double. */
 static void define(const world *x, size_t n, uint32_t probes, bool hot, double out[7])
@@ -362,87 +278,6 @@ static void a_curve_is_of_the_answers_that_the_runtime_gives(void **state)
     }
 }
 
-static fh_status same_head(void *ctx, const float *centroids, fh_head **out, fh_err *e)
-{
-    world *x = ctx;
-    (void)centroids;
-    return fh_head_from_parts(out, &x->parts, "test", e);
-}
-
-/* Calibration again, naively: containment counted anew at every P. */
-static void calibration_takes_the_fewest_probes_whose_bound_holds_all_the_way_down(void **state)
-{
-    world *x = make_world(5);
-    fh_calibration c = {0};
-    fh_routing_choice choice = {"raw", &x->c[0][0]};
-    fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 10, .containment_k = 3, .hot = 4};
-    (void)state;
-    x->parts.n_hot = 0;
-    assert_int_equal(fh_states_split(&x->states, 1, &err), FH_OK);
-    assert_int_equal(fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err), FH_OK);
-    assert_true(c.reached);
-    assert_true(c.n_hot <= 4);
-    uint32_t expected = 0;
-    uint64_t misses = 0;
-    for (uint32_t probes = K; probes >= 1; probes--) {
-        uint64_t n = 0, missed = 0;
-        for (size_t i = 0; i < N; i++) {
-            double z[V];
-            bool in[V] = {false}, ok = true;
-            if (x->part[i] != FH_PART_B) continue;
-            n++;
-            double s[K];
-            for (int k = 0; k < K; k++) s[k] = dot(x->h[i], x->c[k]);
-            for (int k = 0; k < K; k++) {
-                unsigned before = 0;
-                for (int o = 0; o < K; o++) before += s[o] > s[k];
-                if (before < probes) for (int j = 0; j < CAP; j++) in[x->perm[k * CAP + j]] = true;
-            }
-            for (size_t k = 0; k < c.n_hot; k++) in[c.hot[k]] = true;
-            in[x->always[0]] = true;
-            for (int t = 0; t < V; t++) z[t] = x->dead_map[t] ? -1e9 : dot(x->h[i], x->w[t]);
-            for (int k = 0; k < 3; k++) {
-                int best = 0;
-                for (int t = 1; t < V; t++) if (z[t] > z[best]) best = t;
-                ok = ok && in[best];
-                z[best] = -1e9;
-            }
-            missed += !ok;
-        }
-        assert_int_equal(n, c.positions[FH_PART_B]);
-        if (fh_binomial_lower(n, missed, 0.9) < 0.8) break;
-        expected = probes, misses = missed;
-    }
-    assert_int_equal(c.probes, expected);
-    assert_int_equal(c.misses, misses);
-    assert_true(c.bound >= 0.8);
-    for (size_t i = 1; i < c.n_curve; i++) assert_true(c.curve[i].probes > c.curve[i - 1].probes && c.curve[i].top1 >= c.curve[i - 1].top1);
-    fh_calibration_free(&c);
-    free(x);
-}
-
-static void a_target_beyond_the_text_is_not_reached_and_says_what_it_needs(void **state)
-{
-    world *x = make_world(6);
-    fh_calibration c = {0};
-    fh_routing_choice choice = {"raw", &x->c[0][0]};
-    fh_calibrate_params p = {.target = 0.9999, .confidence = 0.95, .max_cost = 10, .containment_k = 1, .hot = -1};
-    (void)state;
-    x->parts.n_hot = 0;
-    assert_int_equal(fh_states_split(&x->states, 1, &err), FH_OK);
-    assert_int_equal(fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err), FH_OK);
-    assert_false(c.reached);
-    assert_true(c.best_bound < 0.9999 && c.best_bound > 0.9);
-    assert_int_equal(c.needed, fh_binomial_needed(0.9999, 0.95));
-    fh_calibration_free(&c);
-    p.target = 0.5, p.max_cost = 1e-6;
-    assert_int_equal(fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err), FH_OK);
-    assert_false(c.reached);
-    assert_int_equal(c.probes, 0);
-    fh_calibration_free(&c);
-    free(x);
-}
-
 static void states_written_are_states_read(void **state)
 {
     world *x = make_world(8);
@@ -464,27 +299,6 @@ static void states_written_are_states_read(void **state)
 }
 
 #ifdef FH_FAULTS
-static void every_allocation_of_a_calibration_may_fail(void **state)
-{
-    (void)state;
-    for (long n = 1;; n++) {
-        world *x = make_world(5);
-        fh_calibration c = {0};
-        fh_routing_choice choice = {"raw", &x->c[0][0]};
-        fh_calibrate_params p = {.target = 0.8, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = -1};
-        x->parts.n_hot = 0;
-        fh_fault_set(FH_FAULT_ALLOC, n);
-        fh_status rc = fh_states_split(&x->states, 1, &err);
-        if (rc == FH_OK) rc = fh_calibrate(&c, &x->states, &x->dense, &choice, 1, same_head, x, &p, NULL, &err);
-        bool fired = fh_fault_fired();
-        fh_fault_set(FH_FAULT_ALLOC, 0);
-        assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
-        fh_calibration_free(&c);
-        free(x);
-        if (!fired) break;
-    }
-}
-
 static void every_allocation_of_reading_text_may_fail(void **state)
 {
     static const char text[] = " = One = \n\n words \n = Two = \n end \n";
@@ -506,9 +320,6 @@ static void every_allocation_of_reading_text_may_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_lower_bound_is_where_the_tail_is_one_minus_the_confidence),
-        cmocka_unit_test(a_bound_on_nothing_or_on_misses_alone_is_zero),
-        cmocka_unit_test(the_positions_needed_are_the_fewest_whose_bound_reaches_the_target),
         cmocka_unit_test(wikitext_titles_begin_documents),
         cmocka_unit_test(rows_of_json_lines_are_documents_unless_they_are_lines_of_wikitext),
         cmocka_unit_test(plain_text_is_cut_into_blocks_and_the_limit_holds),
@@ -517,11 +328,8 @@ int main(void)
         cmocka_unit_test(whole_documents_fall_to_parts_in_their_shares),
         cmocka_unit_test(a_curve_is_the_mean_of_the_definitions),
         cmocka_unit_test(a_curve_is_of_the_answers_that_the_runtime_gives),
-        cmocka_unit_test(calibration_takes_the_fewest_probes_whose_bound_holds_all_the_way_down),
-        cmocka_unit_test(a_target_beyond_the_text_is_not_reached_and_says_what_it_needs),
         cmocka_unit_test(states_written_are_states_read),
 #ifdef FH_FAULTS
-        cmocka_unit_test(every_allocation_of_a_calibration_may_fail),
         cmocka_unit_test(every_allocation_of_reading_text_may_fail),
 #endif
     };

@@ -1,0 +1,108 @@
+/* The heads that calibration may take: routings times encodings, each made once and kept. */
+#include "artifacts/stages_private.h"
+
+#include <string.h>
+
+static fh_status add_routing(fh_candidates *c, const char *name, const float *centroids)
+{
+    c->routing[c->n_routings].name = name, c->routing[c->n_routings++].centroids = centroids;
+    return FH_OK;
+}
+
+/* The routing that was asked for, else all of them, one that was learned already as it is. */
+static fh_status find_routings(fh_candidates *c, const fh_parted *parted, const fh_states *s, fh_err *err)
+{
+    static const char *const names[] = {"learned", "weighted", "raw", "mean"};
+    fh_json *record = NULL;
+    bool learned = !strcmp(c->q->routing, "learned");
+    char *path = fh_work_path(c->e->work, FH_FILE_ROUTING);
+    fh_status rc = path ? fh_work_record(c->e->work, FH_FILE_ROUTING, &record, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    fh_json_bool(fh_json_get(fh_json_get(record, "params"), "asked"), &c->asked);
+    if (c->asked || learned) {
+        const fh_tensor *t;
+        uint64_t shape[2] = {parted->c.k, parted->c.d};
+        if ((rc = fh_tensors_open(&c->used, path, err)) < 0 || (rc = fh_tensors_need(&t, c->used, "centroids", 1u << FH_F32, 2, shape, err)) < 0) goto out;
+        add_routing(c, c->q->routing, t->data);
+    }
+    for (size_t i = learned; i < sizeof names / sizeof *names && !c->asked; i++) {
+        const float *centroids;
+        rc = fh_routing_of(&centroids, &c->routing[c->n_routings].owned, names[i], false, c->f, parted, s, c->e->job, NULL, err);
+        if (rc == FH_ECHECK && i == 0) { rc = FH_OK; continue; } /* too few states to learn from */
+        if (rc < 0) goto out;
+        add_routing(c, names[i], centroids);
+    }
+out:
+    fh_json_free(record);
+    fh_free(path);
+    return rc;
+}
+
+fh_status fh_candidates_load(fh_candidates *c, fh_stage_env *e, const fh_facts *f, const fh_parted *parted, const fh_encoded *q, const fh_states *s, int64_t rerank,
+                             const fh_encodings *encodings, fh_err *err)
+{
+    *c = (fh_candidates){.e = e, .f = f, .q = q, .rerank = rerank};
+    fh_status rc = find_routings(c, parted, s, err);
+    const fh_encodings own = {.centroids = {q->parts.centroids.dtype}, .n_centroids = 1, .tokens = {q->parts.tokens.dtype}, .n_tokens = 1};
+    if (!encodings) encodings = &own;
+    for (size_t r = 0; rc == FH_OK && r < c->n_routings; r++)
+        for (size_t i = 0; i < encodings->n_centroids; i++)
+            for (size_t j = 0; j < encodings->n_tokens; j++) { /* rows vary fastest: ranks are of the centroids alone */
+                c->choice[c->n] = (fh_choice){c->routing[r].name, fh_dtype_name(encodings->centroids[i]), fh_dtype_name(encodings->tokens[j])};
+                c->of[c->n].routing = r, c->of[c->n].centroids = encodings->centroids[i], c->of[c->n++].tokens = encodings->tokens[j];
+            }
+    if (rc < 0) fh_candidates_free(c);
+    return rc;
+}
+
+uint32_t fh_candidates_rerank(const fh_candidates *c, size_t i)
+{
+    fh_dtype tokens = c->of[i].tokens;
+    return tokens == c->f->head.dtype ? 0 : c->rerank >= 0 ? (uint32_t)c->rerank : fh_rerank_default(tokens);
+}
+
+static fh_status encode(fh_kept_rows *to, fh_dtype encoding, const fh_rows *from, const uint32_t *order, size_t n, const fh_job *job, fh_err *err)
+{
+    size_t stride = fh_enc_stride(encoding, from->cols), bytes;
+    fh_quant_error q;
+    if (to->data) return FH_OK;
+    if (!fh_mul(n, stride, &bytes)) return fh_fail(err, FH_ENOMEM, "the encoded rows pass the address space");
+    to->data = fh_aligned(bytes), to->scales = fh_malloc(n * fh_scale_bytes(encoding, from->cols) + 1);
+    if (!to->data || !to->scales) return fh_fail(err, FH_ENOMEM, "out of memory for %zu bytes of encoded rows", bytes);
+    fh_status rc = order ? fh_encode_rows(encoding, from, order, n, NULL, job, to->data, to->scales, &q, err) : fh_encode_centroids(encoding, from, job, to->data, to->scales, &q, err);
+    if (rc < 0) fh_free(to->data), to->data = NULL;
+    return rc;
+}
+
+/* Choice number i as a head; its arrays live as long as the candidates. */
+fh_status fh_candidates_open(void *ctx, size_t i, fh_head **out, fh_err *err)
+{
+    fh_candidates *c = ctx;
+    fh_head_parts p = c->q->parts;
+    fh_dtype centroids = c->of[i].centroids, tokens = c->of[i].tokens;
+    size_t slots = (size_t)p.clusters * p.cap, r = c->of[i].routing;
+    fh_rows from = {c->routing[r].centroids, FH_F32, p.clusters, p.hidden, p.hidden * sizeof(float)};
+    fh_kept_rows *kept = &c->routing[r].encoded[centroids], *rows = &c->tokens[tokens];
+    fh_status rc = encode(kept, centroids, &from, NULL, p.clusters, c->e->job, err);
+    if (rc < 0) return rc;
+    p.centroids = (fh_rows){kept->data, centroids, p.clusters, p.hidden, fh_enc_stride(centroids, p.hidden)}, p.centroid_scales = fh_dtype_is_integer(centroids) ? kept->scales : NULL;
+    if (tokens != p.tokens.dtype) {
+        if ((rc = encode(rows, tokens, &c->f->head, p.permutation, slots, c->e->job, err)) < 0) return rc;
+        p.tokens = (fh_rows){rows->data, tokens, slots, p.hidden, fh_enc_stride(tokens, p.hidden)}, p.token_scales = fh_dtype_is_integer(tokens) ? rows->scales : NULL;
+        p.tokens_exact = tokens == c->f->head.dtype;
+    }
+    p.rerank = fh_candidates_rerank(c, i);
+    if (p.rerank) p.exact = c->f->head, p.exact_by_token = true;
+    return fh_head_from_parts(out, &p, "calibrate", err);
+}
+
+void fh_candidates_free(fh_candidates *c)
+{
+    for (size_t i = 0; i < FH_ROUTINGS; i++) {
+        fh_free(c->routing[i].owned);
+        for (size_t j = 0; j < FH_ENCODINGS; j++) fh_free(c->routing[i].encoded[j].data), fh_free(c->routing[i].encoded[j].scales);
+    }
+    for (size_t j = 0; j < FH_ENCODINGS; j++) fh_free(c->tokens[j].data), fh_free(c->tokens[j].scales);
+    fh_tensors_close(c->used);
+    *c = (fh_candidates){0};
+}

@@ -1,0 +1,104 @@
+/* What part A finds: P and a hot list.
+ *
+ * A hot token costs one row a step, a probe a cluster of them.  At a given P every token has a number of misses that it takes part in; the list takes
+ * tokens in falling order of these, which is the order of misses per byte, as all rows cost the same.  So for every P there is a
+ * list that is just long enough, and the cheapest of these pairs is taken.  A token that is missed by chance on the text it was fitted on looks free there: lists are
+ * made on one half of the documents, and how long they must be is judged on the other.
+ */
+#include "calib/promise.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MOST_HOT = 1024 }; /* where calibration chooses: what is in the list beyond was seen too seldom to be sure of */
+
+typedef struct worth { uint32_t id; double misses; } worth;
+static int by_worth(const void *a, const void *b)
+{
+    const worth *x = a, *y = b;
+    return x->misses != y->misses ? (x->misses < y->misses) - (x->misses > y->misses) : (x->id > y->id) - (x->id < y->id);
+}
+
+typedef struct fitter {
+    const fh_view *a;
+    const fh_fit_params *p;
+    worth *worth;        /* [V] */
+    uint32_t *place;     /* [V] place in the list, from 1; UINT32_MAX: not in it */
+    size_t *count;       /* [V + 2] positions by how long the list must be, or how many probes it takes */
+} fitter;
+typedef enum half { EVEN, ODD, BOTH } half;
+
+static bool in_half(const fitter *f, size_t i, half h) { return h == BOTH || (f->a->document[i] & 1) == (h == ODD); }
+
+/* The list at this P: every token that is missed, most worth having first; how many they are.  A position that lacks several tokens is won
+ * only with all of them, so that each has its share of it. */
+static size_t list_at(fitter *f, uint32_t probes, half h)
+{
+    const fh_view *a = f->a;
+    size_t n = 0;
+    for (uint32_t t = 0; t < f->p->vocab; t++) f->worth[t] = (worth){t, 0}, f->place[t] = UINT32_MAX;
+    for (size_t i = 0; i < a->n; i++) {
+        if (!in_half(f, i, h)) continue;
+        uint32_t lacks[FH_MAX_TOP], m = 0;
+        for (size_t j = 0; j < f->p->k; j++) {
+            uint32_t id = a->ids[i * a->k + j];
+            if (id != FH_NO_TOKEN && !f->p->always[id] && a->ranks[i * a->k + j] >= probes) lacks[m++] = id;
+        }
+        for (uint32_t j = 0; j < m; j++) f->worth[lacks[j]].misses += 1 / (double)m;
+    }
+    for (uint32_t t = 0; t < f->p->vocab; t++)
+        if (f->worth[t].misses > 0) f->worth[n++] = f->worth[t];
+    qsort(f->worth, n, sizeof *f->worth, by_worth);
+    for (size_t i = 0; i < n; i++) f->place[f->worth[i].id] = (uint32_t)i + 1;
+    return n;
+}
+
+/* How many tokens of a list of n the other half needs at this P; n + 1: more than there are. */
+static size_t length_at(fitter *f, uint32_t probes, size_t n, half h)
+{
+    const fh_view *a = f->a;
+    size_t all = 0, kept = 0;
+    memset(f->count, 0, (n + 2) * sizeof *f->count);
+    for (size_t i = 0; i < a->n; i++) {
+        if (!in_half(f, i, h)) continue;
+        size_t need = 0;
+        for (size_t j = 0; j < f->p->k; j++) {
+            uint32_t id = a->ids[i * a->k + j];
+            if (id != FH_NO_TOKEN && !f->p->always[id] && a->ranks[i * a->k + j] >= probes) need = fh_max(need, fh_min((size_t)f->place[id], n + 1));
+        }
+        f->count[need]++, all++;
+    }
+    for (size_t q = 0; q <= n; q++)
+        if ((double)(kept += f->count[q]) >= f->p->aim * (double)all) return q;
+    return n + 1;
+}
+
+fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    fitter f = {.a = a, .p = p};
+    fh_setting best = {.cost = INFINITY};
+    f.worth = fh_malloc(p->vocab * sizeof *f.worth);
+    f.place = fh_malloc(p->vocab * sizeof *f.place);
+    f.count = fh_malloc(((size_t)p->vocab + 2) * sizeof *f.count);
+    if (!f.worth || !f.place || !f.count) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    for (uint32_t q = 1; q <= p->most; q = fh_next_probes(q)) {
+        if (p->cost.of(p->cost.ctx, q, 0) >= best.cost) break; /* even without a list it costs more, and more probes more still */
+        size_t n = list_at(&f, q, EVEN), want = length_at(&f, q, n, ODD);
+        if (want > fh_min(n, p->hot >= 0 ? (size_t)p->hot : MOST_HOT)) continue;
+        if (p->hot >= 0) want = fh_min((size_t)p->hot, n);
+        double cost = p->cost.of(p->cost.ctx, q, want);
+        if (cost < best.cost) best = (fh_setting){.probes = q, .n_hot = want, .cost = cost};
+    }
+    size_t n = list_at(&f, best.probes ? best.probes : p->most, BOTH);
+    best.n_hot = fh_min(p->hot >= 0 ? (size_t)p->hot : best.n_hot, n);
+    if (!(best.hot = fh_malloc(fh_max(best.n_hot, 1) * sizeof *best.hot))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    for (size_t i = 0; i < best.n_hot; i++) best.hot[i] = f.worth[i].id;
+    *out = best;
+out:
+    fh_free(f.worth);
+    fh_free(f.place);
+    fh_free(f.count);
+    return rc;
+}

@@ -1,0 +1,52 @@
+/* calib/promise.h: what the files of calibrate and rehearse share.  Not for others: see calib.h. */
+#ifndef FH_PROMISE_H
+#define FH_PROMISE_H
+
+#include "calib/calib.h"
+
+/* Some positions, all that containment asks of them, those of a document together. */
+typedef struct fh_view {
+    size_t n, k;
+    size_t *positions;             /* [n] rows of the states */
+    uint32_t *document;            /* [n] */
+    uint32_t *ids, *ranks;         /* [n, k] the dense head's best tokens, and how many clusters go before each one's */
+} fh_view;
+/* Room for n positions. */
+fh_status fh_view_new(fh_view *out, size_t n, size_t k, fh_err *err);
+void fh_view_free(fh_view *v);
+/* Those of the states where keep[document] == which, in order of documents; ids and ranks are still to be filled. */
+fh_status fh_view_of(fh_view *out, const fh_states *s, const uint8_t *keep, uint8_t which, size_t k, fh_err *err);
+
+/* What one step costs; bytes or seconds. */
+typedef struct fh_cost { double (*of)(void *ctx, uint32_t probes, size_t hot); void *ctx; } fh_cost;
+
+/* What A finds: tokens that are always scored, most worth having first, and the P that goes with them. */
+typedef struct fh_setting { uint32_t probes; uint32_t *hot; size_t n_hot; double cost; } fh_setting;
+typedef struct fh_fit_params {
+    uint32_t vocab, most;           /* most: the largest P that counts */
+    const uint8_t *always;          /* [V] candidates whatever the probes are */
+    uint32_t k;                     /* containment of the best k */
+    double aim;                     /* containment wanted */
+    int64_t hot;                    /* tokens in the list; -1: as many as pay */
+    fh_cost cost;
+} fh_fit_params;
+/* The cheapest P and hot list that keep `aim`, fitted on one half of the documents and judged on the other; then the list is fitted on all.  probes 0: none does.  out->hot is the caller's
+ * to free. */
+fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_err *err);
+
+/* Probes until the position's k best are candidates; 0: always are. */
+uint32_t fh_view_need(const fh_view *v, size_t i, uint32_t k, const uint8_t *fixed);
+/* Sums over documents of the positions missed at P = most, most - 1, ... 1: tallies [most]. */
+fh_status fh_view_tallies(fh_tally *tallies, uint32_t most, const fh_view *v, uint32_t k, const uint8_t *fixed, fh_err *err);
+
+/* The numbers of probes that are looked at where not all can be: every one of the first, then steps of a tenth. */
+static inline uint32_t fh_next_probes(uint32_t p) { return p < 20 ? p + 1 : p + p / 10; }
+
+/* A test of one target at each P of a falling sequence. */
+typedef struct fh_trial { double target; const fh_tally *at; } fh_trial; /* at [n]; target 0: only measured */
+/* How far down all targets are kept with certainty: an index of the sequence (0: the most generous), or -1.  bounds [n_trials]: those at that index, or at 0. */
+/* The design effect to reckon with at least; 0 where nothing is asked. */
+double fh_trial_effect(const fh_trial *t, size_t n);
+ptrdiff_t fh_decide(fh_bound *bounds, const fh_trial *trials, size_t n_trials, size_t n, double confidence);
+
+#endif

@@ -1,0 +1,185 @@
+/* calibrate against a calibration written out here. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/fault.h"
+#include "tests/unit/calib_world.h"
+
+static fh_err err;
+
+static fh_status same_head(void *ctx, size_t i, fh_head **out, fh_err *e)
+{
+    world *x = ctx;
+    (void)i;
+    return fh_head_from_parts(out, &x->parts, "test", e);
+}
+
+static const fh_choice only[] = {{"raw", "f32", "f32"}};
+
+static fh_status calibrate(fh_calibration *c, world *x, const fh_calibrate_params *p)
+{
+    fh_choices choices = {.choice = only, .n = 1, .open = same_head, .ctx = x};
+    x->parts.n_hot = 0;
+    fh_status rc = fh_states_split(&x->states, 1, &err);
+    return rc < 0 ? rc : fh_calibrate(c, &x->states, &x->dense, &choices, p, NULL, &err);
+}
+
+/* What a position loses at this P: the best k not all candidates; another answer; mass not covered. */
+static void lose(double out[FH_PROMISES], const world *x, size_t i, uint32_t probes, uint32_t k, const fh_calibration *c)
+{
+    double z[V], s[K], all = 0, covered = 0, best = -INFINITY;
+    bool in[V] = {false}, ok = true;
+    int answer = -1, top = -1;
+    for (int j = 0; j < K; j++) s[j] = dot(x->h[i], x->c[j]);
+    for (int j = 0; j < K; j++) {
+        unsigned before = 0;
+        for (int o = 0; o < K; o++) before += s[o] > s[j];
+        if (before < probes) for (int m = 0; m < CAP; m++) in[x->perm[j * CAP + m]] = true;
+    }
+    for (size_t j = 0; j < c->n_hot; j++) in[c->hot[j]] = true;
+    in[x->always[0]] = true;
+    for (int t = 0; t < V; t++) {
+        z[t] = x->dead_map[t] ? -1e9 : dot(x->h[i], x->w[t]);
+        all += exp(z[t]);
+        if (!x->dead_map[t] && in[t]) {
+            covered += exp(z[t]);
+            if (z[t] > best) best = z[t], answer = t;
+        }
+    }
+    for (uint32_t j = 0; j < k; j++) {
+        int b = 0;
+        for (int t = 1; t < V; t++) if (z[t] > z[b]) b = t;
+        ok = ok && in[b];
+        if (j == 0) top = b;
+        z[b] = -1e9;
+    }
+    out[FH_CONTAINED] = !ok, out[FH_AGREED] = answer != top, out[FH_COVERED] = 1 - covered / all;
+}
+
+static fh_tally tally_at(const world *x, uint32_t probes, uint32_t k, const fh_calibration *c, int which)
+{
+    fh_tally t = {0};
+    for (size_t i = 0; i < N;) { /* documents lie together */
+        double positions = 0, misses = 0;
+        uint32_t document = x->document[i];
+        for (; i < N && x->document[i] == document; i++) {
+            double lost[FH_PROMISES];
+            if (x->part[i] != FH_PART_B) continue;
+            lose(lost, x, i, probes, k, c);
+            positions++, misses += lost[which];
+        }
+        if (positions > 0) fh_tally_add(&t, positions, misses);
+    }
+    return t;
+}
+
+/* Calibration again, naively: everything counted anew at every P, from the most generous downwards. */
+static void check(const fh_calibration *c, const world *x, const fh_calibrate_params *p)
+{
+    double least[FH_PROMISES] = {0};
+    uint32_t expected = 0;
+    for (int i = 0; i < FH_PROMISES; i++)
+        for (uint32_t probes = K; p->targets[i] > 0 && probes >= 1; probes--) { /* the design effect where just more is missed than the target allows */
+            fh_tally t = tally_at(x, probes, p->containment_k, c, i);
+            least[i] = fh_tally_effect(&t);
+            if (t.misses >= (1 - p->targets[i]) * t.n) break;
+        }
+    for (uint32_t probes = K; probes >= 1; probes--) {
+        bool pass = true;
+        for (int i = 0; i < FH_PROMISES; i++) {
+            if (!(p->targets[i] > 0)) continue;
+            fh_tally t = tally_at(x, probes, p->containment_k, c, i);
+            fh_bound b = fh_tally_bound(&t, least[i], p->confidence);
+            assert_true(t.n == (double)c->positions[FH_PART_B] && t.documents == c->documents[FH_PART_B]);
+            if (!(b.lower >= p->targets[i])) pass = false;
+            if (probes == c->probes) assert_true(fabs(t.misses - c->promise[i].misses) <= 1e-4);
+        }
+        if (!pass) break;
+        expected = probes;
+    }
+    assert_true(c->reached);
+    assert_int_equal(c->probes, expected);
+    for (int i = 0; i < FH_PROMISES; i++) {
+        if (!(p->targets[i] > 0)) continue;
+        assert_true(c->promise[i].bound.lower >= p->targets[i] && c->promise[i].bound.effect >= 1 && c->promise[i].heldout > 0);
+        assert_true(c->promise[i].target == p->targets[i]);
+    }
+    for (size_t i = 1; i < c->n_curve; i++) assert_true(c->curve[i].probes > c->curve[i - 1].probes && c->curve[i].top1 >= c->curve[i - 1].top1);
+}
+
+static void calibration_takes_the_fewest_probes_whose_bounds_hold_all_the_way_down(void **state)
+{
+    static const fh_calibrate_params asked[] = {
+        {.targets = {0.7}, .confidence = 0.9, .max_cost = 10, .containment_k = 3, .hot = 4},
+        {.targets = {0.8}, .confidence = 0.8, .max_cost = 10, .containment_k = 1, .hot = -1},
+        {.targets = {0, 0.8}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = -1},
+        {.targets = {0, 0, 0.7}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = 0},
+        {.targets = {0.5, 0.8, 0.6}, .confidence = 0.9, .max_cost = 10, .containment_k = 5, .hot = 2},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        world *x = make_world(5);
+        fh_calibration c = {0};
+        assert_int_equal(calibrate(&c, x, &asked[i]), FH_OK);
+        if (asked[i].hot >= 0) assert_true(c.n_hot <= (size_t)asked[i].hot);
+        check(&c, x, &asked[i]);
+        fh_calibration_free(&c);
+        free(x);
+    }
+}
+
+static void a_target_beyond_the_text_is_not_reached_and_says_what_it_needs(void **state)
+{
+    world *x = make_world(6);
+    fh_calibration c = {0};
+    fh_calibrate_params p = {.targets = {0.9999}, .confidence = 0.95, .max_cost = 10, .containment_k = 1, .hot = -1};
+    (void)state;
+    assert_int_equal(calibrate(&c, x, &p), FH_OK);
+    assert_false(c.reached);
+    assert_true(c.promise[FH_CONTAINED].bound.lower < 0.9999 && c.promise[FH_CONTAINED].bound.lower > 0.8);
+    assert_true(c.needed >= fh_share_needed(0.9999, 0.95));
+    fh_calibration_free(&c);
+    p.targets[FH_CONTAINED] = 0.5, p.max_cost = 1e-6;
+    assert_int_equal(calibrate(&c, x, &p), FH_OK);
+    assert_false(c.reached);
+    assert_int_equal(c.probes, 0);
+    fh_calibration_free(&c);
+    free(x);
+}
+
+#ifdef FH_FAULTS
+static void every_allocation_of_a_calibration_may_fail(void **state)
+{
+    (void)state;
+    for (long n = 1;; n++) {
+        world *x = make_world(5);
+        fh_calibration c = {0};
+        fh_calibrate_params p = {.targets = {0.7, 0.7, 0.5}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = -1};
+        fh_fault_set(FH_FAULT_ALLOC, n);
+        fh_status rc = calibrate(&c, x, &p);
+        bool fired = fh_fault_fired();
+        fh_fault_set(FH_FAULT_ALLOC, 0);
+        assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
+        fh_calibration_free(&c);
+        free(x);
+        if (!fired) break;
+    }
+}
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(calibration_takes_the_fewest_probes_whose_bounds_hold_all_the_way_down),
+        cmocka_unit_test(a_target_beyond_the_text_is_not_reached_and_says_what_it_needs),
+#ifdef FH_FAULTS
+        cmocka_unit_test(every_allocation_of_a_calibration_may_fail),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
