@@ -52,6 +52,14 @@ typedef struct fh_stage_calibrate_params {
  * anew.  FH_ECHECK where a target cannot be reached; *report then holds the best found. */
 fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);
 
+typedef struct fh_stage_rehearse_params {
+    fh_text_params text, against; /* against: another text, or none (n_texts 0) */
+    fh_rehearse_params how;
+} fh_stage_rehearse_params;
+/* rehearse: calibrations on draws of documents, each held against the rest of the text or another.  Keeps the states of the texts beside the stages' results, and
+ * changes nothing of these. */
+fh_status fh_stage_rehearse(fh_stage_env *e, const fh_stage_rehearse_params *p, fh_json **report, fh_err *err);
+
 typedef struct fh_stage_pack_params { const char *output; bool no_clobber, head_only, exact; uint32_t probes; /* 0: calibrated, else K/16 */
     int64_t rerank; /* -1: calibrated, else 16, 32 for int4; where the exact rows are not stored beside encoded ones none */ } fh_stage_pack_params;
 /* What is read is not written over: FH_EIO when `output` is there and is the file `input`, or lies in the directory `input` under whatever

@@ -13,6 +13,8 @@
 #define FH_FILE_QUANTIZED "quantized.safetensors"
 #define FH_FILE_CALIBRATION_STATES "calibration-states.safetensors"
 #define FH_FILE_CALIBRATION "calibration.json"
+#define FH_FILE_REHEARSAL "rehearsal-states.safetensors"
+#define FH_FILE_REHEARSAL_OTHER "rehearsal-other-states.safetensors"
 
 /* The head and the model's facts as convert left them. */
 typedef struct fh_facts {

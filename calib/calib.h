@@ -153,27 +153,37 @@ fh_status fh_output_map(float *map, size_t d, const float *states, const size_t 
 
 /* ---- statistics ------------------------------------------------------------------------------------------
  *
- * A share of positions, promised from below.  Positions of one document depend on each other, so n of them are worth fewer: as many as n
- * independent ones would be with the same variance of the share, the design effect apart (Kish 1965), fewer still where few documents say what
- * that variance is.  The exact binomial bound at this effective number is Korn and Graubard's (Survey Methodology 24, 1998).
+ * A share of positions, promised from below.  Positions of one document depend on each other, so that n of them are worth fewer: as many as
+ * independent ones would have the same variance of the share.  n over that is the design effect (Kish 1965); the exact binomial bound at what is
+ * left, less what few documents know of their own variance, is Korn and Graubard's (Survey Methodology 24, 1998).  Documents are of very
+ * different lengths, which makes the usual variance too small and its degrees of freedom fewer than documents less one: both are corrected as
+ * Bell and McCaffrey (Survey Methodology 28, 2002) do it.
  */
 
 /* The exact one-sided lower bound of a share (Clopper and Pearson 1934): the largest p such that a chance of `misses` or fewer misses in
  * n is at most 1 - confidence.  n and misses need not be whole.  n = 0 gives 0. */
 double fh_share_lower(double n, double misses, double confidence);
+/* Whether that bound reaches `target`, which is much quicker to say. */
+bool fh_share_reaches(double n, double misses, double target, double confidence);
 /* Independent positions without a miss that such a bound needs to reach `target`. */
 uint64_t fh_share_needed(double target, double confidence);
 /* t with a chance of 1 - p of being exceeded, of Student's distribution; infinite degrees are the normal one. */
 double fh_student_quantile(double p, double degrees);
 
 /* What a bound needs of the positions of some documents; zeroed, then one call a document.  A miss may be a part of one: mass that is not covered. */
-typedef struct fh_tally { size_t documents; double n, misses, mm, mx, xx; /* positions m and misses x of each: sums of m, x, m^2, m x, x^2 */ } fh_tally;
+typedef struct fh_tally { size_t documents; double n, misses, m[6], mx, xx; } fh_tally; /* positions m and misses x of each: sums of m, x, m^i (i = 2..5), m x, x^2 */
 void fh_tally_add(fh_tally *t, double positions, double misses);
-/* Variance of misses / n between documents (a ratio, linearised) over that of n independent positions; 0 without a miss. */
-double fh_tally_effect(const fh_tally *t);
-typedef struct fh_bound { double lower, effect, effective; } fh_bound; /* of the share of hits; design effect taken; positions it leaves */
-/* The lower bound, with the tally's own design effect or `least` where that is more.  Fewer than two documents give 0. */
-fh_bound fh_tally_bound(const fh_tally *t, double least, double confidence);
+/* How misses gather in documents. */
+typedef struct fh_design { double effect, degrees; } fh_design;
+/* effect: variance of misses / n between documents over that of independent positions; 0 without a miss, infinite with fewer than two documents.
+ * degrees: of freedom in it. */
+fh_design fh_tally_design(const fh_tally *t);
+/* The same from two sets of documents, each weighted by its degrees, as it would be for documents of the first's lengths. */
+fh_design fh_design_pool(const fh_tally *t, const fh_tally *other);
+typedef struct fh_bound { double lower, effect, degrees, effective; } fh_bound; /* of the share of hits; design effect and degrees taken; positions these leave */
+/* The lower bound of what another text of `fresh` positions of this kind will show (INFINITY: of the share behind both).  design: what to reckon
+ * with at least (NULL: the tally's own), its degrees in any case. */
+fh_bound fh_tally_bound(const fh_tally *t, const fh_design *design, double fresh, double confidence);
 
 /* ---- calibrate -------------------------------------------------------------------------------------------- */
 
@@ -223,5 +233,27 @@ typedef struct fh_calibration {
 fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *p,
                        const fh_job *job, fh_err *err);
 void fh_calibration_free(fh_calibration *c);
+
+/* ---- rehearse --------------------------------------------------------------------------------------------- */
+
+typedef struct fh_rehearse_params {
+    const uint32_t *ks; size_t n_ks;             /* containment of the best k; 1..FH_MAX_TOP */
+    const double *targets; size_t n_targets;
+    double confidence, max_cost;
+    int64_t hot;                                 /* as for calibrate */
+    size_t draws, tokens;                        /* documents are drawn until they have so many positions; 0: half of them */
+    uint64_t seed;
+} fh_rehearse_params;
+/* One draw, one k, one target. */
+typedef struct fh_rehearsed {
+    bool promised, too_little;  /* too_little: part B is too small for any promise of this target, whatever is seen */
+    uint32_t probes; size_t n_hot;
+    fh_bound bound;
+    double found;               /* containment on the text that was not drawn, or on the other text; NAN: not promised */
+} fh_rehearsed;
+/* Calibrate containment on documents drawn at random, look at all the rest (or at `against`, the states of another text), and again.  out [draws, n_ks,
+ * n_targets].  The head is taken as it is, without its hot list.  The same numbers whatever the threads. */
+fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_states *against, const fh_dense *dense, const fh_head *head, const fh_rehearse_params *p,
+                      const fh_job *job, fh_err *err);
 
 #endif

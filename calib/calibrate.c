@@ -113,7 +113,7 @@ typedef struct work {
     const fh_calibrate_params *p;
     const fh_job *job;
     fh_view part[FH_PARTS];
-    uint8_t *always;              /* [V] candidates whatever the probes are: before and after the list is chosen */
+    uint8_t *fixed;               /* [V] candidates whatever the probes are */
     double dense_bytes;
     const void *ranked;           /* the centroids by which A was ranked */
 } work;
@@ -124,43 +124,8 @@ static fh_status rank(const work *w, const fh_head *head, int part, fh_err *err)
     return fh_cluster_ranks(head, w->s->hidden, v->positions, v->n, v->k, v->ids, v->ranks, w->job, err);
 }
 
-static void mark(uint8_t *fixed, uint32_t vocab, const fh_head *head, const fh_setting *s)
-{
-    const fh_head_parts *p = fh_head_get_parts(head);
-    memset(fixed, 0, vocab);
-    for (size_t i = 0; i < p->n_always; i++) fixed[p->always[i]] = 1;
-    for (size_t i = 0; s && i < s->n_hot; i++) fixed[s->hot[i]] = 1;
-}
-
-/* The largest P that counts: one that costs no more than its share of the dense head's bytes. */
-static uint32_t most_probes(const work *w, const fh_head *head, size_t hot)
-{
-    uint32_t most = fh_head_get_parts(head)->clusters;
-    while (most && fh_head_step_bytes(head, most, hot) > w->p->max_cost * w->dense_bytes) most--;
-    return most;
-}
-
-/* What must be seen on A so that B's bound will most likely reach the target: two margins of B, one for its bound and one for its luck, would be
- * sure but dear; one is what settings are compared with. */
-static double aim_of(double target, double effective, double confidence)
-{
-    double z = fh_student_quantile(confidence, INFINITY);
-    return target > 0 ? fmin(1, target + z * sqrt(target * (1 - target) / fmax(effective, 1))) : 0;
-}
-
-/* Positions of B less what documents take of them, as A has it. */
-static fh_status effective_of(double *effective, const work *w, uint32_t most, double target, fh_err *err)
-{
-    const fh_view *a = &w->part[FH_PART_A];
-    fh_tally *t = fh_calloc((size_t)most + 1, sizeof *t);
-    fh_status rc = t ? fh_view_tallies(t, most, a, w->p->containment_k, w->always, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc == FH_OK) *effective = (double)w->part[FH_PART_B].n / fmax(1, fh_trial_effect(&(fh_trial){target, t}, most));
-    fh_free(t);
-    return rc;
-}
-
 /* The fewest probes at which a sample of A keeps agreement and mass; 0: none does. */
-static fh_status look(uint32_t *probes, const work *w, const fh_head *head, const fh_setting *s, uint32_t most, double effective, fh_err *err)
+static fh_status look(uint32_t *probes, const work *w, const fh_head *head, const fh_setting *s, uint32_t most, fh_err *err)
 {
     const fh_view *a = &w->part[FH_PART_A];
     const double *targets = w->p->targets;
@@ -168,7 +133,7 @@ static fh_status look(uint32_t *probes, const work *w, const fh_head *head, cons
     fh_point points[256];
     losses l = {.n_points = grid(points, most)};
     size_t n = fh_min(a->n, MOST_SAMPLED);
-    double aim[2] = {aim_of(targets[FH_AGREED], effective, w->p->confidence), aim_of(targets[FH_COVERED], effective, w->p->confidence)};
+    double aim[2] = {fh_aim(targets[FH_AGREED], s->effective, w->p->confidence), fh_aim(targets[FH_COVERED], s->effective, w->p->confidence)};
     fh_status rc = fh_view_new(&sample, n, 1, err);
     for (size_t i = 0; rc == FH_OK && i < n; i++) {
         size_t from = (size_t)((double)i * (double)a->n / (double)n);
@@ -191,24 +156,20 @@ static bool through_head(const fh_calibrate_params *p) { return p->targets[FH_AG
 static fh_status fit_choice(fh_setting *out, work *w, const fh_head *head, fh_err *err)
 {
     const fh_calibrate_params *p = w->p;
-    const fh_head_parts *parts = fh_head_get_parts(head);
-    uint32_t most = most_probes(w, head, 0), probes;
+    const void *centroids = fh_head_get_parts(head)->centroids.data;
+    uint32_t probes;
     price pr;
-    fh_cost cost;
-    double effective = 0;
     /* Agreement is little else than containment of the best token: the list is fitted for the one that asks most.  Mass says nothing of single tokens. */
-    double target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]);
-    mark(w->always, w->dense->vocab, head, NULL);
-    fh_status rc = price_of(&cost, &pr, w->choices, head, err);
-    if (rc == FH_OK && w->ranked != parts->centroids.data) rc = rank(w, head, FH_PART_A, err);
-    w->ranked = parts->centroids.data;
-    if (rc < 0 || (rc = effective_of(&effective, w, most, target, err)) < 0) return rc;
-    fh_fit_params f = {.vocab = w->dense->vocab, .most = most, .always = w->always, .k = p->containment_k,
-                       .aim = aim_of(target, effective, p->confidence), .hot = p->hot, .cost = cost};
-    if ((rc = fh_fit(out, &w->part[FH_PART_A], &f, err)) < 0 || !through_head(p) || !out->probes) return rc;
-    if ((rc = look(&probes, w, head, out, most, effective, err)) < 0) return rc;
-    out->probes = probes ? fh_max(probes, out->probes) : 0;
-    out->cost = probes ? cost.of(cost.ctx, out->probes, out->n_hot) : INFINITY;
+    fh_fit_params f = {.vocab = w->dense->vocab, .most = fh_most_probes(head, 0, p->max_cost * w->dense_bytes), .always = w->fixed, .k = p->containment_k,
+                       .target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]), .confidence = p->confidence, .tested = w->part[FH_PART_B].n, .fresh = w->s->n, .hot = p->hot};
+    fh_mark(w->fixed, head, NULL);
+    fh_status rc = price_of(&f.cost, &pr, w->choices, head, err);
+    if (rc == FH_OK && w->ranked != centroids) rc = rank(w, head, FH_PART_A, err);
+    w->ranked = centroids;
+    if (rc < 0 || (rc = fh_fit(out, &w->part[FH_PART_A], &f, err)) < 0 || !through_head(p) || !out->probes) return rc;
+    if ((rc = look(&probes, w, head, out, f.most, err)) < 0) return rc;
+    out->probes = probes ? (uint32_t)fh_max(probes, out->probes) : 0;
+    out->cost = probes ? f.cost.of(f.cost.ctx, out->probes, out->n_hot) : INFINITY;
     return rc;
 }
 
@@ -233,48 +194,48 @@ static fh_status choose(fh_setting *best, size_t *choice, work *w, fh_err *err)
 
 /* ---- parts B and C ---------------------------------------------------------------------------------------------- */
 
-static void keep(fh_calibration *c, const fh_bound *bounds, const fh_trial *trials, size_t at)
+static void keep(fh_calibration *c, const fh_bound *bounds, const fh_trial *trials, size_t n_trials, size_t at)
 {
-    for (int i = 0; i < FH_PROMISES; i++)
-        if (trials[i].at) c->promise[i].bound = bounds[i], c->promise[i].misses = trials[i].at[at].misses;
+    for (size_t i = 0; i < n_trials; i++) c->promise[i].bound = bounds[i], c->promise[i].misses = trials[i].b[at].misses;
 }
 
 /* B: P falls while the bounds hold. */
-static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, const uint8_t *fixed, uint32_t most, fh_err *err)
+static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, uint32_t most, fh_err *err)
 {
     const fh_calibrate_params *p = w->p;
-    const fh_view *b = &w->part[FH_PART_B];
+    const fh_view *a = &w->part[FH_PART_A], *b = &w->part[FH_PART_B];
     fh_point points[256];
     losses l = {0};
     size_t n = most;
-    fh_tally *of[FH_PROMISES] = {0};
-    fh_trial trials[FH_PROMISES];
+    fh_tally *of[FH_PROMISES + 1] = {0}; /* the last: containment on A */
     fh_bound bounds[FH_PROMISES] = {{0}};
     fh_status rc = rank(w, head, FH_PART_B, err);
-    for (int i = 0; i < FH_PROMISES; i++) if (!(of[i] = fh_calloc((size_t)most + 1, sizeof *of[i]))) rc = fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0 || (rc = fh_view_tallies(of[FH_CONTAINED], most, b, p->containment_k, fixed, err)) < 0) goto out;
+    if (rc == FH_OK) rc = rank(w, head, FH_PART_A, err); /* where another head was looked at last */
+    for (int i = 0; i <= FH_PROMISES; i++) if (!(of[i] = fh_calloc((size_t)most + 1, sizeof *of[i]))) rc = fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0 || (rc = fh_view_tallies(of[FH_CONTAINED], most, b, p->containment_k, w->fixed, err)) < 0 ||
+        (rc = fh_view_tallies(of[FH_PROMISES], most, a, p->containment_k, w->fixed, err)) < 0) goto out;
     if (through_head(p)) { /* at some P only */
         n = l.n_points = grid(points, most);
         if ((rc = measure_losses(&l, points, b, head, s, w->s, w->dense, w->job, err)) < 0) goto out;
         for (size_t q = 0; q < n; q++) {
             uint32_t probes = points[n - 1 - q].probes;
-            of[FH_CONTAINED][q] = of[FH_CONTAINED][most - probes]; /* never further up than what it moves to */
+            of[FH_CONTAINED][q] = of[FH_CONTAINED][most - probes], of[FH_PROMISES][q] = of[FH_PROMISES][most - probes]; /* never from further up than where to */
             of[FH_AGREED][q] = l.agreed[n - 1 - q], of[FH_COVERED][q] = l.covered[n - 1 - q];
         }
     }
-    for (int i = 0; i < FH_PROMISES; i++) trials[i] = (fh_trial){p->targets[i], i == FH_CONTAINED || through_head(p) ? of[i] : NULL};
+    fh_trial trials[FH_PROMISES] = {{p->targets[FH_CONTAINED], of[FH_CONTAINED], of[FH_PROMISES]}, {p->targets[FH_AGREED], of[FH_AGREED], NULL}, {p->targets[FH_COVERED], of[FH_COVERED], NULL}};
     size_t n_trials = through_head(p) ? FH_PROMISES : 1;
-    ptrdiff_t at = fh_decide(bounds, trials, n_trials, n, p->confidence);
+    ptrdiff_t at = fh_decide(bounds, trials, n_trials, n, (double)w->s->n, p->confidence);
     size_t q = at < 0 ? 0 : (size_t)at;
     c->reached = at >= 0;
     c->probes = through_head(p) ? points[n - 1 - q].probes : most - (uint32_t)q;
-    keep(c, bounds, trials, q);
+    keep(c, bounds, trials, n_trials, q);
     for (int i = 0; i < FH_PROMISES; i++) {
         double effect = c->promise[i].bound.effect, need = (double)fh_share_needed(p->targets[i], p->confidence);
-        if (p->targets[i] > 0) c->needed = (uint64_t)fmax((double)c->needed, ceil(need * (isfinite(effect) ? fmax(effect, 1) : 1)));
+        if (p->targets[i] > 0) c->needed = (uint64_t)fmax((double)c->needed, ceil(need * (isfinite(effect) ? fmax(effect, 1) : 1) * (1 + (double)b->n / (double)w->s->n)));
     }
 out:
-    for (int i = 0; i < FH_PROMISES; i++) fh_free(of[i]);
+    for (int i = 0; i <= FH_PROMISES; i++) fh_free(of[i]);
     losses_free(&l);
     return rc;
 }
@@ -293,7 +254,7 @@ static size_t curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen)
 }
 
 /* C: only reported. */
-static fh_status report(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, const uint8_t *fixed, fh_err *err)
+static fh_status report(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, fh_err *err)
 {
     const fh_view *v = &w->part[FH_PART_C];
     fh_setting at = *s;
@@ -302,7 +263,7 @@ static fh_status report(fh_calibration *c, const work *w, const fh_head *head, c
     at.probes = c->probes;
     fh_status rc = rank(w, head, FH_PART_C, err);
     if (rc < 0 || (rc = with_list(&whole, head, &at, err)) < 0) goto out;
-    for (size_t i = 0; i < v->n; i++) kept += fh_view_need(v, i, w->p->containment_k, fixed) <= c->probes;
+    for (size_t i = 0; i < v->n; i++) kept += fh_view_need(v, i, w->p->containment_k, w->fixed) <= c->probes;
     c->step_bytes = fh_head_step_bytes(head, c->probes, s->n_hot);
     if (!(c->curve = fh_calloc(80, sizeof *c->curve))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     c->n_curve = curve_grid(c->curve, fh_head_get_parts(head)->clusters, c->probes);
@@ -326,13 +287,13 @@ fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_de
                        const fh_job *job, fh_err *err)
 {
     fh_status rc;
-    work w = {.s = states, .dense = dense, .choices = choices, .p = params, .job = job, .always = fh_calloc(dense->vocab, 1)};
+    work w = {.s = states, .dense = dense, .choices = choices, .p = params, .job = job, .fixed = fh_calloc(dense->vocab, 1)};
     uint32_t documents = fh_states_documents(states);
     uint8_t *part = fh_malloc(fh_max(documents, 1));
     fh_setting s = {0};
     fh_head *head = NULL;
     fh_calibration c = {0};
-    if (!w.always || !part) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!w.fixed || !part) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     c.dense_bytes = w.dense_bytes = (double)dense->vocab * (double)dense->rows.cols * (double)fh_dtype_size(dense->rows.dtype);
     for (size_t i = 0; i < states->n; i++) part[states->document[i]] = states->part[i];
     for (int i = 0; i < FH_PARTS; i++) {
@@ -343,15 +304,15 @@ fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_de
     }
     for (int i = 0; i < FH_PROMISES; i++) c.promise[i].target = params->targets[i], c.promise[i].heldout = NAN;
     if ((rc = choose(&s, &c.choice, &w, err)) < 0 || (rc = choices->open(choices->ctx, c.choice, &head, err)) < 0) goto out;
-    mark(w.always, dense->vocab, head, &s);
-    uint32_t most = most_probes(&w, head, s.n_hot);
-    if ((rc = decide(&c, &w, head, &s, w.always, most, err)) < 0 || (c.reached && (rc = report(&c, &w, head, &s, w.always, err)) < 0)) goto out;
+    fh_mark(w.fixed, head, &s);
+    uint32_t most = fh_most_probes(head, s.n_hot, params->max_cost * w.dense_bytes);
+    if ((rc = decide(&c, &w, head, &s, most, err)) < 0 || (c.reached && (rc = report(&c, &w, head, &s, err)) < 0)) goto out;
     c.hot = s.hot, c.n_hot = s.n_hot, s.hot = NULL;
     *out = c, c = (fh_calibration){0};
 out:
     for (int i = 0; i < FH_PARTS; i++) fh_view_free(&w.part[i]);
     fh_head_close(head);
-    fh_free(w.always);
+    fh_free(w.fixed);
     fh_free(part);
     fh_free(s.hot);
     fh_calibration_free(&c);

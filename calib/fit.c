@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { LEAST_SHARE = 4 }; /* a list never takes the place of three probes in four */
 enum { MOST_HOT = 1024 }; /* where calibration chooses: what is in the list beyond was seen too seldom to be sure of */
 
 typedef struct worth { uint32_t id; double misses; } worth;
@@ -25,7 +26,9 @@ typedef struct fitter {
     const fh_fit_params *p;
     worth *worth;        /* [V] */
     uint32_t *place;     /* [V] place in the list, from 1; UINT32_MAX: not in it */
-    size_t *count;       /* [V + 2] positions by how long the list must be, or how many probes it takes */
+    size_t *count;       /* [V + 2] positions by how long the list must be */
+    size_t *need;        /* [most + 2] by the probes they take */
+    double aim;
 } fitter;
 typedef enum half { EVEN, ODD, BOTH } half;
 
@@ -70,8 +73,55 @@ static size_t length_at(fitter *f, uint32_t probes, size_t n, half h)
         f->count[need]++, all++;
     }
     for (size_t q = 0; q <= n; q++)
-        if ((double)(kept += f->count[q]) >= f->p->aim * (double)all) return q;
+        if ((double)(kept += f->count[q]) >= f->aim * (double)all) return q;
     return n + 1;
+}
+
+/* The probes that the other half needs without a list. */
+static uint32_t probes_without(fitter *f, half h)
+{
+    size_t all = 0, kept = 0;
+    uint32_t q = 0;
+    memset(f->need, 0, ((size_t)f->p->most + 2) * sizeof *f->need);
+    for (size_t i = 0; i < f->a->n; i++)
+        if (in_half(f, i, h)) f->need[fh_min(fh_view_need(f->a, i, f->p->k, f->p->always), f->p->most + 1)]++, all++;
+    while (q <= f->p->most && (double)(kept += f->need[q]) < f->aim * (double)all) q++;
+    return q;
+}
+
+/* One margin of B beyond the target: two, one for its bound and one for its luck, would be sure but dear. */
+double fh_aim(double target, double effective, double confidence)
+{
+    double z = fh_student_quantile(confidence, INFINITY);
+    return target > 0 ? fmin(1, target + z * sqrt(target * (1 - target) / fmax(effective, 1))) : 0;
+}
+
+/* What B's positions will be worth, as A's documents have it. */
+static fh_status effective_of(double *effective, const fh_view *a, const fh_fit_params *p, fh_err *err)
+{
+    fh_tally *t = fh_calloc((size_t)p->most + 1, sizeof *t);
+    fh_status rc = t ? fh_view_tallies(t, p->most, a, p->k, p->always, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc == FH_OK) {
+        fh_design d = fh_trial_design(&(fh_trial){.target = p->target, .b = t}, p->most);
+        *effective = (double)p->tested / (fmax(1, d.effect) * (1 + (double)p->tested / (double)p->fresh)) * fh_few_left(2 * d.degrees, p->confidence); /* A's and B's degrees */
+    }
+    fh_free(t);
+    return rc;
+}
+
+void fh_mark(uint8_t *fixed, const fh_head *head, const fh_setting *s)
+{
+    const fh_head_parts *p = fh_head_get_parts(head);
+    memset(fixed, 0, p->vocab);
+    for (size_t i = 0; i < p->n_always; i++) fixed[p->always[i]] = 1;
+    for (size_t i = 0; s && i < s->n_hot; i++) fixed[s->hot[i]] = 1;
+}
+
+uint32_t fh_most_probes(const fh_head *head, size_t hot, double bytes)
+{
+    uint32_t most = fh_head_get_parts(head)->clusters;
+    while (most && fh_head_step_bytes(head, most, hot) > bytes) most--;
+    return most;
 }
 
 fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_err *err)
@@ -79,17 +129,21 @@ fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_e
     fh_status rc = FH_OK;
     fitter f = {.a = a, .p = p};
     fh_setting best = {.cost = INFINITY};
+    if ((rc = effective_of(&best.effective, a, p, err)) < 0) return rc;
+    f.aim = fh_aim(p->target, best.effective, p->confidence);
     f.worth = fh_malloc(p->vocab * sizeof *f.worth);
     f.place = fh_malloc(p->vocab * sizeof *f.place);
     f.count = fh_malloc(((size_t)p->vocab + 2) * sizeof *f.count);
-    if (!f.worth || !f.place || !f.count) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    for (uint32_t q = 1; q <= p->most; q = fh_next_probes(q)) {
+    f.need = fh_malloc(((size_t)p->most + 2) * sizeof *f.need);
+    if (!f.worth || !f.place || !f.count || !f.need) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    uint32_t q = probes_without(&f, ODD) / LEAST_SHARE;
+    for (q = fh_max(q, 1); q <= p->most; q = fh_next_probes(q)) {
         if (p->cost.of(p->cost.ctx, q, 0) >= best.cost) break; /* even without a list it costs more, and more probes more still */
         size_t n = list_at(&f, q, EVEN), want = length_at(&f, q, n, ODD);
         if (want > fh_min(n, p->hot >= 0 ? (size_t)p->hot : MOST_HOT)) continue;
         if (p->hot >= 0) want = fh_min((size_t)p->hot, n);
         double cost = p->cost.of(p->cost.ctx, q, want);
-        if (cost < best.cost) best = (fh_setting){.probes = q, .n_hot = want, .cost = cost};
+        if (cost < best.cost) best.probes = q, best.n_hot = want, best.cost = cost;
     }
     size_t n = list_at(&f, best.probes ? best.probes : p->most, BOTH);
     best.n_hot = fh_min(p->hot >= 0 ? (size_t)p->hot : best.n_hot, n);
@@ -100,5 +154,6 @@ out:
     fh_free(f.worth);
     fh_free(f.place);
     fh_free(f.count);
+    fh_free(f.need);
     return rc;
 }

@@ -21,18 +21,30 @@ fh_status fh_view_of(fh_view *out, const fh_states *s, const uint8_t *keep, uint
 typedef struct fh_cost { double (*of)(void *ctx, uint32_t probes, size_t hot); void *ctx; } fh_cost;
 
 /* What A finds: tokens that are always scored, most worth having first, and the P that goes with them. */
-typedef struct fh_setting { uint32_t probes; uint32_t *hot; size_t n_hot; double cost; } fh_setting;
+typedef struct fh_setting {
+    uint32_t probes;               /* 0: nothing keeps what is wanted */
+    uint32_t *hot; size_t n_hot;
+    double cost;
+    double effective;              /* positions of B, less what documents will take of them, as A has it */
+} fh_setting;
 typedef struct fh_fit_params {
-    uint32_t vocab, most;           /* most: the largest P that counts */
-    const uint8_t *always;          /* [V] candidates whatever the probes are */
-    uint32_t k;                     /* containment of the best k */
-    double aim;                     /* containment wanted */
-    int64_t hot;                    /* tokens in the list; -1: as many as pay */
+    uint32_t vocab, most;          /* most: the largest P that counts */
+    const uint8_t *always;         /* [V] candidates whatever the probes are */
+    uint32_t k;                    /* containment of the best k */
+    double target, confidence;
+    size_t tested, fresh;          /* positions of B; of the text that is promised for */
+    int64_t hot;                   /* tokens in the list; -1: as many as pay */
     fh_cost cost;
 } fh_fit_params;
-/* The cheapest P and hot list that keep `aim`, fitted on one half of the documents and judged on the other; then the list is fitted on all.  probes 0: none does.  out->hot is the caller's
- * to free. */
+/* The cheapest P and hot list that B will most likely pass, fitted on one half of the documents and judged on the other; then the list is fitted on
+ * all.  out->hot is the caller's to free. */
 fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_err *err);
+/* What must be seen beforehand so that the bound of `effective` positions will most likely reach the target; 0 where nothing is asked. */
+double fh_aim(double target, double effective, double confidence);
+/* Candidates whatever the probes are: ids that are always, and a setting's hot list (NULL: none).  fixed [V]. */
+void fh_mark(uint8_t *fixed, const fh_head *head, const fh_setting *s);
+/* The largest P that reads no more than this many bytes. */
+uint32_t fh_most_probes(const fh_head *head, size_t hot, double bytes);
 
 /* Probes until the position's k best are candidates; 0: always are. */
 uint32_t fh_view_need(const fh_view *v, size_t i, uint32_t k, const uint8_t *fixed);
@@ -42,11 +54,18 @@ fh_status fh_view_tallies(fh_tally *tallies, uint32_t most, const fh_view *v, ui
 /* The numbers of probes that are looked at where not all can be: every one of the first, then steps of a tenth. */
 static inline uint32_t fh_next_probes(uint32_t p) { return p < 20 ? p + 1 : p + p / 10; }
 
+/* The share of effective positions that few degrees of freedom leave: (normal quantile / Student's)^2. */
+double fh_few_left(double degrees, double confidence);
+
 /* A test of one target at each P of a falling sequence. */
-typedef struct fh_trial { double target; const fh_tally *at; } fh_trial; /* at [n]; target 0: only measured */
-/* How far down all targets are kept with certainty: an index of the sequence (0: the most generous), or -1.  bounds [n_trials]: those at that index, or at 0. */
-/* The design effect to reckon with at least; 0 where nothing is asked. */
-double fh_trial_effect(const fh_trial *t, size_t n);
-ptrdiff_t fh_decide(fh_bound *bounds, const fh_trial *trials, size_t n_trials, size_t n, double confidence);
+typedef struct fh_trial {
+    double target;                 /* 0: only measured */
+    const fh_tally *b, *a;         /* [n]; a NULL: B alone says how misses gather */
+} fh_trial;
+/* The design effect to reckon with at every P. */
+fh_design fh_trial_design(const fh_trial *t, size_t n);
+/* How far down all targets are kept with certainty on `fresh` positions of the same kind: an index of the sequence (0: the most generous), or -1.
+ * bounds [n_trials]: those at that index, or at 0. */
+ptrdiff_t fh_decide(fh_bound *bounds, const fh_trial *trials, size_t n_trials, size_t n, double fresh, double confidence);
 
 #endif

@@ -1,5 +1,5 @@
 /* Bounds of shares: exact binomial, and what documents leave of it. */
-#include "calib/calib.h"
+#include "calib/promise.h"
 
 #include <math.h>
 
@@ -33,6 +33,12 @@ static double incomplete_beta(double a, double b, double x, double y)
 
 /* The chance of `misses` or fewer of n where each is a miss with chance q; n and misses need not be whole. */
 static double tail(double n, double misses, double q) { return incomplete_beta(n - misses, misses + 1, 1 - q, q); }
+
+bool fh_share_reaches(double n, double misses, double target, double confidence)
+{
+    if (!(n > 0) || !(misses < n) || !(target < 1)) return false;
+    return !(target > 0) || tail(n, misses, 1 - target) <= 1 - confidence;
+}
 
 double fh_share_lower(double n, double misses, double confidence)
 {
@@ -80,26 +86,51 @@ double fh_student_quantile(double p, double degrees)
 
 void fh_tally_add(fh_tally *t, double positions, double misses)
 {
+    double power = positions;
     t->documents++;
-    t->n += positions, t->misses += misses;
-    t->mm += positions * positions, t->mx += positions * misses, t->xx += misses * misses;
+    t->n += positions, t->misses += misses, t->mx += positions * misses, t->xx += misses * misses;
+    for (int i = 2; i <= 5; i++) t->m[i] += power *= positions;
 }
 
-double fh_tally_effect(const fh_tally *t)
+/* With x = m (p + u), u independent of variance s^2 between documents, the sum of squares is u'Au, A = diag(a) - a w' - w a' + S w w', a = m^2,
+ * w = m / n, S the sum of a.  Its mean is s^2 tr A where it ought to be s^2 S; and it has (tr A)^2 / tr(A^2) degrees of freedom. */
+fh_design fh_tally_design(const fh_tally *t)
 {
-    if (!(t->n > 0) || t->documents < 2) return INFINITY;
-    double p = t->misses / t->n, d = (double)t->documents;
-    if (!(p > 0) || !(p < 1)) return 0;
-    double squares = fmax(t->xx - 2 * p * t->mx + p * p * t->mm, 0); /* sum over documents of (x - p m)^2 */
-    return d / (d - 1) * squares / t->n / (p * (1 - p));
+    if (!(t->n > 0) || t->documents < 2) return (fh_design){.effect = INFINITY};
+    double n = t->n, p = t->misses / n, s = t->m[2], aw = t->m[3] / n, ww = t->m[2] / (n * n), aa = t->m[4];
+    double trace = s - 2 * aw + s * ww;
+    double square = aa - 4 * t->m[5] / n + 2 * s * aa / (n * n) + 2 * aa * ww + 2 * aw * aw - 4 * s * aw * ww + s * s * ww * ww;
+    fh_design d = {.degrees = trace > 0 && square > 0 ? trace * trace / square : 0};
+    if (!(p > 0) || !(p < 1) || !(trace > 0)) return d;
+    double squares = fmax(t->xx - 2 * p * t->mx + p * p * s, 0); /* sum over documents of (x - p m)^2 */
+    d.effect = s / trace * squares / n / (p * (1 - p));
+    return d;
 }
 
-fh_bound fh_tally_bound(const fh_tally *t, double least, double confidence)
+fh_design fh_design_pool(const fh_tally *t, const fh_tally *other)
 {
-    fh_bound b = {.effect = fmax(fmax(fh_tally_effect(t), least), 1)};
-    if (!(t->n > 0) || t->documents < 2) return b;
-    double ratio = fh_student_quantile(confidence, INFINITY) / fh_student_quantile(confidence, (double)t->documents - 1);
-    b.effective = t->n / b.effect * ratio * ratio;
+    fh_design a = fh_tally_design(t), b = fh_tally_design(other);
+    if (!(b.degrees > 0)) return a;
+    double lengths = t->n > 0 ? t->m[2] / t->n / (other->m[2] / other->n) : 1; /* what is more than 1 grows with the length of documents */
+    b.effect = 1 + fmax(b.effect - 1, 0) * lengths;
+    if (!(a.degrees > 0)) return b;
+    double all = a.degrees + b.degrees;
+    return (fh_design){(a.degrees * a.effect + b.degrees * b.effect) / all, all};
+}
+
+double fh_few_left(double degrees, double confidence)
+{
+    double ratio = degrees > 0 ? fh_student_quantile(confidence, INFINITY) / fh_student_quantile(confidence, degrees) : 0;
+    return ratio * ratio;
+}
+
+fh_bound fh_tally_bound(const fh_tally *t, const fh_design *design, double fresh, double confidence)
+{
+    fh_design own = fh_tally_design(t);
+    fh_bound b = {.effect = fmax(own.effect, 1), .degrees = own.degrees};
+    if (design) b.effect = fmax(b.effect, design->effect), b.degrees = design->degrees;
+    if (!(t->n > 0) || t->documents < 2 || !(b.degrees > 0)) return b;
+    b.effective = t->n / (b.effect * (1 + t->n / fresh)) * fh_few_left(b.degrees, confidence);
     b.lower = fh_share_lower(b.effective, t->misses / t->n * b.effective, confidence);
     return b;
 }

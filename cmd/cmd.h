@@ -57,7 +57,7 @@ typedef struct fh_command {
 
 /* Every command, in the order of `fhtool -h`. */
 #define FH_COMMANDS(X) \
-    X(build) X(convert) X(hidden) X(cluster) X(route) X(quantize) X(calibrate) X(pack) \
+    X(build) X(convert) X(hidden) X(cluster) X(route) X(quantize) X(calibrate) X(rehearse) X(pack) \
     X(status) X(run) X(inspect) X(verify) X(query) X(perplexity) X(tokenize) X(detokenize) \
     X(bench) X(validate) X(estimate) X(sweep) X(publish) X(list) X(fetch) X(keygen) \
     X(sign) X(rebuild) X(diff)

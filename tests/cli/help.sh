@@ -4,7 +4,7 @@
 
 for word in -h --help help; do fh $word > help.txt 2> err.txt; [ ! -s err.txt ] || die "fhtool $word writes on standard error"; done
 grep -q '^example: fhtool' help.txt
-commands='build convert hidden cluster route quantize calibrate pack status run inspect verify query perplexity tokenize detokenize bench validate estimate sweep publish list fetch keygen sign rebuild diff'
+commands='build convert hidden cluster route quantize calibrate rehearse pack status run inspect verify query perplexity tokenize detokenize bench validate estimate sweep publish list fetch keygen sign rebuild diff'
 for c in $commands; do
     grep -Eq "^  $c +[a-z]" help.txt || die "$c is not in the general help"
     for word in -h --help; do
@@ -26,11 +26,11 @@ done
 
 # What other programs rely on (DESIGN 9), by command.
 has() { c=$1; shift; fh "$c" -h > c.txt; for o; do grep -Eq -e "^  $o( |\$)" c.txt || die "$c has no $o"; done; }
-for c in convert hidden cluster route quantize calibrate pack build status; do has $c -C --threads --json -q -v -h; done
+for c in convert hidden cluster route quantize calibrate rehearse pack build status; do has $c -C --threads --json -q -v -h; done
 has cluster --k
 has route --routing
 has quantize --centroids --tokens
-has calibrate --text --target-containment --containment-k --confidence --max-cost --tokens
+has calibrate --text --target-containment --target-agreement --target-mass --containment-k --confidence --max-cost --tokens
 has pack -o --probes --head-only --exact --no-clobber
 has build -o --k --text --target-containment --no-clobber
 has query --hidden --probes --top-k --dense --no-hot --curve

@@ -61,7 +61,7 @@ static void lose(double out[FH_PROMISES], const world *x, size_t i, uint32_t pro
     out[FH_CONTAINED] = !ok, out[FH_AGREED] = answer != top, out[FH_COVERED] = 1 - covered / all;
 }
 
-static fh_tally tally_at(const world *x, uint32_t probes, uint32_t k, const fh_calibration *c, int which)
+static fh_tally tally_at(const world *x, uint8_t part, uint32_t probes, uint32_t k, const fh_calibration *c, int which)
 {
     fh_tally t = {0};
     for (size_t i = 0; i < N;) { /* documents lie together */
@@ -69,7 +69,7 @@ static fh_tally tally_at(const world *x, uint32_t probes, uint32_t k, const fh_c
         uint32_t document = x->document[i];
         for (; i < N && x->document[i] == document; i++) {
             double lost[FH_PROMISES];
-            if (x->part[i] != FH_PART_B) continue;
+            if (x->part[i] != part) continue;
             lose(lost, x, i, probes, k, c);
             positions++, misses += lost[which];
         }
@@ -78,23 +78,41 @@ static fh_tally tally_at(const world *x, uint32_t probes, uint32_t k, const fh_c
     return t;
 }
 
+/* The most generous setting that misses no less than this share of a part. */
+static fh_tally tally_where(const world *x, uint8_t part, double share, uint32_t k, const fh_calibration *c, int which)
+{
+    fh_tally t = {0};
+    for (uint32_t probes = K; probes >= 1; probes--) {
+        t = tally_at(x, part, probes, k, c, which);
+        if (t.misses >= share * t.n) break;
+    }
+    return t;
+}
+
+/* Of documents of A and B together where containment is asked, of B's alone where the head is. */
+static fh_design design_at(const world *x, double share, uint32_t k, const fh_calibration *c, int which)
+{
+    fh_tally b = tally_where(x, FH_PART_B, share, k, c, which), a = tally_where(x, FH_PART_A, share, k, c, which);
+    return which == FH_CONTAINED ? fh_design_pool(&b, &a) : fh_tally_design(&b);
+}
+
 /* Calibration again, naively: everything counted anew at every P, from the most generous downwards. */
 static void check(const fh_calibration *c, const world *x, const fh_calibrate_params *p)
 {
-    double least[FH_PROMISES] = {0};
+    fh_design least[FH_PROMISES] = {{0}};
     uint32_t expected = 0;
-    for (int i = 0; i < FH_PROMISES; i++)
-        for (uint32_t probes = K; p->targets[i] > 0 && probes >= 1; probes--) { /* the design effect where just more is missed than the target allows */
-            fh_tally t = tally_at(x, probes, p->containment_k, c, i);
-            least[i] = fh_tally_effect(&t);
-            if (t.misses >= (1 - p->targets[i]) * t.n) break;
-        }
+    for (int i = 0; i < FH_PROMISES; i++) {
+        double share = 1 - p->targets[i];
+        if (!(p->targets[i] > 0)) continue;
+        fh_design at = design_at(x, share, p->containment_k, c, i), rich = design_at(x, fmax(share, fmin(0.5, 5 * share)), p->containment_k, c, i);
+        least[i] = (fh_design){fmax(at.effect, rich.effect), fmin(at.degrees, rich.degrees)};
+    }
     for (uint32_t probes = K; probes >= 1; probes--) {
         bool pass = true;
         for (int i = 0; i < FH_PROMISES; i++) {
             if (!(p->targets[i] > 0)) continue;
-            fh_tally t = tally_at(x, probes, p->containment_k, c, i);
-            fh_bound b = fh_tally_bound(&t, least[i], p->confidence);
+            fh_tally t = tally_at(x, FH_PART_B, probes, p->containment_k, c, i);
+            fh_bound b = fh_tally_bound(&t, &least[i], N, p->confidence);
             assert_true(t.n == (double)c->positions[FH_PART_B] && t.documents == c->documents[FH_PART_B]);
             if (!(b.lower >= p->targets[i])) pass = false;
             if (probes == c->probes) assert_true(fabs(t.misses - c->promise[i].misses) <= 1e-4);
