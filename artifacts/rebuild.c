@@ -160,6 +160,7 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
     const char *text = fh_json_string(fh_json_get(asked, "text")), *digest = fh_json_string(fh_json_get(states, "text_sha256"));
     bool was_asked = false;
     int64_t hot = -1, rerank = -1;
+    if (fh_json_get(cluster, "init")) return fh_fail(err, FH_ECHECK, "%s: its clusters began from an earlier clustering: only --from assignment makes it again", r->p->recipe);
     if (!made || !text) return fh_fail(err, FH_ECHECK, "%s: the artifact is not calibrated, and a build calibrates: only --from assignment makes it again", r->p->recipe);
     bool self = !strcmp(text, "self");
     if (!self && !r->p->n_texts) return fh_fail(err, FH_EUSAGE, "--from text: the recipe's text is '%.100s' (SHA-256 %.12s): give it with --text", text, digest ? digest : "?");
@@ -175,7 +176,7 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
     b.cluster.metric = is(cluster, "metric", "output") ? FH_ALIKE_OUTPUT : is(cluster, "metric", "cosine") ? FH_ALIKE_COSINE : FH_ALIKE_EUCLIDEAN;
     b.routing = was_asked ? fh_json_string(fh_json_get(route, "routing")) : NULL;
     fh_json_bool(fh_json_get(route, "unit"), &b.unit);
-    b.how = (fh_calibrate_params){.target = number(how, "target", 0.99), .confidence = number(how, "confidence", 0.95), .containment_k = (uint32_t)whole(how, "containment_k"), .hot = hot,
+    b.how = (fh_calibrate_params){.targets = {[FH_CONTAINED] = number(how, "target", 0.99), [FH_AGREED] = number(how, "target_agreement", 0), [FH_COVERED] = number(how, "target_mass", 0)}, .confidence = number(how, "confidence", 0.95), .containment_k = (uint32_t)whole(how, "containment_k"), .hot = hot,
                                   .rerank = rerank, .max_cost = number(how, "max_cost", 0.5)};
     return fh_stage_build(&r->e, &b, report, err);
 }

@@ -31,6 +31,13 @@ static bool flag_of(const fh_json *j, const char *key)
     return fh_json_bool(fh_json_get(j, key), &b) && b;
 }
 
+/* A promise that was asked for. */
+static void add_target(fh_json *words, const char *flag, const fh_json *how, const char *key)
+{
+    double target;
+    if (fh_json_double(fh_json_get(how, key), &target) && target > 0) add_number(words, flag, how, key);
+}
+
 /* The command line that builds it from the checkpoint on. */
 static void add_command(fh_json *j, const fh_recipe *r)
 {
@@ -54,7 +61,9 @@ static void add_command(fh_json *j, const fh_recipe *r)
     add_number(w, "--tokens", asked, "tokens");
     add_number(w, "--window", asked, "window");
     add_number(w, "--seed", asked, "seed");
-    add_number(w, "--target-containment", how, "target");
+    add_target(w, "--target-containment", how, "target");
+    add_target(w, "--target-agreement", how, "target_agreement");
+    add_target(w, "--target-mass", how, "target_mass");
     add_number(w, "--containment-k", how, "containment_k");
     add_number(w, "--confidence", how, "confidence");
     add_number(w, "--max-cost", how, "max_cost");

@@ -51,8 +51,6 @@ fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, 
     fh_json_add_string(j, "start", start_names[p->start]);
     fh_json_add_string(j, "metric", p->metric == FH_ALIKE_AUTO ? output ? "output" : "euclidean" : metric_names[p->metric]);
     fh_json_add_u64(j, "rounds", p->rounds);
-    if (p->restarts > 1) fh_json_add_u64(j, "restarts", p->restarts);
-    if (p->budget > 0) fh_json_add_double(j, "budget", p->budget);
     return j;
 }
 
@@ -134,7 +132,10 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     }
     if ((rc = fh_cluster(&c, &f.head, f.dead, &how, e->job, err)) < 0) goto out;
 
-    fh_json *params = fh_cluster_record_params(p, k, output);
+    fh_stage_cluster_params again = *p; /* one start and so many rounds give the same as several starts or a budget did */
+    if (p->restarts > 1) again.seed = c.seed;
+    if (c.spent) again.rounds = c.rounds;
+    fh_json *params = fh_cluster_record_params(&again, k, output);
     if (c.interrupted) fh_json_add_bool(params, "interrupted", true);
     if (init) {
         uint8_t digest[32];
@@ -145,9 +146,6 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     }
     if (!(record = fh_record_new("cluster", params))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     fh_json_add_double(record, "objective", c.objective);
-    fh_json_add_u64(record, "rounds_done", c.rounds);
-    fh_json_add_bool(record, "spent", c.spent);
-    fh_json_add_u64(record, "seed_kept", c.seed);
     fh_json_add_string(record, "faiss", fh_faiss_version());
     fh_json_add_string(record, "blas", fh_gemm_library());
     if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0) goto out;

@@ -274,9 +274,8 @@ static uint64_t param_u64(const fh_json *params, const char *key, uint64_t other
     return fh_json_u64(fh_json_get(params, key), &v) ? v : otherwise;
 }
 
-static fh_status again(fh_stage_env *e, const char *file, const fh_json *record, fh_err *err)
+static fh_status again(fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
 {
-    const fh_json *params = fh_json_get(record, "params");
     fh_json *report = NULL;
     fh_status rc;
     if (!strcmp(file, FH_FILE_CLUSTERS)) {
@@ -284,10 +283,6 @@ static fh_status again(fh_stage_env *e, const char *file, const fh_json *record,
         const char *start = fh_json_string(fh_json_get(params, "start")), *metric = fh_json_string(fh_json_get(params, "metric"));
         p.start = !start || !strcmp(start, "coarse") ? FH_START_COARSE : !strcmp(start, "faiss") ? FH_START_FAISS : FH_START_RANDOM;
         p.metric = !metric ? FH_ALIKE_AUTO : !strcmp(metric, "cosine") ? FH_ALIKE_COSINE : !strcmp(metric, "output") ? FH_ALIKE_OUTPUT : FH_ALIKE_EUCLIDEAN;
-        bool spent = false;
-        fh_json_bool(fh_json_get(record, "spent"), &spent);
-        if (param_u64(params, "restarts", 0)) p.seed = param_u64(record, "seed_kept", p.seed);
-        if (spent) p.rounds = (unsigned)param_u64(record, "rounds_done", p.rounds);
         if (fh_json_get(params, "init"))
             return fh_fail(err, FH_ECHECK, "%s: its inputs changed, and it began from an earlier clustering: run 'fhtool cluster --init' again", file);
         rc = fh_stage_cluster(e, &p, &report, err);
@@ -319,7 +314,7 @@ fh_status fh_need(fh_stage_env *e, const char *file, fh_err *err)
         if (state != FH_STAGE_CURRENT) {
             if ((rc = fh_work_record(e->work, chain[i], &record, err)) < 0) return rc;
             fh_job_say(e->job, FH_INFO, "%s: %s: making it%s", chain[i], why, state == FH_STAGE_STALE ? " again" : " with the defaults");
-            rc = again(e, chain[i], record, err);
+            rc = again(e, chain[i], fh_json_get(record, "params"), err);
             fh_json_free(record);
             if (rc < 0) return rc;
         }

@@ -141,7 +141,8 @@ static inline fh_rows fh_tensor_rows(const fh_tensor *t) /* of a rank-2 tensor *
 static inline fh_rows fh_tensor_stored_rows(const fh_tensor *t)
 {
     if (!t->blocks) return fh_tensor_rows(t);
-    return (fh_rows){t->blocks, FH_Q8_0, (size_t)t->shape[0], (size_t)t->shape[1], fh_row_bytes(FH_Q8_0, (size_t)t->shape[1])};
+    fh_rows r = {t->blocks, FH_Q8_0, (size_t)t->shape[0], (size_t)t->shape[1], fh_row_bytes(FH_Q8_0, (size_t)t->shape[1])};
+    return r;
 }
 
 /* A deterministic writer: the tensors are declared first, then their bytes come in the order declared.  `metadata` is

@@ -114,13 +114,22 @@ fh_spread fh_spread_of(double *v, size_t n)
 /* Misses of those positions that need more than `probes`; which: one of FH_TOPS, or that for containment_k. */
 static uint32_t need_of(const seen *s, size_t which) { return which < FH_TOPS ? s->need[which] : s->need_k; }
 
+/* The bounds allow for the dependence of positions within a document, and need two documents to say anything. */
 static fh_kept kept_of(const fh_gatherer *g, size_t which, uint32_t probes)
 {
     fh_kept k = {0};
-    for (size_t i = 0; i < g->n; i++) k.misses += need_of(&g->seen[i], which) > probes;
+    fh_tally missed = {0}, kept = {0};
+    for (size_t i = 0, begin = 0, misses = 0; i < g->n; i++) {
+        misses += need_of(&g->seen[i], which) > probes;
+        if (i + 1 < g->n && g->seen[i + 1].document == g->seen[i].document) continue;
+        double positions = (double)(i + 1 - begin);
+        fh_tally_add(&missed, positions, (double)misses);
+        fh_tally_add(&kept, positions, positions - (double)misses);
+        k.misses += misses, begin = i + 1, misses = 0;
+    }
     k.share = 1 - (double)k.misses / (double)g->n;
-    k.lower = fh_binomial_lower(g->n, k.misses, g->confidence);
-    k.upper = 1 - fh_binomial_lower(g->n, g->n - k.misses, g->confidence);
+    k.lower = fh_tally_bound(&missed, NULL, INFINITY, g->confidence).lower;
+    k.upper = 1 - fh_tally_bound(&kept, NULL, INFINITY, g->confidence).lower;
     return k;
 }
 
