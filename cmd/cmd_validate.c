@@ -77,7 +77,7 @@ static void add_bands(fh_json *to, const char *name, const char *key, const fh_b
         fh_json_add_string(j, key, band->name);
         fh_json_add_u64(j, "positions", band->positions);
         fh_json_add_u64(j, "misses", band->misses);
-        fh_json_add_double(j, "containment", band->positions ? 1 - (double)band->misses / (double)band->positions : NAN);
+        fh_json_add_double(j, "containment", band->positions ? (double)(band->positions - band->misses) / (double)band->positions : NAN);
         fh_json_add_double(j, "agreement", band->agreement);
         fh_json_add_double(j, "mass", band->mass);
         fh_json_add_double(j, "kl", band->kl);

@@ -127,7 +127,7 @@ static fh_kept kept_of(const fh_gatherer *g, size_t which, uint32_t probes)
         fh_tally_add(&kept, positions, positions - (double)misses);
         k.misses += misses, begin = i + 1, misses = 0;
     }
-    k.share = 1 - (double)k.misses / (double)g->n;
+    k.share = (double)(g->n - k.misses) / (double)g->n;
     k.lower = fh_tally_bound(&missed, NULL, INFINITY, g->confidence).lower;
     k.upper = 1 - fh_tally_bound(&kept, NULL, INFINITY, g->confidence).lower;
     return k;
