@@ -28,30 +28,40 @@ void fh_check_set(fh_check *c, fh_verdict verdict, const char *fmt, ...)
 
 /* ---- whose head it is --------------------------------------------------------------------------------------------- */
 
-/* The fingerprint of the rows that a bundle has.  Its bias is float32 there; it has the fingerprint of the type from which it was widened. */
-static bool own_fingerprint(char found[65], const fh_head_layout *h, const uint32_t *slots)
+/* A float32 as the type from which it was widened, if that was its type. */
+static void narrow_one(void *to, fh_dtype type, float x)
+{
+    uint16_t half = type == FH_BF16 ? fh_f32_to_bf16(x) : fh_f32_to_f16(x);
+    if (type == FH_F32) memcpy(to, &x, sizeof x);
+    else memcpy(to, &half, sizeof half);
+}
+
+/* The fingerprint of the rows that a bundle has.  Its bias is float32 there, whatever type the fingerprint is of: each is tried. */
+static fh_status own_fingerprint(char found[65], const fh_head_layout *h, const uint32_t *slots, fh_err *err)
 {
     const fh_rows *rows = h->exact.data ? &h->exact : &h->tokens;
     static const fh_dtype types[] = {FH_F32, FH_BF16, FH_F16};
     if (!h->bias) {
         fh_fingerprint_in_order(found, rows, slots, h->vocab, NULL, h->softcap);
-        return !strcmp(found, h->fingerprint);
+        return FH_OK;
     }
     uint8_t *narrow = fh_malloc((size_t)h->vocab * sizeof *h->bias);
-    for (size_t t = 0; narrow && t < 3; t++) {
+    if (!narrow) return fh_fail(err, FH_ENOMEM, "out of memory for a bias");
+    for (size_t t = 0; t < 3; t++) {
         size_t size = fh_dtype_size(types[t]);
-        for (size_t i = 0; i < h->vocab; i++) fh_enc_row(types[t], h->bias + i, 1, narrow + i * size, NULL);
+        for (size_t i = 0; i < h->vocab; i++) narrow_one(narrow + i * size, types[t], h->bias[i]);
         fh_rows bias = {narrow, types[t], 1, h->vocab, h->vocab * size};
         fh_fingerprint_in_order(found, rows, slots, h->vocab, &bias, h->softcap);
         if (!strcmp(found, h->fingerprint)) break;
     }
     fh_free(narrow);
-    return !strcmp(found, h->fingerprint);
+    return FH_OK;
 }
 
-static void check_belonging(fh_check *c, const fh_head_layout *h, const uint32_t *slots, const fh_checkpoint *base)
+static fh_status check_belonging(fh_check *c, const fh_head_layout *h, const uint32_t *slots, const fh_checkpoint *base, fh_err *err)
 {
     char found[65];
+    fh_status rc;
     if (base) {
         fh_rows head = fh_tensor_rows(base->head), bias = {0};
         if (base->bias) bias = (fh_rows){base->bias->data, base->bias->dtype, 1, (size_t)base->bias->shape[0], (size_t)base->bias->bytes};
@@ -61,12 +71,15 @@ static void check_belonging(fh_check *c, const fh_head_layout *h, const uint32_t
         else fh_check_set(c, FH_PASSED, "fingerprint %.12s..., the same as that of %s", found, base->dir);
     } else if (!h->exact.data && !h->tokens_exact) {
         fh_check_set(c, FH_SKIPPED, "it has no exact rows to compute a fingerprint of: give the model it was made of (--model)");
-    } else if (!own_fingerprint(found, h, slots)) {
+    } else if ((rc = own_fingerprint(found, h, slots, err)) < 0) {
+        return rc;
+    } else if (strcmp(found, h->fingerprint)) {
         fh_check_set(c, FH_FAILED, "its exact rows, in the order of the permutation, have the fingerprint %.12s..., it says %.12s...: rows or permutation are not what was packed",
                      found, h->fingerprint);
     } else {
         fh_check_set(c, FH_PASSED, "fingerprint %.12s..., that of its own exact rows", found);
     }
+    return FH_OK;
 }
 
 /* ---- rows ---------------------------------------------------------------------------------------------------------- */
@@ -347,8 +360,9 @@ fh_status fh_check_artifact(fh_validation *v, const fh_checkpoint *base, const f
     fh_check_set(&v->check[FH_CHECK_INTEGRITY], FH_PASSED, "every byte is as it was written, digest %.12s...", fh_fhead_digest(v->file));
     if (!(slot_of = fh_calloc(h->vocab, sizeof *slot_of))) return fh_fail(err, FH_ENOMEM, "%s: out of memory", fh_fhead_path(v->file));
     for (size_t s = 0; s < slots; s++) if (h->permutation[s] != FH_NO_TOKEN) slot_of[h->permutation[s]] = (uint32_t)s;
-    check_belonging(&v->check[FH_CHECK_BELONGING], h, slot_of, base);
+    rc = check_belonging(&v->check[FH_CHECK_BELONGING], h, slot_of, base, err);
     fh_free(slot_of);
+    if (rc < 0) return rc;
     if (!fh_check_stands(&v->check[FH_CHECK_BELONGING])) skip_from(v, FH_CHECK_ROWS, "it is not of this model");
     else if ((rc = check_rows(v, base, job, err)) < 0) return rc;
     if ((rc = check_parity(v, job, err)) < 0) return rc;

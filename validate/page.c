@@ -420,6 +420,8 @@ void fh_page_plot(fh_page *p, const fh_plot *plot)
 
 /* ---- out ------------------------------------------------------------------------------------------------------- */
 
+void fh_page_fail(fh_page *p) { p->b.failed = true; }
+
 char *fh_page_take(fh_page *p)
 {
     close_block(p);

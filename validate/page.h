@@ -52,6 +52,8 @@ void fh_page_plot(fh_page *p, const fh_plot *plot); /* plots that follow each ot
 /* Horizontal bars, the longest across the whole width; values from 0 up, written by `fmt` (one double). */
 void fh_page_bars(fh_page *p, const char *title, const char *const *names, const double *values, size_t n, const char *fmt);
 
+/* Memory for what was to be shown ran out: writing the page says so. */
+void fh_page_fail(fh_page *p);
 /* Write the page, whole or not at all; p is freed whatever happens. */
 fh_status fh_page_write(fh_page *p, const char *path, fh_err *err);
 char *fh_page_take(fh_page *p);  /* the same as text, freed by the caller; NULL when out of memory; p is freed */

@@ -248,7 +248,8 @@ static void record_rows(fh_page *p, const char *path, const fh_json *j, int dept
         if (fh_json_type(c) == FH_JSON_ARRAY) continue; /* hot list and curve stand elsewhere */
         char *text = fh_json_string(c) ? fh_strdup(fh_json_string(c)) : fh_json_print(c, false);
         fh_page_cell(p, FH_PLAIN, "%s", name);
-        fh_page_cell(p, FH_PLAIN, "%s", text ? text : "?");
+        if (text) fh_page_cell(p, FH_PLAIN, "%s", text);
+        else fh_page_fail(p);
         fh_free(text);
     }
 }
