@@ -19,7 +19,7 @@ static fh_status load_states(fh_states *s, fh_stage_env *e, const char *file, co
 static int by_value(const void *a, const void *b) { const double *x = a, *y = b; return (*x > *y) - (*x < *y); }
 
 /* One k and target over all draws; of [draws] every `step`-th.  room [draws]. */
-static void add_cell(fh_json *to, const fh_rehearsed *of, size_t draws, size_t step, uint32_t k, double target, double *room)
+static void add_cell(fh_json *to, const fh_rehearsed *of, size_t draws, size_t step, size_t tokens, uint32_t k, double target, double *room)
 {
     size_t promised = 0, held = 0, too_little = 0;
     double hot = 0, found = 0, worst = INFINITY, effect = 0;
@@ -33,6 +33,7 @@ static void add_cell(fh_json *to, const fh_rehearsed *of, size_t draws, size_t s
     double share = promised ? 1 / (double)promised : NAN;
     qsort(room, promised, sizeof *room, by_value);
     fh_json *j = fh_json_add_object(to, NULL);
+    fh_json_add_u64(j, "draw_tokens", tokens);
     fh_json_add_u64(j, "containment_k", k);
     fh_json_add_double(j, "target", target);
     fh_json_add_u64(j, "promised", promised);
@@ -47,10 +48,11 @@ static void add_cell(fh_json *to, const fh_rehearsed *of, size_t draws, size_t s
     fh_json_add_double(j, "found_least", promised ? worst : NAN);
 }
 
-static void add_draw(fh_json *to, const fh_rehearsed *r, size_t number, uint32_t k, double target)
+static void add_draw(fh_json *to, const fh_rehearsed *r, size_t number, size_t tokens, uint32_t k, double target)
 {
     fh_json *j = fh_json_add_object(to, NULL);
     fh_json_add_u64(j, "draw", number);
+    fh_json_add_u64(j, "draw_tokens", tokens);
     fh_json_add_u64(j, "containment_k", k);
     fh_json_add_double(j, "target", target);
     fh_json_add_bool(j, "promised", r->promised);
@@ -71,13 +73,15 @@ static fh_json *report_of(const fh_rehearsed *of, const fh_stage_rehearse_params
     fh_json_add_u64(r, "draws", how->draws);
     fh_json_add_u64(r, "positions", s->n);
     fh_json_add_u64(r, "documents", fh_states_documents(s));
-    fh_json_add_u64(r, "draw_positions", how->tokens ? how->tokens : s->n / 2);
     if (against) fh_json_add_u64(r, "against_positions", against->n); else fh_json_add_null(r, "against_positions");
     fh_json_add_double(r, "confidence", how->confidence);
-    fh_json *list = fh_json_add_array(r, "cells");
-    for (size_t i = 0; i < cells; i++) add_cell(list, of + i, how->draws, cells, how->ks[i / how->n_targets], how->targets[i % how->n_targets], room);
-    list = fh_json_add_array(r, "draw_list");
-    for (size_t i = 0; i < how->draws * cells; i++) add_draw(list, &of[i], i / cells, how->ks[i % cells / how->n_targets], how->targets[i % how->n_targets]);
+    fh_json *list = fh_json_add_array(r, "cells"), *all = fh_json_array();
+    for (size_t t = 0; t < how->n_tokens; t++, of += how->draws * cells) {
+        size_t tokens = how->tokens[t] ? how->tokens[t] : s->n / 2;
+        for (size_t i = 0; i < cells; i++) add_cell(list, of + i, how->draws, cells, tokens, how->ks[i / how->n_targets], how->targets[i % how->n_targets], room);
+        for (size_t i = 0; i < how->draws * cells; i++) add_draw(all, &of[i], i / cells, tokens, how->ks[i % cells / how->n_targets], how->targets[i % how->n_targets]);
+    }
+    fh_json_add(r, "draw_list", all);
     return r;
 }
 
@@ -94,7 +98,7 @@ fh_status fh_stage_rehearse(fh_stage_env *e, const fh_stage_rehearse_params *p, 
     if (rc < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
     if ((rc = load_states(&s, e, FH_FILE_REHEARSAL, &p->text, &f, err)) < 0) goto out;
     if (p->against.n_texts && (rc = load_states(&against, e, FH_FILE_REHEARSAL_OTHER, &p->against, &f, err)) < 0) goto out;
-    if (!fh_mul(p->how.draws * p->how.n_ks, p->how.n_targets, &cells) || !(of = fh_calloc(cells, sizeof *of)) || !(room = fh_malloc(p->how.draws * sizeof *room))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!fh_mul(p->how.draws * p->how.n_tokens, p->how.n_ks * p->how.n_targets, &cells) || !(of = fh_calloc(cells, sizeof *of)) || !(room = fh_malloc(p->how.draws * sizeof *room))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     fh_dense dense = fh_facts_dense(&f);
     if ((rc = fh_head_from_parts(&head, &q.parts, "rehearse", err)) < 0) goto out;
     if ((rc = fh_rehearse(of, &s, p->against.n_texts ? &against : NULL, &dense, head, &p->how, e->job, err)) < 0) goto out;

@@ -241,7 +241,8 @@ typedef struct fh_rehearse_params {
     const double *targets; size_t n_targets;
     double confidence, max_cost;
     int64_t hot;                                 /* as for calibrate */
-    size_t draws, tokens;                        /* documents are drawn until they have so many positions; 0: half of them */
+    size_t draws;                                /* of each size */
+    const size_t *tokens; size_t n_tokens;       /* sizes: documents are drawn until they have so many positions; 0: half of the text */
     uint64_t seed;
 } fh_rehearse_params;
 /* One draw, one k, one target. */
@@ -251,8 +252,8 @@ typedef struct fh_rehearsed {
     fh_bound bound;
     double found;               /* containment on the text that was not drawn, or on the other text; NAN: not promised */
 } fh_rehearsed;
-/* Calibrate containment on documents drawn at random, look at all the rest (or at `against`, the states of another text), and again.  out [draws, n_ks,
- * n_targets].  The head is taken as it is, without its hot list.  The same numbers whatever the threads. */
+/* Calibrate containment on documents drawn at random, look at all the rest (or at `against`, the states of another text), and again.  out [n_tokens, draws,
+ * n_ks, n_targets].  The head is taken as it is, without its hot list.  The same numbers whatever the threads. */
 fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_states *against, const fh_dense *dense, const fh_head *head, const fh_rehearse_params *p,
                       const fh_job *job, fh_err *err);
 

@@ -24,30 +24,38 @@ static int by_worth(const void *a, const void *b)
 typedef struct fitter {
     const fh_view *a;
     const fh_fit_params *p;
-    worth *worth;        /* [V] */
-    uint32_t *place;     /* [V] place in the list, from 1; UINT32_MAX: not in it */
-    size_t *count;       /* [V + 2] positions by how long the list must be */
-    size_t *need;        /* [most + 2] by the probes they take */
+    worth *worth;         /* [V] */
+    uint32_t *place;      /* [V] place in the list, from 1; UINT32_MAX: not in it */
+    size_t *count;        /* [V + 2] positions by how long the list must be */
+    size_t *hard, n_hard; /* positions that are missed at the least P that is looked at: all others are at none */
+    size_t odd;           /* positions of the half by which lists are judged */
     double aim;
 } fitter;
-typedef enum half { EVEN, ODD, BOTH } half;
 
-static bool in_half(const fitter *f, size_t i, half h) { return h == BOTH || (f->a->document[i] & 1) == (h == ODD); }
+static bool is_odd(const fitter *f, size_t i) { return f->a->document[i] & 1; }
 
-/* The list at this P: every token that is missed, most worth having first; how many they are.  A position that lacks several tokens is won
- * only with all of them, so that each has its share of it. */
-static size_t list_at(fitter *f, uint32_t probes, half h)
+/* The tokens of a position that are no candidates at this P; how many they are. */
+static uint32_t lacking(uint32_t lacks[FH_MAX_TOP], const fitter *f, size_t i, uint32_t probes)
 {
     const fh_view *a = f->a;
+    uint32_t n = 0;
+    for (size_t j = 0; j < f->p->k; j++) {
+        uint32_t id = a->ids[i * a->k + j];
+        if (id != FH_NO_TOKEN && !f->p->always[id] && a->ranks[i * a->k + j] >= probes) lacks[n++] = id;
+    }
+    return n;
+}
+
+/* The list at this P, from the even documents or all: every token that is missed, most worth having first; how many they are.  A position that lacks several
+ * tokens is won only with all of them, so that each has its share of it. */
+static size_t list_at(fitter *f, uint32_t probes, bool both)
+{
+    uint32_t lacks[FH_MAX_TOP];
     size_t n = 0;
     for (uint32_t t = 0; t < f->p->vocab; t++) f->worth[t] = (worth){t, 0}, f->place[t] = UINT32_MAX;
-    for (size_t i = 0; i < a->n; i++) {
-        if (!in_half(f, i, h)) continue;
-        uint32_t lacks[FH_MAX_TOP], m = 0;
-        for (size_t j = 0; j < f->p->k; j++) {
-            uint32_t id = a->ids[i * a->k + j];
-            if (id != FH_NO_TOKEN && !f->p->always[id] && a->ranks[i * a->k + j] >= probes) lacks[m++] = id;
-        }
+    for (size_t h = 0; h < f->n_hard; h++) {
+        if (!both && is_odd(f, f->hard[h])) continue;
+        uint32_t m = lacking(lacks, f, f->hard[h], probes);
         for (uint32_t j = 0; j < m; j++) f->worth[lacks[j]].misses += 1 / (double)m;
     }
     for (uint32_t t = 0; t < f->p->vocab; t++)
@@ -57,36 +65,46 @@ static size_t list_at(fitter *f, uint32_t probes, half h)
     return n;
 }
 
-/* How many tokens of a list of n the other half needs at this P; n + 1: more than there are. */
-static size_t length_at(fitter *f, uint32_t probes, size_t n, half h)
+/* How many tokens of a list of n the odd documents need at this P; n + 1: more than there are. */
+static size_t length_at(fitter *f, uint32_t probes, size_t n)
 {
-    const fh_view *a = f->a;
-    size_t all = 0, kept = 0;
+    uint32_t lacks[FH_MAX_TOP];
+    size_t kept = f->odd;
     memset(f->count, 0, (n + 2) * sizeof *f->count);
-    for (size_t i = 0; i < a->n; i++) {
-        if (!in_half(f, i, h)) continue;
+    for (size_t h = 0; h < f->n_hard; h++) {
+        if (!is_odd(f, f->hard[h])) continue;
         size_t need = 0;
-        for (size_t j = 0; j < f->p->k; j++) {
-            uint32_t id = a->ids[i * a->k + j];
-            if (id != FH_NO_TOKEN && !f->p->always[id] && a->ranks[i * a->k + j] >= probes) need = fh_max(need, fh_min((size_t)f->place[id], n + 1));
-        }
-        f->count[need]++, all++;
+        uint32_t m = lacking(lacks, f, f->hard[h], probes);
+        for (uint32_t j = 0; j < m; j++) need = fh_max(need, fh_min((size_t)f->place[lacks[j]], n + 1));
+        f->count[need]++, kept--;
     }
     for (size_t q = 0; q <= n; q++)
-        if ((double)(kept += f->count[q]) >= f->aim * (double)all) return q;
+        if ((double)(kept += f->count[q]) >= f->aim * (double)f->odd) return q;
     return n + 1;
 }
 
-/* The probes that the other half needs without a list. */
-static uint32_t probes_without(fitter *f, half h)
+/* The least P to look at, a part of what the odd documents need without a list; and the positions that are missed there. */
+static fh_status find_hard(fitter *f, uint32_t *least, fh_err *err)
 {
-    size_t all = 0, kept = 0;
-    uint32_t q = 0;
-    memset(f->need, 0, ((size_t)f->p->most + 2) * sizeof *f->need);
-    for (size_t i = 0; i < f->a->n; i++)
-        if (in_half(f, i, h)) f->need[fh_min(fh_view_need(f->a, i, f->p->k, f->p->always), f->p->most + 1)]++, all++;
-    while (q <= f->p->most && (double)(kept += f->need[q]) < f->aim * (double)all) q++;
-    return q;
+    const fh_view *a = f->a;
+    uint32_t most = f->p->most, q = 0, *need = fh_malloc(fh_max(a->n, 1) * sizeof *need);
+    size_t *count = fh_calloc((size_t)most + 2, sizeof *count), kept = 0;
+    fh_status rc = need && count ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    for (size_t i = 0; i < a->n; i++) {
+        need[i] = fh_view_need(a, i, f->p->k, f->p->always);
+        if (is_odd(f, i)) count[fh_min(need[i], (size_t)most + 1)]++, f->odd++;
+    }
+    while (q <= most && (double)(kept += count[q]) < f->aim * (double)f->odd) q++;
+    *least = (uint32_t)fh_max(q / LEAST_SHARE, 1);
+    for (size_t i = 0; i < a->n; i++) f->n_hard += need[i] > *least;
+    if (!(f->hard = fh_malloc(fh_max(f->n_hard, 1) * sizeof *f->hard))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    f->n_hard = 0;
+    for (size_t i = 0; i < a->n; i++) if (need[i] > *least) f->hard[f->n_hard++] = i;
+out:
+    fh_free(need);
+    fh_free(count);
+    return rc;
 }
 
 /* One margin of B beyond the target: two, one for its bound and one for its luck, would be sure but dear. */
@@ -129,23 +147,23 @@ fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_e
     fh_status rc = FH_OK;
     fitter f = {.a = a, .p = p};
     fh_setting best = {.cost = INFINITY};
+    uint32_t least;
     if ((rc = effective_of(&best.effective, a, p, err)) < 0) return rc;
     f.aim = fh_aim(p->target, best.effective, p->confidence);
     f.worth = fh_malloc(p->vocab * sizeof *f.worth);
     f.place = fh_malloc(p->vocab * sizeof *f.place);
     f.count = fh_malloc(((size_t)p->vocab + 2) * sizeof *f.count);
-    f.need = fh_malloc(((size_t)p->most + 2) * sizeof *f.need);
-    if (!f.worth || !f.place || !f.count || !f.need) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    uint32_t q = probes_without(&f, ODD) / LEAST_SHARE;
-    for (q = fh_max(q, 1); q <= p->most; q = fh_next_probes(q)) {
+    if (!f.worth || !f.place || !f.count) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = find_hard(&f, &least, err)) < 0) goto out;
+    for (uint32_t q = least; q <= p->most; q = fh_next_probes(q)) {
         if (p->cost.of(p->cost.ctx, q, 0) >= best.cost) break; /* even without a list it costs more, and more probes more still */
-        size_t n = list_at(&f, q, EVEN), want = length_at(&f, q, n, ODD);
+        size_t n = list_at(&f, q, false), want = length_at(&f, q, n);
         if (want > fh_min(n, p->hot >= 0 ? (size_t)p->hot : MOST_HOT)) continue;
         if (p->hot >= 0) want = fh_min((size_t)p->hot, n);
         double cost = p->cost.of(p->cost.ctx, q, want);
         if (cost < best.cost) best.probes = q, best.n_hot = want, best.cost = cost;
     }
-    size_t n = list_at(&f, best.probes ? best.probes : p->most, BOTH);
+    size_t n = list_at(&f, best.probes ? best.probes : least, true);
     best.n_hot = fh_min(p->hot >= 0 ? (size_t)p->hot : best.n_hot, n);
     if (!(best.hot = fh_malloc(fh_max(best.n_hot, 1) * sizeof *best.hot))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     for (size_t i = 0; i < best.n_hot; i++) best.hot[i] = f.worth[i].id;
@@ -154,6 +172,6 @@ out:
     fh_free(f.worth);
     fh_free(f.place);
     fh_free(f.count);
-    fh_free(f.need);
+    fh_free(f.hard);
     return rc;
 }

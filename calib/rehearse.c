@@ -67,9 +67,11 @@ out:
     return rc;
 }
 
+/* Number `number` of all draws of all sizes. */
 static fh_status draw(rehearsal *r, size_t number, fh_err *err)
 {
     const fh_rehearse_params *p = r->p;
+    size_t tokens = p->tokens[number / p->draws] ? p->tokens[number / p->draws] : r->s->n / 2;
     fh_view v[FH_PARTS + 1] = {{0}};
     uint32_t *order = fh_malloc(fh_max(r->documents, 1) * sizeof *order);
     size_t *sizes = fh_calloc(fh_max(r->documents, 1), sizeof *sizes), drawn = 0, cell = 0; /* 0: not drawn */
@@ -80,7 +82,7 @@ static fh_status draw(rehearsal *r, size_t number, fh_err *err)
     fh_rng_seed(&rng, p->seed, number);
     for (uint32_t i = 0; i < r->documents; i++) order[i] = i;
     fh_rng_shuffle(&rng, order, r->documents);
-    for (uint32_t i = 0; i < r->documents && drawn < p->tokens; i++) sizes[order[i]] = r->sizes[order[i]], drawn += sizes[order[i]];
+    for (uint32_t i = 0; i < r->documents && drawn < tokens; i++) sizes[order[i]] = r->sizes[order[i]], drawn += sizes[order[i]];
     if ((rc = fh_deal(part, sizes, r->documents, fh_rng_u64(&rng), err)) < 0) goto out;
     for (uint32_t i = 0; i < r->documents; i++) if (!sizes[i]) part[i] = FH_PARTS;
     for (int i = 0; i <= FH_PARTS; i++)
@@ -109,13 +111,13 @@ static void draw_task(void *ctx, size_t i, unsigned worker)
 static fh_status all_draws(rehearsal *r, const fh_job *job, fh_err *err)
 {
     draws d = {.r = r};
-    for (; d.first < r->p->draws; d.first += AT_ONCE) {
-        size_t n = fh_min(AT_ONCE, r->p->draws - d.first);
+    for (size_t all = r->p->draws * r->p->n_tokens; d.first < all; d.first += AT_ONCE) {
+        size_t n = fh_min(AT_ONCE, all - d.first);
         if (fh_job_stopped(job)) return fh_fail(err, FH_EINTERRUPTED, "interrupted");
         fh_pool_run(fh_job_pool(job), n, draw_task, &d);
         for (size_t i = 0; i < n; i++)
             if (d.rc[i] < 0) return fh_fail(err, d.rc[i], "%s", d.err[i].text);
-        fh_job_progress(job, "rehearsing", (double)(d.first + n), (double)r->p->draws, "draws");
+        fh_job_progress(job, "rehearsing", (double)(d.first + n), (double)all, "draws");
     }
     return FH_OK;
 }
@@ -130,20 +132,19 @@ static fh_status look(fh_view *v, const fh_states *s, const fh_dense *dense, con
     return rc;
 }
 
-fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_states *against, const fh_dense *dense, const fh_head *head, const fh_rehearse_params *params,
+fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_states *against, const fh_dense *dense, const fh_head *head, const fh_rehearse_params *p,
                       const fh_job *job, fh_err *err)
 {
     fh_status rc;
-    fh_rehearse_params p = *params;
     fh_view all = {0}, other = {0};
-    rehearsal r = {.s = states, .p = &p, .head = head, .documents = fh_states_documents(states), .out = out};
+    rehearsal r = {.s = states, .p = p, .head = head, .documents = fh_states_documents(states), .out = out};
     size_t *sizes = fh_calloc(fh_max(r.documents, 1), sizeof *sizes);
     if (!sizes) return fh_fail(err, FH_ENOMEM, "out of memory");
     for (size_t i = 0; i < states->n; i++) sizes[states->document[i]]++;
-    for (size_t i = 0; i < p.n_ks; i++) r.k = fh_max(r.k, p.ks[i]);
-    if (!p.tokens) p.tokens = states->n / 2;
+    for (size_t i = 0; i < p->n_ks; i++) r.k = fh_max(r.k, p->ks[i]);
     r.sizes = sizes, r.dense_bytes = (double)dense->vocab * (double)dense->rows.cols * (double)fh_dtype_size(dense->rows.dtype);
-    if (!against && p.tokens >= states->n) { rc = fh_fail(err, FH_EUSAGE, "draws of %zu positions leave nothing of %zu to look at: draw fewer, or name more text", p.tokens, states->n); goto out; }
+    for (size_t i = 0; i < p->n_tokens && !against; i++)
+        if (p->tokens[i] >= states->n) { rc = fh_fail(err, FH_EUSAGE, "draws of %zu positions leave nothing of %zu to look at: draw fewer, or name more text", p->tokens[i], states->n); goto out; }
     if ((rc = look(&all, states, dense, head, r.k, job, err)) < 0 || (against && (rc = look(&other, against, dense, head, r.k, job, err)) < 0)) goto out;
     r.ids = all.ids, r.ranks = all.ranks, r.other = against ? &other : NULL;
     rc = all_draws(&r, job, err);

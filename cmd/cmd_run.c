@@ -29,6 +29,7 @@ static const fh_opt options[] = {
     {"model-sampling", FH_OPT_FLAG, offsetof(args, model_sampling), NULL, "sample as the model's generation_config says", 0, 0, NULL},
     {"exact-sampling", FH_OPT_FLAG, offsetof(args, exact), NULL, "with FlashHead: draw from the softmax of all tokens", 0, 0, NULL},
     {"measure-mass", FH_OPT_FLAG, offsetof(args, measure_mass), NULL, "measure what share of the probability is sampled from (dense head, slow)", 0, 0, NULL},
+    {"audit", FH_OPT_UINT, offsetof(args, audit), "N", "compare every N-th token's state with the dense head, and say at the end how FlashHead did", 1, 1e9, NULL},
     {"ignore-eos", FH_OPT_FLAG, offsetof(args, ignore_eos), NULL, "go on past end-of-text tokens", 0, 0, NULL},
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "leave out the hot list", 0, 0, NULL},
     FH_KV_OPT(offsetof(args, kv_type)),
@@ -139,11 +140,31 @@ void fh_run_say_sampling(const fh_model *m, const fh_generate_stats *s, const fh
         fh_job_say(job, FH_INFO, "sampled from FlashHead's candidates; what share of the probability they hold is not known: --measure-mass measures it");
 }
 
+void fh_run_add_audit(fh_json *to, const fh_audit *a)
+{
+    if (!a->states) return;
+    double share = 1 / (double)a->states;
+    fh_json *j = fh_json_add_object(to, "audit");
+    fh_json_add_u64(j, "states", a->states);
+    fh_json_add_double(j, "agreement", (double)a->agreed * share);
+    fh_json_add_double(j, "containment", (double)a->contained * share);
+    fh_json_add_double(j, "mass", a->mass * share);
+}
+
+void fh_run_say_audit(const fh_audit *a)
+{
+    if (!a->states) return;
+    double n = (double)a->states;
+    fprintf(stderr, "audit of %zu states: the dense head's answer in %zu (%.2f %%), its best token among the candidates in %zu (%.2f %%), covered mass %.4f\n", a->states, a->agreed,
+            100 * (double)a->agreed / n, a->contained, 100 * (double)a->contained / n, a->mass / n);
+}
+
 static fh_status report(const args *a, const fh_model *m, const fh_generate_stats *s, const uint32_t *prompt, size_t n, const fh_reply *reply, const fh_job *job, fh_err *err)
 {
     if (!a->common.json) {
         fh_status rc = fh_print("\n", 1, err);
         if (a->stats && rc == FH_OK) fh_run_say_stats(s);
+        if (rc == FH_OK) fh_run_say_audit(&s->audit);
         if (rc == FH_OK && !(m->head && a->head.v == FH_HEAD_DENSE)) fh_run_say_sampling(m, s, job);
         return rc;
     }
@@ -156,6 +177,7 @@ static fh_status report(const args *a, const fh_model *m, const fh_generate_stat
     fh_json_add_string(r, "ended", fh_run_ended(s, reply));
     if (a->chat) fh_json_add_string(r, "chat_template", fh_chat_style(m->chat));
     fh_run_add_stats(fh_json_add_object(r, "stats"), s);
+    fh_run_add_audit(r, &s->audit);
     return fh_finish(r, &a->common, FH_OK, err);
 }
 
@@ -172,12 +194,14 @@ static fh_status misused(const args *a, fh_err *err)
     if (a->repeat_last.set && !a->penalty.set && !a->model_sampling) return fh_fail(err, FH_EUSAGE, "run: --repeat-last: goes with --repetition-penalty");
     if ((a->exact || a->measure_mass) && a->head.set && a->head.v == FH_HEAD_DENSE)
         return fh_fail(err, FH_EUSAGE, "run: --%s: is about FlashHead; the dense head samples from all tokens as it is", a->exact ? "exact-sampling" : "measure-mass");
+    if (a->audit.set && a->head.set && a->head.v == FH_HEAD_DENSE) return fh_fail(err, FH_EUSAGE, "run: --audit: compares FlashHead with the dense head: leave out --head dense");
     return FH_OK;
 }
 
 static fh_status sampling_misused(const args *a, const fh_model *m, const fh_sampling *s, fh_err *err)
 {
     const char *flag = a->exact ? "exact-sampling" : "measure-mass";
+    if (a->audit.set && !m->head) return fh_fail(err, FH_EUSAGE, "run: --audit: %s is a checkpoint, which has no FlashHead to compare", m->name);
     if (!a->exact && !a->measure_mass) return FH_OK;
     if (!m->head) return fh_fail(err, FH_EUSAGE, "run: --%s: %s is a checkpoint, whose dense head samples from all tokens as it is", flag, m->name);
     if (!(s->temperature > 0)) return fh_fail(err, FH_EUSAGE, "run: --%s: goes with a --temperature above 0: nothing is drawn without", flag);
@@ -317,7 +341,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (m.tokenizer && (rc = ends_of(a, &m, &ends, &n_ends, err)) < 0) goto out;
     fh_generate_params how = {.tokens = a->n.set ? (size_t)a->n.v : talks ? 512 : 64, .head = (fh_head_kind)a->head.v, .kv_type = fh_kv_types[a->kv_type.v], .query = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot},
                               .sampling = sampling_of(a, m.config), .penalty = a->penalty.set ? (float)a->penalty.v : a->model_sampling ? (float)m.config->repetition_penalty : 1,
-                              .repeat_last = (size_t)a->repeat_last.v, .exact = a->exact, .measure_mass = a->measure_mass, .seed = a->seed.v, .ignore_eos = a->ignore_eos,
+                              .repeat_last = (size_t)a->repeat_last.v, .exact = a->exact, .measure_mass = a->measure_mass, .audit = (size_t)a->audit.v, .seed = a->seed.v, .ignore_eos = a->ignore_eos,
                               .ends = ends, .n_ends = n_ends};
     if ((rc = sampling_misused(a, &m, &how.sampling, err)) < 0) goto out;
     rc = a->talk ? fh_run_talk(a, &m, &how, stops, job, err) : once(a, &m, &how, stops, job, err);

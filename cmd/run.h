@@ -7,7 +7,7 @@
 typedef struct fh_run_args {
     fh_common common;
     fh_str prompt, ids, model, system, chat_template, date;
-    fh_uint n, top_k, seed, probes, repeat_last;
+    fh_uint n, top_k, seed, probes, repeat_last, audit;
     fh_num temperature, top_p, min_p, penalty;
     fh_strs stop;
     fh_pick head, kv_type, device;
@@ -30,6 +30,9 @@ fh_status fh_reply_end(fh_reply *r);
 
 const char *fh_run_ended(const fh_generate_stats *s, const fh_reply *r);
 void fh_run_add_stats(fh_json *to, const fh_generate_stats *s);
+/* What audits found, on standard error; nothing without one. */
+void fh_run_say_audit(const fh_audit *a);
+void fh_run_add_audit(fh_json *to, const fh_audit *a); /* as "audit" */
 /* What --stats says, on standard error; and what sampling was from, as a note. */
 void fh_run_say_stats(const fh_generate_stats *s);
 void fh_run_say_sampling(const fh_model *m, const fh_generate_stats *s, const fh_job *job);

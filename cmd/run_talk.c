@@ -86,6 +86,7 @@ typedef struct talk {
     fh_job job;               /* the caller's, stopped by our signals */
     fh_buf messages;          /* fh_message; texts owned, but for the system message */
     fh_json *turns;
+    fh_audit audit;           /* of all replies */
     input in;
 } talk;
 
@@ -119,6 +120,7 @@ static void record(talk *t, const fh_generate_stats *s)
     for (size_t i = 0; i < fh_reply_count(&t->reply); i++) fh_json_add_u64(ids, NULL, fh_reply_ids(&t->reply)[i]);
     fh_json_add_string(turn, "ended", interrupted ? "interrupted" : fh_run_ended(s, &t->reply));
     fh_run_add_stats(fh_json_add_object(turn, "stats"), s);
+    fh_run_add_audit(turn, &s->audit);
 }
 
 /* A template that has no place for a system message refuses it before anything is said. */
@@ -160,6 +162,7 @@ static fh_status answer(talk *t, fh_err *err)
     if (t->a->stats && !t->a->common.json) fh_run_say_stats(&s);
     if (t->a->head.v != FH_HEAD_DENSE) fh_run_say_sampling(t->m, &s, &t->job);
     record(t, &s);
+    t->audit.states += s.audit.states, t->audit.agreed += s.audit.agreed, t->audit.contained += s.audit.contained, t->audit.mass += s.audit.mass;
     if (interrupted && !r->text.len) drop_messages(t, count(t) - 1);
     else rc = add_message(t, FH_ASSISTANT, r->text.data, r->text.len, err);
     interrupted = terminated;
@@ -205,6 +208,8 @@ fh_status fh_run_talk(const fh_run_args *a, const fh_model *m, fh_generate_param
     rc = converse(t, ask, err);
     give_signals_back(before);
     if (ask && rc < 0) fputc('\n', stderr);
+    fh_run_add_audit(report, &t->audit);
+    if (!a->common.json) fh_run_say_audit(&t->audit);
     if (rc == FH_OK && a->common.json) rc = fh_finish(report, &a->common, FH_OK, err), report = NULL;
 out:
     fh_session_free(t->session);

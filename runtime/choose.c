@@ -45,12 +45,14 @@ static fh_status open_flash(fh_chooser *c, fh_err *err)
     if (c->probes > info->clusters) c->probes = info->clusters;
     if (!(c->clusters = fh_malloc(fh_max(c->probes, 1) * sizeof *c->clusters))) return fh_fail(err, FH_ENOMEM, "out of memory");
     if (fh_chooser_is_dense(c)) return FH_OK;
+    if (c->p->audit || (c->p->measure_mass && !greedy(c))) {
+        if (!dense_in_file(c) && !m->dense.rows.data)
+            return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows to %s against: pack it as a bundle or with --exact", c->p->audit ? "be audited" : "measure its covered mass");
+        if (!(c->all = fh_malloc(m->config->vocab * sizeof *c->all))) return fh_fail(err, FH_ENOMEM, "out of memory");
+    }
     if (c->p->exact) return fh_bounds_new(&c->bounds, m->head, c->scratch, err);
     if (greedy(c)) return FH_OK;
     c->mass_kind = c->p->measure_mass ? FH_MASS_MEASURED : known_mass(c);
-    if (c->mass_kind == FH_MASS_MEASURED && !dense_in_file(c) && !m->dense.rows.data)
-        return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows to measure its covered mass against: pack it as a bundle or with --exact");
-    if (c->mass_kind == FH_MASS_MEASURED && !(c->all = fh_malloc(m->config->vocab * sizeof *c->all))) return fh_fail(err, FH_ENOMEM, "out of memory");
     if (c->mass_kind != FH_MASS_ROUTING) return FH_OK;
     c->scores = fh_malloc(info->clusters * sizeof *c->scores);
     c->probed = fh_calloc(info->clusters, 1);
@@ -216,4 +218,26 @@ fh_status fh_chooser_choose(fh_chooser *c, const float *state, fh_generate_stats
     if (!dense && !greedy(c) && (rc = count_mass(c, state, n, stats, err)) < 0) return rc;
     for (size_t i = 0; c->seen && i < n; i++) c->logits[i] = fh_penalize(&penalty, c->ids[i], c->logits[i]);
     return fh_sample(&c->p->sampling, c->ids, c->logits, n, greedy(c) ? 0 : fh_rng_double(&c->rng), id, err);
+}
+
+/* ---- audits ---------------------------------------------------------------------------------------------------------- */
+
+fh_status fh_chooser_audit(fh_chooser *c, const float *state, fh_generate_stats *stats, fh_err *err)
+{
+    const fh_model *m = c->m;
+    size_t n;
+    uint32_t dense = UINT32_MAX, flash = UINT32_MAX;
+    float best = -INFINITY;
+    if (!c->p->audit || fh_chooser_is_dense(c) || ++c->states % c->p->audit) return FH_OK;
+    fh_status rc = flash_candidates(c, state, &n, err);
+    if (rc < 0 || (rc = dense_logits(c, state, c->all, err)) < 0) return rc;
+    for (uint32_t t = 0; t < m->config->vocab; t++)
+        if ((!m->dense.dead || !m->dense.dead[t]) && (dense == UINT32_MAX || c->all[t] > c->all[dense])) dense = t;
+    for (size_t i = 0; i < n; i++)
+        if (c->logits[i] > best || (c->logits[i] == best && c->ids[i] < flash)) best = c->logits[i], flash = c->ids[i];
+    for (size_t i = 0; i < n; i++) stats->audit.contained += c->ids[i] == dense;
+    stats->audit.agreed += flash == dense;
+    stats->audit.mass += measured_share(c, n, 1);
+    stats->audit.states++;
+    return FH_OK;
 }

@@ -114,7 +114,7 @@ static double step_bytes(const fh_session *s, const fh_generate_stats *stats)
 fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const fh_job *job, fh_generate_stats *stats, fh_err *err)
 {
     const float *state = NULL;
-    double began = fh_now(), first = began, head_time = 0;
+    double began = fh_now(), first = began, head_time = 0, aside = 0; /* aside: audits, which no token waits for otherwise */
     uint32_t id = 0;
     fh_status rc = fh_generate_check(s->m, prompt, n, err);
     *stats = (fh_generate_stats){.prompt_tokens = n, .body_bytes = (double)fh_body_bytes(s->m->body)};
@@ -124,6 +124,8 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
         if ((rc = fh_chooser_choose(&s->chooser, state, stats, &id, err)) < 0) return rc;
         double t1 = fh_now();
         if (i == 0) first = t1, stats->ttft_seconds = t1 - began; else head_time += t1 - t0;
+        if ((rc = fh_chooser_audit(&s->chooser, state, stats, err)) < 0) return rc;
+        aside += fh_now() - t1;
         if ((stats->ended = is_end(s, id))) break;
         if ((rc = room_for(s, s->n + 1, err)) < 0) return rc;
         s->tokens[s->n++] = id;
@@ -137,7 +139,7 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
         if ((rc = fh_body_forward(s->m->body, s->chooser.pool, 1, &s->kv, &one, &id, s->hidden, err)) < 0) return rc;
         state = s->hidden;
     }
-    double spent = fh_now() - first;
+    double spent = fh_now() - first - aside;
     if (stats->tokens > 1) stats->tpot_seconds = spent / (double)(stats->tokens - 1 + stats->ended), stats->head_share = head_time / spent;
     stats->step_bytes = step_bytes(s, stats);
     stats->kv_bytes = fh_kv_bytes(s->kv);

@@ -12,10 +12,11 @@ typedef struct fh_chooser {
     fh_bounds *bounds;           /* exact sampling */
     fh_rng rng;
     uint32_t *ids, *clusters;    /* candidates; the probed clusters */
-    float *logits, *all;         /* of the candidates; [V] measured mass */
+    float *logits, *all;         /* of the candidates; [V] the dense head's, for measured mass and audits */
     float *scores; uint8_t *probed; /* [K] estimated mass */
     uint32_t *count; uint8_t *seen; /* [V] how often a token stands among the last ones; the same as 0 or 1 */
     uint32_t probes;
+    size_t states;               /* seen by fh_chooser_audit */
     fh_mass_kind mass_kind;
     double mass_known;           /* calibration's */
 } fh_chooser;
@@ -29,5 +30,7 @@ void fh_chooser_context(fh_chooser *c, const uint32_t *tokens, size_t n);
 void fh_chooser_follow(fh_chooser *c, const uint32_t *tokens, size_t n);
 /* Adds to the counts of *stats: draws, mass, exact. */
 fh_status fh_chooser_choose(fh_chooser *c, const float *state, fh_generate_stats *stats, uint32_t *id, fh_err *err);
+/* A state that was chosen from: every audit-th is compared with the dense head, into stats->audit. */
+fh_status fh_chooser_audit(fh_chooser *c, const float *state, fh_generate_stats *stats, fh_err *err);
 
 #endif

@@ -217,6 +217,7 @@ typedef struct fh_generate_params {
     size_t repeat_last;            /* of so many tokens of the sequence; 0: of all */
     bool exact;                    /* FlashHead with a temperature: draw from the softmax of all tokens, see fh_head_draw; top-k, top-p and min-p are not looked at */
     bool measure_mass;             /* FlashHead with a temperature: measure the covered mass by the dense head, every time */
+    size_t audit;                  /* FlashHead: look at every so many-th state with the dense head too; 0: never */
     uint64_t seed;
     bool ignore_eos;
     const uint32_t *ends; size_t n_ends; /* further ids that end it, ignore_eos or not */
@@ -225,6 +226,9 @@ typedef struct fh_generate_params {
 } fh_generate_params;
 /* Where a covered mass comes from: not known; estimated from routing's scores; calibration's average; measured by the dense head. */
 typedef enum fh_mass_kind { FH_MASS_NONE, FH_MASS_ROUTING, FH_MASS_CALIBRATION, FH_MASS_MEASURED } fh_mass_kind;
+/* What the dense head says of states that FlashHead answered: its best token is FlashHead's; is a candidate; the covered mass at temperature 1, summed.  Of the head
+ * alone: penalties and chance do not enter. */
+typedef struct fh_audit { size_t states, agreed, contained; double mass; } fh_audit;
 typedef struct fh_generate_stats {
     size_t prompt_tokens, tokens;
     size_t reused_tokens;          /* of the prompt: already in the cache */
@@ -235,6 +239,7 @@ typedef struct fh_generate_stats {
     size_t kv_bytes;               /* of the key-value cache in the end */
     bool ended, full;              /* by an eos or end; at the model's longest sequence */
     size_t draws;                  /* tokens drawn by chance, the end's too */
+    fh_audit audit;
     fh_mass_kind mass_kind; double mass; /* mean covered mass of the draws among FlashHead's candidates, before top-k, top-p and min-p; temperature 1 unless measured */
     double exact_rows, exact_clusters; size_t exact_dense; /* of exact draws: rows read one by one, clusters looked into, draws that read all rows */
 } fh_generate_stats;
