@@ -14,6 +14,7 @@ static const fh_opt options[] = {
     {"-i", FH_OPT_FLAG, offsetof(args, talk), NULL, "a conversation: a message a line; Ctrl-C ends a reply, /new begins anew, /exit ends", 0, 0, NULL},
     {"system", FH_OPT_STR, offsetof(args, system), "TEXT", "the system message of --chat and -i", 0, 0, NULL},
     {"chat-template", FH_OPT_STR, offsetof(args, chat_template), "NAME", "write messages like this family's models (raw: plain lines)", 0, 0, NULL},
+    {"no-think", FH_OPT_FLAG, offsetof(args, no_think), NULL, "ask a model that thinks aloud first (Qwen3) not to", 0, 0, NULL},
     {"date", FH_OPT_STR, offsetof(args, date), "TEXT", "the day that some templates name (default: today, like '01 Jan 2026')", 0, 0, NULL},
     {"-n", FH_OPT_UINT, offsetof(args, n), "N", "new tokens at most (default 64; of a reply 512)", 1, 1e7, NULL},
     {"stop", FH_OPT_STRS, offsetof(args, stop), "TEXT", "end before this text (may be repeated)", 0, 0, NULL},
@@ -189,8 +190,8 @@ static fh_status misused(const args *a, fh_err *err)
     if (a->talk && (a->prompt.set || a->ids.set || a->chat)) return fh_fail(err, FH_EUSAGE, "run: -i reads messages from standard input: leave out --prompt, --ids and --chat");
     if (!a->talk && a->prompt.set == a->ids.set) return fh_fail(err, FH_EUSAGE, "run: give --prompt or --ids, one of them, or -i for a conversation");
     if (a->chat && a->ids.set) return fh_fail(err, FH_EUSAGE, "run: --chat writes the prompt itself: give --prompt, not --ids");
-    if (!talks && (a->system.set || a->chat_template.set || a->date.set))
-        return fh_fail(err, FH_EUSAGE, "run: --%s: goes with --chat or -i", a->system.set ? "system" : a->chat_template.set ? "chat-template" : "date");
+    if (!talks && (a->system.set || a->chat_template.set || a->date.set || a->no_think))
+        return fh_fail(err, FH_EUSAGE, "run: --%s: goes with --chat or -i", a->system.set ? "system" : a->chat_template.set ? "chat-template" : a->date.set ? "date" : "no-think");
     if (a->repeat_last.set && !a->penalty.set && !a->model_sampling) return fh_fail(err, FH_EUSAGE, "run: --repeat-last: goes with --repetition-penalty");
     if ((a->exact || a->measure_mass) && a->head.set && a->head.v == FH_HEAD_DENSE)
         return fh_fail(err, FH_EUSAGE, "run: --%s: is about FlashHead; the dense head samples from all tokens as it is", a->exact ? "exact-sampling" : "measure-mass");
@@ -338,6 +339,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (!m.head && a->head.set && a->head.v == FH_HEAD_FLASH) { rc = fh_fail(err, FH_EUSAGE, "%s: is a checkpoint, which has no FlashHead: build one with 'fhtool build', or give --head dense", m.name); goto out; }
     if ((rc = fh_model_use(&m, (fh_device_kind)a->device.v, job, err)) < 0) goto out;
     if (talks && (rc = fh_chat_use(m.chat, a->chat_template.set ? a->chat_template.v : NULL, err)) < 0) goto out;
+    if (a->no_think && (rc = fh_chat_no_think(m.chat, err)) < 0) goto out;
     if (m.tokenizer && (rc = ends_of(a, &m, &ends, &n_ends, err)) < 0) goto out;
     fh_generate_params how = {.tokens = a->n.set ? (size_t)a->n.v : talks ? 512 : 64, .head = (fh_head_kind)a->head.v, .kv_type = fh_kv_types[a->kv_type.v], .query = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot},
                               .sampling = sampling_of(a, m.config), .penalty = a->penalty.set ? (float)a->penalty.v : a->model_sampling ? (float)m.config->repetition_penalty : 1,

@@ -11,7 +11,7 @@ typedef struct fh_run_args {
     fh_num temperature, top_p, min_p, penalty;
     fh_strs stop;
     fh_pick head, kv_type, device;
-    bool ignore_eos, stats, no_hot, verify, model_sampling, talk, chat, exact, measure_mass;
+    bool ignore_eos, stats, no_hot, verify, model_sampling, talk, chat, exact, measure_mass, no_think;
 } fh_run_args;
 
 /* One reply as its tokens come: text printed as far as it can be, kept with its ids. */

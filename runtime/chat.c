@@ -103,7 +103,7 @@ static const struct { const char *digest, *style; } known[] = {
 
 struct fh_chat {
     const style *style;  /* NULL: not known */
-    bool has_template;
+    bool has_template, no_think;
     char digest[65];     /* of the template */
     char *name, *bos, *eos;
 };
@@ -198,6 +198,14 @@ fh_status fh_chat_use(fh_chat *c, const char *name, fh_err *err)
                   "raw for plain text", c->name, list);
     fh_free(list);
     return rc;
+}
+
+fh_status fh_chat_no_think(fh_chat *c, fh_err *err)
+{
+    if (!c->style || !(c->style->how & THINKS))
+        return fh_fail(err, FH_EUSAGE, "%s: its chat template (%s) has no switch for thinking: leave out --no-think", c->name, c->style ? c->style->name : "none");
+    c->no_think = true;
+    return FH_OK;
 }
 
 const char *fh_chat_style(const fh_chat *c) { return c->style ? c->style->name : NULL; }
@@ -368,6 +376,7 @@ fh_status fh_chat_render(const fh_chat *c, const fh_message *m, size_t n, const 
         rc = question(&w, text_of(&m[i]), here ? system : NULL, err);
     }
     piece(&w, s->prompt);
+    if (c->no_think) piece(&w, "<think>\n\n</think>\n\n"); /* thoughts that are over already */
     *len = w.out.len;
     if (rc == FH_OK && !(*text = fh_buf_take(&w.out))) rc = fh_fail(err, FH_ENOMEM, "%s: out of memory for a conversation", c->name);
     fh_buf_free(&w.out);

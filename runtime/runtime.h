@@ -128,6 +128,9 @@ void fh_chat_close(fh_chat *c); /* accepts NULL */
 /* Settle on the model's own template (NULL), or on one by name ("chatml", ..., "raw": lines of plain text).  FH_EUNSUPPORTED: the model's
  * own is not known; FH_ENOTFOUND: it has none; FH_EUSAGE: no such name. */
 fh_status fh_chat_use(fh_chat *c, const char *name, fh_err *err);
+/* From here on the reply comes without thinking aloud first, as the template's own enable_thinking=False has it.  FH_EUSAGE: the style chosen
+ * has no such switch. */
+fh_status fh_chat_no_think(fh_chat *c, fh_err *err);
 const char *fh_chat_style(const fh_chat *c); /* its name; NULL: none yet */
 const char *fh_chat_end(const fh_chat *c);   /* the token that ends a reply, beside those of generation_config; NULL: no other */
 bool fh_chat_is_raw(const fh_chat *c);       /* encode with the post-processor's tokens; otherwise what is rendered has them itself */

@@ -38,6 +38,7 @@ bad "hidden: give --ids-file or --text" fh hidden tiny -o x --ids-file x --text 
 bad "hidden: --text self: only as a stage" fh hidden tiny -o x --text self
 bad "hidden: --ids-file, -o, --logits and --kv-type: name the MODEL" fh hidden -C work -o x
 bad "hidden: --ids-file, -o, --logits and --kv-type: name the MODEL" fh hidden -C work --kv-type f16
+bad "run: --no-think: goes with --chat or -i" fh run model.fhead --prompt a --no-think
 bad "run: --kv-type: 'bf16' is none of f32,f16,int8" fh run model.fhead --prompt a --kv-type bf16
 bad "hidden: -C: " fh hidden tiny -C work -o x --ids-file x
 bad "cluster: --k and --cap: give one" fh cluster -C work --k 4 --cap 4

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""tests/golden/make_chat.py DIR: what published chat templates write for invented conversations -> chat/expected.json.
+"""tests/golden/make_chat.py DIR: what published chat templates write for invented conversations -> chat/expected.json, and with
+enable_thinking=False, where a template has that switch -> chat/no_think.json.
 
 DIR holds the templates as they are published (chat_template of tokenizer_config.json, or chat_template.jinja), named STYLE.jinja or
 STYLE@ANYTHING.jinja after the row of runtime/chat.c that has to write the same; chat/*.jinja, which are ours, come first.  The templates are other people's and are not kept here:
@@ -62,25 +63,29 @@ def tokens_of(style):
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    env, out = environment(), []
+    env, out, no_think = environment(), [], []
     here = os.path.dirname(os.path.abspath(__file__))
     for path in sorted(glob.glob(os.path.join(here, "chat", "*.jinja"))) + sorted(glob.glob(os.path.join(sys.argv[1], "*.jinja"))):
         text = open(path, encoding="utf-8", newline="").read()
         style = os.path.basename(path)[: -len(".jinja")].split("@")[0]
         bos, eos = tokens_of(style)
         given = {k: v for k, v in (("bos_token", bos), ("eos_token", eos)) if v is not None}
-        template, cases = env.from_string(text), []
+        template, cases, quiet = env.from_string(text), [], []
         for system in SYSTEMS:
             for talk in TALKS:
                 messages = [{"role": "system", "content": system}] if system is not None else []
                 messages += [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(talk)]
+                asked = dict(messages=messages, tools=None, documents=None, add_generation_prompt=True, **given)
                 try:
-                    said = template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **given)
+                    said = template.render(**asked)
+                    if "enable_thinking" in text:
+                        quiet.append(template.render(**asked, enable_thinking=False))
                 except TemplateError:
                     said = None
                 cases.append(said)
         digest = hashlib.sha256((text[:-1] if text.endswith("\n") else text).encode()).hexdigest()
         out.append({"style": style, "sha256": digest, "bos": bos or "", "eos": eos or "", "texts": cases})
+        no_think += [{"style": style, "sha256": digest, "texts": quiet}] if quiet else []
     # Templates that write the same share a list.
     shared = []
     for t in out:
@@ -92,6 +97,10 @@ def main():
     with open(os.path.join(here, "chat", "expected.json"), "w", encoding="utf-8") as f:
         json.dump(result, f, ensure_ascii=True, indent=None, separators=(",", ":"))
         f.write("\n")
+    if no_think:
+        with open(os.path.join(here, "chat", "no_think.json"), "w", encoding="utf-8") as f:
+            json.dump(no_think, f, ensure_ascii=True, indent=None, separators=(",", ":"))
+            f.write("\n")
     for t in out:
         print(f'    {{"{t["sha256"]}", "{t["style"]}"}},')
 

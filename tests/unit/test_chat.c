@@ -88,6 +88,39 @@ static void every_known_template_is_written_as_the_reference_writes_it(void **st
     fh_json_free(all);
 }
 
+static void a_model_that_thinks_is_asked_not_to_as_the_reference_asks_it(void **state)
+{
+    fh_json *all, *quiet;
+    fh_err err;
+    size_t texts = 0;
+    ok(fh_json_read(&all, "tests/golden/chat/expected.json", 1 << 24, &err), &err);
+    ok(fh_json_read(&quiet, "tests/golden/chat/no_think.json", 1 << 24, &err), &err);
+    for (const fh_json *t = fh_json_first(quiet); t; t = fh_json_next(t)) {
+        fh_chat *c;
+        char *config = config_of("", "<|im_end|>");
+        assert_string_equal(fh_chat_style_of(string_of(t, "sha256")), string_of(t, "style"));
+        ok(fh_chat_open(&c, config, NULL, "model", &err), &err);
+        ok(fh_chat_use(c, string_of(t, "style"), &err), &err);
+        ok(fh_chat_no_think(c, &err), &err);
+        const fh_json *want = fh_json_first(fh_json_get(t, "texts"));
+        for (const fh_json *s = fh_json_first(fh_json_get(all, "systems")); s; s = fh_json_next(s))
+            for (const fh_json *talk = fh_json_first(fh_json_get(all, "talks")); talk; talk = fh_json_next(talk), want = fh_json_next(want), texts++)
+                same_text(c, s, talk, string_of(all, "date"), fh_json_string(want));
+        assert_null(want);
+        fh_chat_close(c);
+        fh_free(config);
+    }
+    assert_true(texts > 200);
+    fh_chat *c;
+    ok(fh_chat_open(&c, NULL, NULL, "model", &err), &err);
+    ok(fh_chat_use(c, "chatml", &err), &err);
+    assert_int_equal(fh_chat_no_think(c, &err), FH_EUSAGE);
+    assert_non_null(strstr(err.text, "chatml"));
+    fh_chat_close(c);
+    fh_json_free(all);
+    fh_json_free(quiet);
+}
+
 static void a_template_is_known_by_its_digest_wherever_it_stands(void **state)
 {
     char *text;
@@ -212,6 +245,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_known_template_is_written_as_the_reference_writes_it),
+        cmocka_unit_test(a_model_that_thinks_is_asked_not_to_as_the_reference_asks_it),
         cmocka_unit_test(a_template_is_known_by_its_digest_wherever_it_stands),
         cmocka_unit_test(what_is_not_known_is_said_with_its_name_and_a_remedy),
         cmocka_unit_test(any_bytes_pass_through),
