@@ -221,7 +221,7 @@ fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const 
     fh_status rc = check(&r, err);
     if (rc < 0) return rc;
     for (size_t i = 0; i < n; i++)
-        if (ids[i] >= r.v) return fh_fail(err, FH_EUSAGE, "token %u of the text is not below the vocabulary's size %zu", ids[i], r.v);
+        if (ids[i] >= r.v) return fh_fail(err, FH_ECHECK, "the text encodes to token %u, but the head has %zu rows: is this tokenizer the model's?", ids[i], r.v);
     if ((rc = allocate(&r, err)) < 0) goto out;
     size_t begin = 0, from = 1;
     while (from < n) {

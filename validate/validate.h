@@ -32,7 +32,8 @@ typedef struct fh_perplexity_report {
     uint32_t probes;          /* as used; 0 with the dense head */
     double seconds;
 } fh_perplexity_report;
-/* ids: the whole text, encoded once.  FH_EUSAGE: window or stride out of range, fewer than two tokens, or a head that the model has not. */
+/* ids: the whole text, encoded once.  FH_EUSAGE: window or stride out of range, fewer than two tokens, or a head that the model has not.
+ * FH_ECHECK: an id that the head has no row for. */
 fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const fh_perplexity_params *p, const fh_job *job,
                         fh_perplexity_report *out, fh_err *err);
 

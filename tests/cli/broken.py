@@ -281,6 +281,26 @@ tokenizer("a model of another kind", 0, "warning: bad/tokenizer.json: .*Telepath
 tokenizer("a pre-tokenizer of another kind", 0, "warning: .*Telepathy", put(["pre_tokenizer"], {"type": "Telepathy"}))
 for what, raw in (("cut", json.dumps(TOKENIZER)[:500]), ("empty", " "), ("a list", "[1]"), ("no model", "{}"), ("a key twice", json.dumps(TOKENIZER)[:-1] + ', "model": {}}')):
     convert(f"tokenizer {what}", 1, f"{T}: ", tokenizer=raw)
+for what, raw in (("a lone surrogate in a token", "\\ud800"), ("half a pair in a token", "\\udc00x"), ("a surrogate as bytes", "\ud800"), ("a NUL in a token", "\\u0000"), ("NULs as bytes", "\x00"),
+                  ("a line break in a token", "\n")):
+    convert(what, 1, f"{T}: .*line [0-9]+, column [0-9]+", tokenizer=json.dumps(TOKENIZER).replace('"<|end|>"', f'"<|end|>{raw}"'))
+tokenizer("a megabyte token", 0, "", lambda t: t["model"]["vocab"].update({"m" * (1 << 20): 287}))
+few = json.loads(json.dumps(TOKENIZER))
+far = json.loads(json.dumps(TOKENIZER))
+few["model"]["vocab"] = {k: v for k, v in few["model"]["vocab"].items() if v < 200}
+few["model"]["merges"] = [m for m in few["model"]["merges"] if (m if isinstance(m, str) else "".join(m)).replace(" ", "") in few["model"]["vocab"]]
+checkpoint(tokenizer=few)
+rc, out, err = run("convert", "bad", "-C", "out", "--json")
+if rc or json.loads(out)["dead_rows"] < 80:
+    failures.append(f"fewer tokens than rows: {rc} {out!r} {err!r}")
+far["added_tokens"].append({**far["added_tokens"][0], "id": 300, "content": "<|far|>"})
+checkpoint(tokenizer=far)
+with open("far.txt", "w") as f:
+    f.write("the end <|far|>\n")
+check("text that encodes to an id past the head, run", ["run", "bad", "--prompt", "the <|far|>", "-n", "1"], 3, "token 300 .*300 rows")
+check("text that encodes to an id past the head, perplexity", ["perplexity", "bad", "--text", "far.txt"], 3, "300")
+run("convert", "bad", "-C", "out")
+check("text that encodes to an id past the head, hidden", ["hidden", "-C", "out", "--text", "far.txt"], 3, "token 300, .*300 rows")
 nasty = json.loads(json.dumps(TOKENIZER))
 nasty["added_tokens"].append({**nasty["added_tokens"][0], "id": 287, "content": "\x1b[31m<script>\x07"})
 at = (287 * cols + 1) * 2

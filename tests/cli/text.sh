@@ -21,6 +21,7 @@ refused packed.zip 'packed.zip: is a zip archive'
 refused packed.zst 'packed.zst: is zstd-compressed.*zstd -d'
 refused rows.parquet 'rows.parquet: is a Parquet file'
 refused directory 'directory: is a directory: '
+if truncate -s 5G zeros 2> /dev/null; then refused zeros 'zeros: (has a zero byte at offset 0|is longer than)'; fi
 refused missing 'missing: cannot (open|be opened)'
 refused dangling 'dangling: cannot (open|be opened)'
 [ "$(id -u)" = 0 ] || refused secret 'secret: cannot (open|be opened)'
