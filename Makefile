@@ -162,6 +162,15 @@ build/libfhcuda.so: $(CUDA_SRC:%=build/obj/%.o) build/obj/format/dtype.o
 	$(call say,LINK,$@)
 	$(Q)$(NVCC) -cudart static -shared -o $@ $^
 -include $(CUDA_SRC:%=build/obj/%.d)
+# What a machine with a GPU runs (tests/device/run.sh): the driver is all it needs there.  The other one is for seeing that it works at all.
+DEVICE_LIBS := -Wl,-Bstatic -lzstd -lcjson -Wl,-Bdynamic -lm -lpthread -ldl
+device-test: build/device-test ## build/device-test for tests/device/run.sh (needs nvcc)
+build/device-test: build/obj/tests/device/device.o $(CUDA_SRC:%=build/obj/%.o) build/libparts.a
+	$(call say,LINK,$@)
+	$(Q)$(NVCC) -cudart static -o $@ $^ $(foreach l,$(DEVICE_LIBS),-Xlinker $(l:-Wl,%=%))
+build/device-emulated: build/obj/tests/device/device.o $(call emulation,build) build/libparts.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) -o $@ $^ -lzstd -lcjson -lm -lpthread
 
 build/lib-sources: TEXT := $(LIB_SRC)
 build/lib-sources: FORCE
@@ -268,4 +277,4 @@ clean: ## remove build/
 	rm -rf build
 list help: ## this list
 	@awk -F':.* ## ' '/^[a-z -]+:.* ## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-.PHONY: all check asan tsan cross fuzz exact-draws bench demo install deps cross-deps deps-dry-run list help clean
+.PHONY: device-test all check asan tsan cross fuzz exact-draws bench demo install deps cross-deps deps-dry-run list help clean

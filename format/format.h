@@ -133,8 +133,7 @@ const char *fh_tensors_metadata(const fh_tensors *t, const char *key);   /* of _
 fh_status fh_tensors_need(const fh_tensor **out, const fh_tensors *t, const char *name, unsigned dtypes, unsigned rank, const uint64_t *shape, fh_err *err);
 static inline fh_rows fh_tensor_rows(const fh_tensor *t) /* of a rank-2 tensor */
 {
-    fh_rows r = {t->data, t->dtype, (size_t)t->shape[0], (size_t)t->shape[1], (size_t)t->shape[1] * fh_dtype_size(t->dtype)}; /* as C++ has it too */
-    return r;
+    return (fh_rows){t->data, t->dtype, (size_t)t->shape[0], (size_t)t->shape[1], (size_t)t->shape[1] * fh_dtype_size(t->dtype)};
 }
 
 /* As it is stored: FH_Q8_0 where the tensor has blocks. */

@@ -11,8 +11,15 @@
 extern "C" {
 #endif
 
+#ifdef __cplusplus /* our headers are C: a compound literal in one of them is no matter */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"
+#endif
 #include "runtime/head_device.h"
 #include "runtime/runtime.h"
+#ifdef __cplusplus
+#pragma GCC diagnostic pop
+#endif
 
 /* Grows whenever this file changes what it means: a shared object of another build is refused. */
 enum { FH_CUDA_ABI = 1 };

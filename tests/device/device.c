@@ -1,0 +1,190 @@
+/* tests/device/device.c: the CUDA head on a real device, in one program that needs nothing there but the driver.
+ *
+ *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times
+ *
+ * First answers: every pair of encodings, odd shapes and the five real ones, P from 1 to K, batches of 1 to 64, one kernel and several, against the CPU's definition, bit for
+ * bit, from fresh random rows and into poisoned memory.  Then times at the five real shapes, the L2 cache overwritten before every run.  Exit status 1 where an answer differs. */
+#include "runtime/cuda/backend.h"
+#include "runtime/head.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define fail_msg(...) (fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), exit(1))
+#define assert_int_equal(a, b) ((void)((a) == (b) || (fail_msg("%s:%d: %s is not %s", __FILE__, __LINE__, #a, #b), 0)))
+#include "tests/unit/head_world.h"
+
+static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
+static size_t compared, different;
+static bool small_shapes;
+
+typedef struct pair { world w; fh_cuda_head *there; fh_head_device does; fh_scratch *here, *scratch; } pair;
+
+static fh_status topk_there(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err) { return fh_cuda_backend()->head_topk(ctx, call, ids, logits, err); }
+
+static void pair_open(pair *p, fh_cuda_device *d, shape is)
+{
+    fh_err err = {0};
+    memset(p, 0, sizeof *p);
+    world_open(&p->w, is);
+    const fh_head *h = p->w.head;
+    fh_cuda_source source = {.parts = &h->parts, .dense = h->exact, .slot_of = h->slot_of, .dead = h->dead_map, .always = h->always, .forced = h->forced,
+                             .n_always = h->n_always, .n_forced = h->n_forced};
+    if (fh_scratch_new(&p->here, h, 0, &err) < 0 || fh_scratch_new(&p->scratch, h, 1, &err) < 0 || fh_cuda_backend()->head_new(&p->there, d, &source, &err) < 0) fail_msg("%s", err.text);
+    p->does = (fh_head_device){p->there, topk_there};
+    p->scratch->device = &p->does;
+}
+
+static void pair_close(pair *p)
+{
+    fh_cuda_backend()->head_free(p->there);
+    fh_scratch_free(p->here), fh_scratch_free(p->scratch);
+    world_close(&p->w);
+}
+
+static void compare(pair *p, const float *x, size_t batch, const fh_query *q, size_t k, bool dense)
+{
+    size_t n = batch * k;
+    uint32_t *want = malloc(4 * n), *got = malloc(4 * n);
+    float *want_logits = malloc(4 * n), *got_logits = malloc(4 * n);
+    fh_err err = {0};
+    memset(got, 0x5a, 4 * n), memset(got_logits, 0x5a, 4 * n);
+    fh_status a = dense ? fh_head_dense_topk(p->w.head, p->here, x, batch, k, want, want_logits, &err) : fh_head_topk(p->w.head, p->here, x, batch, q, k, want, want_logits, &err);
+    if (a == FH_OK) a = dense ? fh_head_dense_topk(p->w.head, p->scratch, x, batch, k, got, got_logits, &err) : fh_head_topk(p->w.head, p->scratch, x, batch, q, k, got, got_logits, &err);
+    if (a < 0) fail_msg("%s", err.text);
+    for (size_t i = 0; i < n; i++) {
+        bool same = want[i] == got[i] && want_logits[i] == got_logits[i];
+        if (p->w.is.softcap > 0 && isfinite(want_logits[i])) same = fabsf(want_logits[i] - got_logits[i]) <= 4 * p->w.is.softcap * 0x1p-24f; /* tanhf */
+        if (!same && different++ < 20)
+            fprintf(stderr, "V %u, D %u, K %u, %s and %s, P %u, batch %zu, result %zu: token %u at %a, not %u at %a\n", p->w.is.v, p->w.is.d, p->w.is.k, fh_dtype_name(p->w.is.centroids),
+                    fh_dtype_name(p->w.is.tokens), q ? q->probes : p->w.is.k, batch, i, got[i], (double)got_logits[i], want[i], (double)want_logits[i]);
+    }
+    compared += n;
+    free(want), free(got), free(want_logits), free(got_logits);
+}
+
+/* ---- answers ------------------------------------------------------------------------------------------------------------ */
+
+static void check_shape(fh_cuda_device *d, shape is, size_t most)
+{
+    pair p;
+    pair_open(&p, d, is);
+    float *x = make_states(&p.w, most);
+    memset(x, 0, is.d * sizeof *x); /* the first state ties everything */
+    uint32_t v = is.v, include[] = {v - 1, 0, v / 2, v / 3}, exclude[] = {v / 2, v > 1};
+    for (int apart = 0; apart < 2; apart++) {
+        fh_cuda_backend()->head_apart(p.there, apart);
+        for (size_t batch = 1; batch <= most; batch = batch < 8 ? 2 * batch + 1 : 64) {
+            compare(&p, x, batch, &(fh_query){.probes = 1}, 1, false);
+            compare(&p, x, batch, &(fh_query){.probes = (is.k + 15) / 16}, 1, false);
+            compare(&p, x, batch, &(fh_query){.probes = (is.k + 3) / 4, .include = include, .n_include = 4, .exclude = exclude, .n_exclude = 2}, 7, false);
+        }
+        compare(&p, x, fh_min(most, 4), &(fh_query){.probes = is.k}, 3, false);
+        if (fh_head_get_info(p.w.head)->exact) compare(&p, x, fh_min(most, 4), NULL, 2, true);
+    }
+    free(x);
+    pair_close(&p);
+}
+
+static void check_answers(fh_cuda_device *d)
+{
+    static const fh_dtype all[] = {FH_F32, FH_BF16, FH_F16, FH_I8, FH_I4};
+    static const shape odd[] = {
+        {2, 3, 2, FH_F32, FH_F32, FH_F32, .hot = false}, {40, 1, 8, FH_F32, FH_BF16, FH_I8, .ties = true, .dead = true}, {41, 1, 8, FH_I8, FH_I4, FH_F32, .hot = true, .rerank = 2},
+        {64, 17, 64, FH_F32, FH_I8, FH_F32, .ties = true, .hot = true}, {97, 17, 2, FH_F16, FH_BF16, FH_F16, .bias = true, .hot = true, .dead = true, .softcap = 1.5f},
+        {700, 4096, 50, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 16}, {700, 4097, 50, FH_I4, FH_F16, FH_BF16, .rerank = 4},
+        {70000, 24, 35000, FH_I8, FH_BF16, FH_BF16, .hot = true, .dead = true, .ties = true}, {90, 20, 9, FH_I8, FH_I8, FH_F16, .dead = true, .rerank = 1000}, {1, 5, 1, FH_I8, FH_I8, FH_F32, .rerank = 1}};
+    size_t most = small_shapes ? 3 : 64;
+    for (size_t c = 0; c < 5; c++)
+        for (size_t t = 0; t < 5; t++)
+            check_shape(d, (shape){small_shapes ? 300 : 3000, 33 + 100 * (uint32_t)t, small_shapes ? 24 : 190, all[c], all[t], all[(c + t) % 3], .hot = true, .dead = true, .ties = c == 2, .rerank = 3 * (uint32_t)t}, most);
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++)
+        if (!small_shapes || odd[i].v < 1000) check_shape(d, odd[i], i == 7 ? 3 : most);
+}
+
+/* ---- times --------------------------------------------------------------------------------------------------------------- */
+
+static int by_value(const void *a, const void *b) { const double *x = a, *y = b; return (*x > *y) - (*x < *y); }
+
+enum { RUNS = 100 };
+typedef struct timed { const char *what; fh_cuda_what which; bool dense, apart; } timed;
+
+static void time_one(FILE *out, pair *p, const float *x, const timed *t, size_t batch, bool *first)
+{
+    const fh_head_info *info = fh_head_get_info(p->w.head);
+    size_t runs = small_shapes ? 5 : RUNS;
+    double seconds[RUNS], bytes = t->dense ? fh_head_dense_bytes(p->w.head) : fh_head_step_bytes(p->w.head, info->probes, info->n_hot);
+    uint32_t ids[64], rerank = t->dense ? 0 : info->rerank;
+    fh_err err = {0};
+    fh_head_call call = {.states = x, .batch = batch, .probes = t->dense ? info->clusters : info->probes, .dense = t->dense, .kept = 1 + rerank, .rerank = rerank, .k = 1};
+    fh_cuda_backend()->head_apart(p->there, t->apart);
+    if (fh_cuda_backend()->head_time(p->there, t->which, &call, runs, seconds, ids, &err) < 0) {
+        fprintf(stderr, "%s: left out: %s\n", t->what, err.text);
+        return;
+    }
+    qsort(seconds, runs, sizeof *seconds, by_value);
+    double median = seconds[runs / 2];
+    if (t->which == FH_CUDA_COPY) bytes *= 2;
+    fprintf(out, "%s\n  {\"vocab\": %u, \"hidden\": %u, \"k\": %u, \"probes\": %u, \"what\": \"%s\", \"batch\": %zu, \"microseconds\": %.3f, \"p10\": %.3f, \"p90\": %.3f, \"gigabytes_per_second\": %.1f}",
+            *first ? "" : ",", info->vocab, info->hidden, info->clusters, info->probes, t->what, batch, 1e6 * median, 1e6 * seconds[runs / 10], 1e6 * seconds[runs - 1 - runs / 10], bytes / median / 1e9);
+    printf("%7u x %-5u %-20s batch %-3zu %9.2f us  %7.0f GB/s\n", info->vocab, info->hidden, t->what, batch, 1e6 * median, bytes / median / 1e9);
+    *first = false;
+}
+
+static void time_all(FILE *out, fh_cuda_device *d)
+{
+    static const struct { uint32_t v, d, k; } shapes[] = {{128256, 2048, 8016}, {151936, 1024, 9496}, {262144, 640, 16384}, {262144, 1152, 16384}, {50304, 2560, 3144}};
+    static const timed work[] = {{"flash", FH_CUDA_CALL, false, false}, {"flash apart", FH_CUDA_CALL, false, true}, {"dense", FH_CUDA_CALL, true, false},
+                                 {"fused dense bf16", FH_CUDA_FUSED, true, false}, {"cuBLAS dense bf16", FH_CUDA_CUBLAS, true, false}, {"copy", FH_CUDA_COPY, true, false}};
+    bool first = true;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int four = 0; four < 2; four++) {
+            pair p;
+            uint32_t part = small_shapes ? 64 : 1;
+            fh_dtype e = four ? FH_I4 : FH_I8;
+            pair_open(&p, d, (shape){shapes[i].v / part, shapes[i].d, shapes[i].k / part, e, e, FH_BF16, .hot = true, .rerank = four ? 32 : 16});
+            p.w.head->parts.probes = p.w.head->info.probes = small_shapes ? 8 : 256;
+            float *x = make_states(&p.w, 64);
+            compare(&p, x, small_shapes ? 2 : 5, NULL, 1, false);
+            if (!four) compare(&p, x, 2, NULL, 2, true);
+            for (size_t w = 0; w < (four ? 2 : sizeof work / sizeof *work); w++) {
+                bool many = work[w].which == FH_CUDA_CALL || work[w].which == FH_CUDA_CUBLAS;
+                for (size_t batch = 1; batch <= (many && !small_shapes ? 64u : 1u); batch = batch < 8 ? 2 * batch : 4 * batch) time_one(out, &p, x, &work[w], fh_min(batch, 64), &first);
+            }
+            free(x);
+            pair_close(&p);
+        }
+}
+
+int main(int argc, char **argv)
+{
+    small_shapes = argc > 2 && !strcmp(argv[1], "--small");
+    if (argc != 2 + small_shapes) { fprintf(stderr, "usage: device-test [--small] DIR\n"); return 2; }
+    fh_cuda_device *d = NULL;
+    fh_err err = {0};
+    char path[4096];
+    snprintf(path, sizeof path, "%s/device.json", argv[argc - 1]);
+    if (fh_cuda_backend()->device_open(&d, 0, &host, &err) < 0) fail_msg("%s", err.text);
+    const fh_cuda_info *info = fh_cuda_backend()->device_info(d);
+    FILE *out = fopen(path, "w");
+    if (!out) fail_msg("%s: %s", path, strerror(errno));
+    uint64_t seed = (uint64_t)time(NULL);
+    fh_rng_seed(&rng, seed, 0);
+    printf("%s, sm_%d%d, %d multiprocessors, driver %d, runtime %d, one kernel: %s, seed %llu\n", info->name, info->major, info->minor, info->multiprocessors, info->driver, info->runtime,
+           info->together ? "yes" : "no", (unsigned long long)seed);
+    fprintf(out, "{\"device\": \"%s\", \"capability\": \"%d.%d\", \"multiprocessors\": %d, \"driver\": %d, \"runtime\": %d, \"seed\": %llu,\n \"times\": [", info->name, info->major, info->minor,
+            info->multiprocessors, info->driver, info->runtime, (unsigned long long)seed);
+    check_answers(d);
+    printf("%zu answers compared, %zu different\n", compared, different);
+    fflush(stdout);
+    time_all(out, d);
+    fprintf(out, "],\n \"compared\": %zu, \"different\": %zu}\n", compared, different);
+    if (fclose(out)) fail_msg("%s: %s", path, strerror(errno));
+    fh_cuda_backend()->device_close(d);
+    printf("%zu answers compared, %zu different\n", compared, different);
+    return different != 0;
+}
