@@ -53,7 +53,7 @@ void fh_sweep_judge(fh_sweep_point *points, size_t n)
 
 /* ---- tables --------------------------------------------------------------------------------------------------------- */
 
-typedef struct column { const char *name; double (*of)(const fh_sweep_point *p); } column;
+typedef struct column { const char *name; double (*of)(const fh_sweep_point *p); bool whole; } column; /* whole: a count */
 
 static double k_of(const fh_sweep_point *p) { return p->setting.k; }
 static double cap_of(const fh_sweep_point *p) { return p->setting.cap; }
@@ -80,13 +80,21 @@ static double flops_of(const fh_sweep_point *p) { return p->token_flops; }
 static double peak_of(const fh_sweep_point *p) { return p->peak_bytes > 0 ? p->peak_bytes : NAN; }
 
 static const column columns[] = {
-    {"k", k_of}, {"cap", cap_of}, {"probes", probes_of}, {"rerank", rerank_of}, {"top1", top1_of}, {"top3", top3_of}, {"top10", top10_of},
-    {"agreement", agreement_of}, {"mass", mass_of}, {"kl", kl_of}, {"head_microseconds", head_of}, {"head_p10_microseconds", low_of},
-    {"head_p90_microseconds", high_of}, {"dense_head_microseconds", dense_of}, {"head_speedup", head_gain_of}, {"ttft_milliseconds", ttft_of},
-    {"tpot_milliseconds", tpot_of}, {"tokens_per_second", rate_of}, {"model_speedup", model_gain_of}, {"step_bytes", step_of},
-    {"token_bytes", bytes_of}, {"token_flops", flops_of}, {"peak_bytes", peak_of},
+    {"k", k_of, true}, {"cap", cap_of, true}, {"probes", probes_of, true}, {"rerank", rerank_of, true}, {"top1", top1_of, false},
+    {"top3", top3_of, false}, {"top10", top10_of, false}, {"agreement", agreement_of, false}, {"mass", mass_of, false}, {"kl", kl_of, false},
+    {"head_microseconds", head_of, false}, {"head_p10_microseconds", low_of, false}, {"head_p90_microseconds", high_of, false},
+    {"dense_head_microseconds", dense_of, false}, {"head_speedup", head_gain_of, false}, {"ttft_milliseconds", ttft_of, false},
+    {"tpot_milliseconds", tpot_of, false}, {"tokens_per_second", rate_of, false}, {"model_speedup", model_gain_of, false},
+    {"step_bytes", step_of, true}, {"token_bytes", bytes_of, true}, {"token_flops", flops_of, true}, {"peak_bytes", peak_of, true},
 };
 enum { COLUMNS = sizeof columns / sizeof *columns };
+
+static void add_cell(fh_json *j, const column *c, const fh_sweep_point *p)
+{
+    double v = c->of(p);
+    if (c->whole && isfinite(v)) fh_json_add_u64(j, c->name, (uint64_t)v);
+    else fh_json_add_double(j, c->name, v);
+}
 
 char *fh_sweep_csv(const fh_sweep *s)
 {
@@ -99,7 +107,7 @@ char *fh_sweep_csv(const fh_sweep *s)
         fh_buf_printf(&b, "%s,%s", fh_dtype_name(p->setting.centroids), fh_dtype_name(p->setting.tokens));
         for (size_t i = 0; i < COLUMNS; i++) {
             double v = columns[i].of(p);
-            if (isfinite(v)) fh_buf_printf(&b, ",%.9g", v);
+            if (isfinite(v)) fh_buf_printf(&b, columns[i].whole ? ",%.0f" : ",%.9g", v);
             else fh_buf_puts(&b, ",");
         }
         fh_buf_printf(&b, ",%s,%s\r\n", p->frontier ? "yes" : "no", p->name ? p->name : "");
@@ -126,7 +134,7 @@ fh_json *fh_sweep_json(const fh_sweep *s)
         j = fh_json_add_object(list, NULL);
         fh_json_add_string(j, "centroids", fh_dtype_name(p->setting.centroids));
         fh_json_add_string(j, "tokens", fh_dtype_name(p->setting.tokens));
-        for (size_t c = 0; c < COLUMNS; c++) fh_json_add_double(j, columns[c].name, columns[c].of(p));
+        for (size_t c = 0; c < COLUMNS; c++) add_cell(j, &columns[c], p);
         fh_json_add_bool(j, "frontier", p->frontier);
         fh_json_add_string(j, "name", p->name ? p->name : "");
     }
@@ -140,7 +148,7 @@ fh_json *fh_sweep_json(const fh_sweep *s)
         fh_json_add_string(j, "centroids", fh_dtype_name(p->setting.centroids));
         fh_json_add_string(j, "tokens", fh_dtype_name(p->setting.tokens));
         for (size_t w = 0; w < sizeof shown / sizeof *shown; w++)
-            for (size_t c = 0; c < COLUMNS; c++) if (!strcmp(columns[c].name, shown[w])) fh_json_add_double(j, shown[w], columns[c].of(p));
+            for (size_t c = 0; c < COLUMNS; c++) if (!strcmp(columns[c].name, shown[w])) add_cell(j, &columns[c], p);
     }
     return r;
 }
