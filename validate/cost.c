@@ -152,7 +152,7 @@ void fh_costs(fh_cost out[FH_COSTS], const fh_shape *s, const fh_setting *h, uin
 {
     double d = s->hidden, layers = s->layers, q = (double)s->heads * s->head_dim, kv = (double)s->kv_heads * s->head_dim, each = (double)fh_dtype_size(s->body_dtype);
     double qkv = layers * d * (q + 2 * kv), o = layers * q * d, mlp = layers * d * s->ffn * (s->gated ? 3 : 2), keys = keys_in_sight(s, context);
-    double dense = (double)s->vocab * d, rows = (double)h->probes * h->cap + h->extras;
+    double dense = (double)s->vocab * d, rows = (double)h->probes * h->cap + h->extras, again = fmin(h->rerank, rows);
     const fh_cost all[FH_COSTS] = {
         [FH_COST_EMBED] = {"embedding", layers > 0 ? d * (double)fh_dtype_size(s->dtype) : 0, 0},
         [FH_COST_QKV] = {"queries, keys, values", (qkv + layers * d) * each, 2 * qkv},
@@ -162,7 +162,7 @@ void fh_costs(fh_cost out[FH_COSTS], const fh_shape *s, const fh_setting *h, uin
         [FH_COST_DENSE] = {"dense head", dense * (double)fh_dtype_size(s->dtype), 2 * dense},
         [FH_COST_ROUTE] = {"flash: route", h->k * stored(h->centroids, s->hidden), 2.0 * h->k * d},
         [FH_COST_SCORE] = {"flash: score", rows * stored(h->tokens, s->hidden), 2 * rows * d},
-        [FH_COST_RERANK] = {"flash: rerank", (double)h->rerank * (double)fh_enc_stride(s->dtype, s->hidden), 2.0 * h->rerank * d},
+        [FH_COST_RERANK] = {"flash: rerank", again * (double)fh_enc_stride(s->dtype, s->hidden), 2 * again * d},
     };
     memcpy(out, all, sizeof all);
 }

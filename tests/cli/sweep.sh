@@ -71,7 +71,7 @@ q, s = json.load(open("query.json")), json.load(open("first.json"))
 mine = [p for p in s["points"] if p["k"] == 32 and p["tokens"] == "int8"]
 assert q["positions"] == s["positions"], (q["positions"], s["positions"])
 for a, b in zip(q["curve"], mine):
-    assert all(abs(a[k] - b[k]) < 1e-12 for k in ("top1", "top3", "top10", "agreement", "mass", "kl")), (a, b)
+    assert all(abs(a[k] - b[k]) < 1e-6 for k in ("top1", "top3", "top10", "agreement", "mass", "kl")), (a, b)
     assert a["step_bytes"] == b["step_bytes"], (a, b)
 P
 fh status -C s/k32-int8 | grep -q stale && die 'what sweep left is stale'
