@@ -272,7 +272,7 @@ static fh_status measure(bench *b, const fh_model *m, fh_err *err)
     fh_bench_report *out = b->out;
     for (size_t i = 0; i < b->n_envs; i++)
         if ((rc = fh_bench_peaks(&out->peaks[out->n_peaks++], &b->env[i], out->block_bytes, b->head ? b->info->clusters : BLOCKS, b->width, err)) < 0) return rc;
-    if (m->body && (rc = fh_bench_body(&out->body, b->env, b->n_envs, out->peaks, m, b->p->kv_type, err)) < 0) return rc;
+    if (m->body && !b->p->brief && (rc = fh_bench_body(&out->body, b->env, b->n_envs, out->peaks, m, b->p->kv_type, err)) < 0) return rc;
     if (!b->head || b->p->body_only) return m->body ? time_model(out, m, b->p, b->env[0].job, err) : FH_OK;
     for (size_t i = 0; i < b->n_envs; i++)
         for (int kind = 0; kind < KINDS; kind++)

@@ -66,7 +66,7 @@ typedef struct fh_bench_params { /* zeros: the artifact's P, 50 runs, Gaussian s
     const uint32_t *curve; size_t n_curve; /* further P at which "flash" is timed; at most FH_BENCH_ROWS */
     const float *states; size_t n_states;
     bool no_batches, no_rivals;
-    bool brief;            /* the job's threads alone, caches cold: not with one thread as well, not warm */
+    bool brief;            /* the job's threads alone, caches cold: not with one thread as well, not warm; the body in whole tokens alone */
     bool no_tokens;        /* no whole tokens */
     bool body_only;        /* body and whole tokens alone */
     fh_dtype kv_type;      /* of the body's key-value cache */

@@ -205,7 +205,7 @@ static void a_stand_in_has_the_shape_reads_the_bytes_and_speaks(void **state)
         assert_true(in.layer_bytes * 3 <= body_without_cache(costs));
         for (int kind = 0; kind < 2; kind++) {
             fh_token_timing t;
-            ok(fh_bench_tokens(&t, &in.model, (fh_head_kind)kind, 7, 4, 12, 2, NULL, &err), err);
+            ok(fh_bench_tokens(&t, &in.model, (fh_head_kind)kind, FH_F32, 7, 4, 12, 2, NULL, &err), err);
             assert_true(t.ttft > 0 && t.tpot > 0 && isfinite(t.tpot) && t.head_share > 0 && t.head_share < 1);
         }
         fh_stand_in_close(&in);
