@@ -230,7 +230,7 @@ cross: all $(CROSS_TESTS) ## build for AArch64 and run the tests of the head and
 
 build/fuzz/bin/%: build/fuzz/obj/tests/fuzz/%.o build/fuzz/libparts.a
 	$(call say,LINK,$@)
-	$(Q)mkdir -p $(@D) && $(FUZZ_CC) $(SAN) -fsanitize=fuzzer,address,undefined $(LDFLAGS) -o $@ $^ $(FH_LIBS)
+	$(Q)mkdir -p $(@D) && $(FUZZ_CC) $(SAN) -fsanitize=fuzzer,address,undefined -fsanitize-link-c++-runtime $(LDFLAGS) -o $@ $^ $(FH_LIBS)
 fuzz: $(FUZZ:%=build/fuzz/bin/%) ## libFuzzer (clang) on every fuzz target, SECONDS=30 each, from the corpora; finds in build/fuzz/NAME
 	@failed=; for f in $(FUZZ:fuzz_%=%); do \
 	  mkdir -p build/fuzz/corpus/$$f build/fuzz/$$f; [ -d tests/fuzz/corpus/$$f ] && seeds=tests/fuzz/corpus/$$f || seeds=; \
