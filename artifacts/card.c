@@ -75,20 +75,30 @@ static void front_matter(fh_buf *b, const fh_publish_params *p, const fh_json *i
     fh_buf_puts(b, "library_name: fhtool\ntags:\n- flashhead\n- fhead\n---\n\n");
 }
 
+static void promise_row(fh_buf *b, const char *what, double k, const fh_json *p, double held)
+{
+    fh_buf_puts(b, "| ");
+    cell(b, what);
+    if (isfinite(k)) fh_buf_printf(b, " of top %.10g", k);
+    fh_buf_printf(b, " | %.5g | **%.5f** | %.10g | ", number(p, "target"), number(p, "bound"), number(p, "misses"));
+    if (isfinite(held)) fh_buf_printf(b, "%.5f |\n", held);
+    else fh_buf_puts(b, "- |\n");
+}
+
 static void promise(fh_buf *b, const fh_json *calibration)
 {
-    const fh_json *held = fh_json_get(calibration, "heldout");
+    const fh_json *held = fh_json_get(calibration, "heldout"), *promises = fh_json_get(calibration, "promises");
     if (!calibration) {
         fh_buf_puts(b, "## Promise\n\nNone: this artifact is not calibrated. `fhtool query --curve` measures it on states of your own.\n\n");
         return;
     }
-    fh_buf_printf(b,
-                  "## Promise\n\nAt %.10g probes and %.10g hot tokens, the dense head's best %.10g tokens are among the candidates at a share of at least **%.5f** of positions (lower bound, "
-                  "confidence %.4g; target %.4g): %.10g misses at %.10g positions that no earlier stage saw.",
-                  number(calibration, "probes"), number(calibration, "hot"), number(calibration, "containment_k"), number(calibration, "bound"),
-                  number(calibration, "confidence"), number(calibration, "target"), number(calibration, "misses"), number(calibration, "positions"));
-    if (isfinite(number(held, "containment")))
-        fh_buf_printf(b, " On a third part of the text, only reported: %.5f at %.10g positions.", number(held, "containment"), number(held, "positions"));
+    fh_buf_printf(b, "## Promise\n\nAt %.10g probes and %.10g hot tokens, with confidence %.4g, on %.10g positions that no earlier stage saw:\n\n", number(calibration, "probes"),
+                  number(calibration, "hot"), number(calibration, "confidence"), number(calibration, "positions"));
+    fh_buf_puts(b, "| promised | target | at least | misses | held out, only reported |\n|---|---|---|---|---|\n");
+    if (!promises)
+        promise_row(b, "containment", number(calibration, "containment_k"), calibration, number(held, "containment"));
+    for (const fh_json *p = fh_json_first(promises); p; p = fh_json_next(p)) promise_row(b, string(p, "what"), number(p, "k"), p, number(p, "heldout"));
+    fh_buf_printf(b, "\nContainment of top k: all of the dense head's best k tokens are candidates. Held out: a third part of the text, %.10g positions.", number(held, "positions"));
     fh_buf_puts(b, " The promise is about this text:\n\n| | |\n|---|---|\n");
     row(b, "text", string(calibration, "text"));
     if (fh_json_get(calibration, "text_sha256")) row(b, "its SHA-256", string(calibration, "text_sha256"));

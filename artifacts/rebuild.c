@@ -152,6 +152,17 @@ static bool is(const fh_json *j, const char *key, const char *value)
     return s && !strcmp(s, value);
 }
 
+/* What the clock or another file had a part in cannot be repeated; NULL: nothing had. */
+static const char *why_not_again(const fh_json *cluster, const fh_json *calibrate_params)
+{
+    bool interrupted = false;
+    fh_json_bool(fh_json_get(cluster, "interrupted"), &interrupted);
+    if (fh_json_get(cluster, "init")) return "its clusters began from an earlier clustering";
+    if (interrupted) return "its clustering was interrupted";
+    if (is(calibrate_params, "cheapest", "time")) return "its setting was chosen by the clock";
+    return NULL;
+}
+
 static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
 {
     const fh_json *provenance = r->recipe.provenance, *cluster = fh_json_get(fh_json_get(provenance, "cluster"), "params"), *route = fh_json_get(fh_json_get(provenance, "route"), "params");
@@ -160,8 +171,9 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
     const char *text = fh_json_string(fh_json_get(asked, "text")), *digest = fh_json_string(fh_json_get(states, "text_sha256"));
     bool was_asked = false;
     int64_t hot = -1, rerank = -1;
-    if (fh_json_get(cluster, "init")) return fh_fail(err, FH_ECHECK, "%s: its clusters began from an earlier clustering: only --from assignment makes it again", r->p->recipe);
     if (!made || !text) return fh_fail(err, FH_ECHECK, "%s: the artifact is not calibrated, and a build calibrates: only --from assignment makes it again", r->p->recipe);
+    const char *why = why_not_again(cluster, how);
+    if (why) return fh_fail(err, FH_ECHECK, "%s: %s: only --from assignment makes it again", r->p->recipe, why);
     bool self = !strcmp(text, "self");
     if (!self && !r->p->n_texts) return fh_fail(err, FH_EUSAGE, "--from text: the recipe's text is '%.100s' (SHA-256 %.12s): give it with --text", text, digest ? digest : "?");
     if (self && r->p->n_texts) return fh_fail(err, FH_EUSAGE, "--text: the recipe's text is what the model says itself");
@@ -171,13 +183,12 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
     fh_build_params b = {.model = r->p->model, .output = r->output, .no_clobber = r->p->no_clobber, .head_only = r->recipe.head_only, .exact = r->recipe.exact,
                          .centroids = r->recipe.centroids, .tokens = r->recipe.tokens, .rerank = r->recipe.rerank};
     b.text = (fh_text_params){.texts = r->p->texts, .n_texts = r->p->n_texts, .tokens = (size_t)whole(asked, "tokens"), .window = (uint32_t)whole(asked, "window"), .seed = whole(asked, "seed")};
-    b.cluster = (fh_stage_cluster_params){.k = (uint32_t)whole(cluster, "k"), .seed = whole(cluster, "seed"), .rounds = (unsigned)whole(cluster, "rounds")};
-    b.cluster.start = is(cluster, "start", "faiss") ? FH_START_FAISS : is(cluster, "start", "random") ? FH_START_RANDOM : FH_START_COARSE;
-    b.cluster.metric = is(cluster, "metric", "output") ? FH_ALIKE_OUTPUT : is(cluster, "metric", "cosine") ? FH_ALIKE_COSINE : FH_ALIKE_EUCLIDEAN;
+    b.cluster = fh_cluster_params_of(cluster);
     b.routing = was_asked ? fh_json_string(fh_json_get(route, "routing")) : NULL;
     fh_json_bool(fh_json_get(route, "unit"), &b.unit);
-    b.how = (fh_calibrate_params){.targets = {[FH_CONTAINED] = number(how, "target", 0.99), [FH_AGREED] = number(how, "target_agreement", 0), [FH_COVERED] = number(how, "target_mass", 0)}, .confidence = number(how, "confidence", 0.95), .containment_k = (uint32_t)whole(how, "containment_k"), .hot = hot,
-                                  .rerank = rerank, .max_cost = number(how, "max_cost", 0.5)};
+    b.how = (fh_calibrate_params){.targets = {[FH_CONTAINED] = number(how, "target", 0), [FH_AGREED] = number(how, "target_agreement", 0), [FH_COVERED] = number(how, "target_mass", 0)},
+                                  .confidence = number(how, "confidence", 0.95), .containment_k = (uint32_t)whole(how, "containment_k"), .hot = hot, .rerank = rerank,
+                                  .max_cost = number(how, "max_cost", 0.5)};
     return fh_stage_build(&r->e, &b, report, err);
 }
 

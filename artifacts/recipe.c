@@ -19,6 +19,13 @@ static void add_number(fh_json *words, const char *flag, const fh_json *params, 
     fh_free(text);
 }
 
+/* 0: not asked for. */
+static void add_target(fh_json *words, const char *flag, const fh_json *params, const char *key)
+{
+    double v;
+    if (fh_json_double(fh_json_get(params, key), &v) && v > 0) add_number(words, flag, params, key);
+}
+
 static void add_word(fh_json *words, const char *a, const char *b)
 {
     fh_json_add_string(words, NULL, a);
@@ -29,13 +36,6 @@ static bool flag_of(const fh_json *j, const char *key)
 {
     bool b = false;
     return fh_json_bool(fh_json_get(j, key), &b) && b;
-}
-
-/* A promise that was asked for. */
-static void add_target(fh_json *words, const char *flag, const fh_json *how, const char *key)
-{
-    double target;
-    if (fh_json_double(fh_json_get(how, key), &target) && target > 0) add_number(words, flag, how, key);
 }
 
 /* The command line that builds it from the checkpoint on. */

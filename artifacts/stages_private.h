@@ -109,6 +109,8 @@ fh_status fh_states_to_fit(size_t *n, fh_stage_env *e, fh_err *err);
 fh_status fh_clusters_by_output(bool *output, fh_stage_env *e, size_t d, fh_err *err);
 /* The parameters that a clustering's record holds; `output`: AUTO stands for output-aware. */
 fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output);
+/* And back. */
+fh_stage_cluster_params fh_cluster_params_of(const fh_json *params);
 void fh_add_point(fh_json *list, const fh_point *p); /* as an object of `curve` */
 fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *p);
 /* The record of a result whose inputs (and params, where given) have not changed; *out is NULL where it is missing or stale. */

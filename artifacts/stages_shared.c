@@ -274,15 +274,21 @@ static uint64_t param_u64(const fh_json *params, const char *key, uint64_t other
     return fh_json_u64(fh_json_get(params, key), &v) ? v : otherwise;
 }
 
+fh_stage_cluster_params fh_cluster_params_of(const fh_json *params)
+{
+    fh_stage_cluster_params p = {.k = (uint32_t)param_u64(params, "k", 0), .seed = param_u64(params, "seed", 0), .rounds = (unsigned)param_u64(params, "rounds", 0)};
+    const char *start = fh_json_string(fh_json_get(params, "start")), *metric = fh_json_string(fh_json_get(params, "metric"));
+    p.start = !start || !strcmp(start, "coarse") ? FH_START_COARSE : !strcmp(start, "faiss") ? FH_START_FAISS : FH_START_RANDOM;
+    p.metric = !metric ? FH_ALIKE_AUTO : !strcmp(metric, "cosine") ? FH_ALIKE_COSINE : !strcmp(metric, "output") ? FH_ALIKE_OUTPUT : FH_ALIKE_EUCLIDEAN;
+    return p;
+}
+
 static fh_status again(fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
 {
     fh_json *report = NULL;
     fh_status rc;
     if (!strcmp(file, FH_FILE_CLUSTERS)) {
-        fh_stage_cluster_params p = {.k = (uint32_t)param_u64(params, "k", 0), .seed = param_u64(params, "seed", 0), .rounds = (unsigned)param_u64(params, "rounds", 0)};
-        const char *start = fh_json_string(fh_json_get(params, "start")), *metric = fh_json_string(fh_json_get(params, "metric"));
-        p.start = !start || !strcmp(start, "coarse") ? FH_START_COARSE : !strcmp(start, "faiss") ? FH_START_FAISS : FH_START_RANDOM;
-        p.metric = !metric ? FH_ALIKE_AUTO : !strcmp(metric, "cosine") ? FH_ALIKE_COSINE : !strcmp(metric, "output") ? FH_ALIKE_OUTPUT : FH_ALIKE_EUCLIDEAN;
+        fh_stage_cluster_params p = fh_cluster_params_of(params);
         if (fh_json_get(params, "init"))
             return fh_fail(err, FH_ECHECK, "%s: its inputs changed, and it began from an earlier clustering: run 'fhtool cluster --init' again", file);
         rc = fh_stage_cluster(e, &p, &report, err);

@@ -33,8 +33,8 @@ import json
 info = json.load(open("info.json"))
 card = open("reg/tiny/1.0/README.md").read()
 calibration = json.load(open("work/calibration.json"))
-for value in (info["digest"], info["fingerprint"], f"| clusters K | {info['k']} |", f"| probes P | {info['probes']} |", f"**{calibration['bound']:.5f}**",
-              f"{calibration['misses']} misses at {calibration['positions']} positions", calibration["text_sha256"], f"{calibration['heldout']['containment']:.5f}"):
+for value in (info["digest"], info["fingerprint"], f"| clusters K | {info['k']} |", f"| probes P | {info['probes']} |", f"**{calibration['bound']:.5f}** | {calibration['misses']} |",
+              f"on {calibration['positions']} positions", calibration["text_sha256"], f"{calibration['heldout']['containment']:.5f}"):
     assert str(value) in card, value
 assert card.count("\n---\n") == 1
 results = open("reg/tiny/1.0/.eval_results/fhtool.yaml").read()
