@@ -92,13 +92,14 @@ static void promise(fh_buf *b, const fh_json *calibration)
         fh_buf_puts(b, "## Promise\n\nNone: this artifact is not calibrated. `fhtool query --curve` measures it on states of your own.\n\n");
         return;
     }
-    fh_buf_printf(b, "## Promise\n\nAt %.10g probes and %.10g hot tokens, with confidence %.4g, on %.10g positions that no earlier stage saw:\n\n", number(calibration, "probes"),
-                  number(calibration, "hot"), number(calibration, "confidence"), number(calibration, "positions"));
+    fh_buf_printf(b, "## Promise\n\nAt %.10g probes and %.10g hot tokens, with confidence %.4g, on %.10g positions that no earlier stage saw:\n\n",
+                  number(calibration, "probes"), number(calibration, "hot"), number(calibration, "confidence"), number(calibration, "positions"));
     fh_buf_puts(b, "| promised | target | at least | misses | held out, only reported |\n|---|---|---|---|---|\n");
     if (!promises)
         promise_row(b, "containment", number(calibration, "containment_k"), calibration, number(held, "containment"));
     for (const fh_json *p = fh_json_first(promises); p; p = fh_json_next(p)) promise_row(b, string(p, "what"), number(p, "k"), p, number(p, "heldout"));
-    fh_buf_printf(b, "\nContainment of top k: all of the dense head's best k tokens are candidates. Held out: a third part of the text, %.10g positions.", number(held, "positions"));
+    fh_buf_printf(b, "\nContainment of top k: all of the dense head's best k tokens are candidates. Held out: a third part of the text, %.10g positions.",
+                  number(held, "positions"));
     fh_buf_puts(b, " The promise is about this text:\n\n| | |\n|---|---|\n");
     row(b, "text", string(calibration, "text"));
     if (fh_json_get(calibration, "text_sha256")) row(b, "its SHA-256", string(calibration, "text_sha256"));
@@ -109,12 +110,13 @@ static void curve(fh_buf *b, const fh_json *calibration)
 {
     const fh_json *list = fh_json_get(calibration, "curve");
     if (!list || !fh_json_first(list)) return;
-    fh_buf_puts(b, "## Measured\n\nShares of positions by probes, on the same text: all of the dense head's best 1, 3, 5, 10 tokens among the candidates; the same best token "
+    fh_buf_puts(b, "## Measured\n\nShares of positions by probes, on the same text: all of the dense head's best 1, 3, 5, 10 tokens among the candidates; the "
+                   "same best token "
                    "(agreement); the dense head's probability the candidates hold (mass); KL divergence in nats.\n\n"
                    "| probes | top 1 | top 3 | top 5 | top 10 | agreement | mass | KL |\n|---|---|---|---|---|---|---|---|\n");
     for (const fh_json *c = fh_json_first(list); c; c = fh_json_next(c))
-        fh_buf_printf(b, "| %.10g | %.5f | %.5f | %.5f | %.5f | %.5f | %.5f | %.5g |\n", number(c, "probes"), number(c, "top1"), number(c, "top3"), number(c, "top5"), number(c, "top10"),
-                      number(c, "agreement"), number(c, "mass"), number(c, "kl"));
+        fh_buf_printf(b, "| %.10g | %.5f | %.5f | %.5f | %.5f | %.5f | %.5f | %.5g |\n", number(c, "probes"), number(c, "top1"), number(c, "top3"),
+                      number(c, "top5"), number(c, "top10"), number(c, "agreement"), number(c, "mass"), number(c, "kl"));
     fh_buf_puts(b, "\n");
 }
 
@@ -125,11 +127,13 @@ char *fh_card_text(const fh_publish_params *p, const fh_json *info, const fh_jso
     double step = number(info, "step_bytes"), dense = number(calibration, "dense_bytes");
     front_matter(&b, p, info);
     fh_buf_printf(&b, "# %s %s\n\n", p->name, p->version);
-    fh_buf_puts(&b, "A FlashHead artifact (arXiv [2603.14591](https://arxiv.org/abs/2603.14591)): the output head of a language model that reads a few clusters of tokens instead of the whole vocabulary");
+    fh_buf_puts(&b, "A FlashHead artifact (arXiv [2603.14591](https://arxiv.org/abs/2603.14591)): the output head of a language model that reads a few "
+                    "clusters of tokens instead of the whole vocabulary");
     fh_buf_puts(&b, yes(info, "bundled") ? ", bundled with the model it belongs to.\n\n" : ". The model it belongs to is not in it.\n\n");
     fh_buf_printf(&b, "```sh\nfhtool run %s.fhead --prompt 'Once upon a time'%s\n```\n\n", p->name, yes(info, "bundled") ? "" : " --model DIR");
     promise(&b, calibration);
-    if (isfinite(step) && isfinite(dense) && step > 0) fh_buf_printf(&b, "A step reads %.0f bytes of the head; the dense head reads %.0f (%.1f times as many).\n\n", step, dense, dense / step);
+    if (isfinite(step) && isfinite(dense) && step > 0)
+        fh_buf_printf(&b, "A step reads %.0f bytes of the head; the dense head reads %.0f (%.1f times as many).\n\n", step, dense, dense / step);
     curve(&b, calibration);
     fh_buf_puts(&b, "## What it is\n\n| | |\n|---|---|\n");
     if (p->base_model) row(&b, "base model", p->base_model);
@@ -148,8 +152,9 @@ char *fh_card_text(const fh_publish_params *p, const fh_json *info, const fh_jso
     row(&b, "encoding of token rows", string(info, "tokens"));
     row_number(&b, "rows scored again from the exact ones", number(info, "rerank"));
     row_number(&b, "bytes", number(info, "bytes"));
-    fh_buf_puts(&b, "\n## Checking it\n\n`sha256sum -c SHA256SUMS` checks the files, `fhtool verify .` also what they mean, and with `--pubkey` who signed them. "
-                    "`fhtool rebuild recipe.json --model DIR -o again.fhead` makes the artifact again from the base model, bit for bit.\n\n");
+    fh_buf_puts(&b,
+                "\n## Checking it\n\n`sha256sum -c SHA256SUMS` checks the files, `fhtool verify .` also what they mean, and with `--pubkey` who signed them. "
+                "`fhtool rebuild recipe.json --model DIR -o again.fhead` makes the artifact again from the base model, bit for bit.\n\n");
     fh_buf_printf(&b, "## Licence\n\n`NOTICE` says what this is made from%s.\n", p->license_file ? "; `LICENSE` is the text of its licence" : "");
     return fh_buf_take(&b);
 }
@@ -175,8 +180,9 @@ char *fh_card_eval(const fh_publish_params *p, const fh_json *header)
     if (!c) return fh_strdup("");
     for (const fh_json *j = fh_json_first(fh_json_get(c, "curve")); j; j = fh_json_next(j))
         if (number(j, "probes") == number(c, "probes")) at = j;
-    notes = fh_sprintf("FlashHead against the dense head of the same model: %.10g probes, %.10g hot tokens; lower bound %.5f with confidence %.4g; text SHA-256 %s", number(c, "probes"),
-                       number(c, "hot"), number(c, "bound"), number(c, "confidence"), string(c, "text_sha256"));
+    notes =
+        fh_sprintf("FlashHead against the dense head of the same model: %.10g probes, %.10g hot tokens; lower bound %.5f with confidence %.4g; text SHA-256 %s",
+                   number(c, "probes"), number(c, "hot"), number(c, "bound"), number(c, "confidence"), string(c, "text_sha256"));
     if (!notes) return NULL;
     fh_buf_puts(&b, "# Measured by fhtool when the artifact was calibrated.\n");
     char *contained = fh_sprintf("containment_top%.0f", number(c, "containment_k"));
@@ -201,6 +207,7 @@ char *fh_card_notice(const fh_publish_params *p, const fh_json *info)
     fh_buf_puts(&b, yes(info, "bundled") ? "The weights of the base model are in it, unchanged but for the encodings that README.md names.\n"
                                          : "Of the base model's weights it holds those of the head, in the encodings that README.md names.\n");
     fh_buf_puts(&b, "The licence of the base model applies to them, with what it asks of derived works.\n\n");
-    fh_buf_printf(&b, "Licence of this release, as its publisher states it: %s%s\n", p->license ? p->license : "not stated", p->license_file ? " (LICENSE)" : "");
+    fh_buf_printf(&b, "Licence of this release, as its publisher states it: %s%s\n", p->license ? p->license : "not stated",
+                  p->license_file ? " (LICENSE)" : "");
     return fh_buf_take(&b);
 }

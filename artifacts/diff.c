@@ -47,8 +47,9 @@ static fh_status side_open(side *s, const char *name, const fh_job *job, fh_err 
     fh_err none;
     s->name = name;
     fh_status rc = find_artifact(s, err);
-    if (rc < 0 || (rc = fh_fhead_open(&s->file, s->path, err)) < 0 || (rc = fh_artifact_verify(s->file, job, err)) < 0 || (rc = fh_fhead_check_head(s->file, &s->h, err)) < 0 ||
-        (rc = fh_artifact_info(s->file, &s->info, err)) < 0) return rc;
+    if (rc < 0 || (rc = fh_fhead_open(&s->file, s->path, err)) < 0 || (rc = fh_artifact_verify(s->file, job, err)) < 0 ||
+        (rc = fh_fhead_check_head(s->file, &s->h, err)) < 0 || (rc = fh_artifact_info(s->file, &s->info, err)) < 0)
+        return rc;
     const fh_head_layout *h = &s->h;
     s->home = fh_calloc(h->vocab, sizeof *s->home), s->slot = fh_calloc(h->vocab, sizeof *s->slot), s->free = fh_calloc(h->vocab, 1);
     if (!s->home || !s->slot || !s->free) return no_memory(s, err);
@@ -56,7 +57,8 @@ static fh_status side_open(side *s, const char *name, const fh_job *job, fh_err 
         if (h->permutation[i] != UINT32_MAX) s->home[h->permutation[i]] = (uint32_t)(i / h->cap), s->slot[h->permutation[i]] = (uint32_t)i;
     for (size_t i = 0; i < h->n_hot; i++) s->free[h->hot[i]] = 1;
     for (size_t i = 0; i < h->n_always; i++) s->free[h->always[i]] = 1;
-    if (h->has_tokenizer && fh_fhead_data(s->file, "body.tokenizer", &text, &len, &none) == FH_OK && fh_tokenizer_open(&s->tokenizer, text, len, NULL, s->path, NULL, &none) < 0)
+    if (h->has_tokenizer && fh_fhead_data(s->file, "body.tokenizer", &text, &len, &none) == FH_OK &&
+        fh_tokenizer_open(&s->tokenizer, text, len, NULL, s->path, NULL, &none) < 0)
         s->tokenizer = NULL; /* names of tokens are a convenience */
     return FH_OK;
 }
@@ -211,7 +213,8 @@ static fh_status measure_ranks(side *s, const uint32_t *ids, size_t n, const fh_
     s->rank = fh_calloc(fh_max(n, 1), sizeof *s->rank);
     if (!centroids || !x || !scores || !s->rank) { rc = no_memory(s, err); goto out; }
     for (size_t c = 0; c < h->k; c++)
-        fh_dec_row(h->centroids.dtype, fh_row(&h->centroids, c), h->centroid_scales ? (const uint8_t *)h->centroid_scales + c * each_centroid : NULL, h->hidden, centroids + c * h->hidden);
+        fh_dec_row(h->centroids.dtype, fh_row(&h->centroids, c), h->centroid_scales ? (const uint8_t *)h->centroid_scales + c * each_centroid : NULL, h->hidden,
+                   centroids + c * h->hidden);
     for (size_t from = 0; from < n; from += BATCH) {
         size_t m = fh_min(BATCH, n - from);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "%s: interrupted", s->name); goto out; }
@@ -303,7 +306,9 @@ static fh_status add_moves(fh_json *r, side *a, side *b, size_t top, const fh_jo
     fh_json_add_u64(j, "live", live);
     fh_json_add_u64(j, "moved", moved);
     fh_json_add_double(j, "moved_share", live ? (double)moved / (double)live : 0);
-    if ((rc = add_missing(r, "hot_added", b->h.hot, b->h.n_hot, a->h.hot, a->h.n_hot, err)) < 0 || (rc = add_missing(r, "hot_removed", a->h.hot, a->h.n_hot, b->h.hot, b->h.n_hot, err)) < 0) goto out;
+    if ((rc = add_missing(r, "hot_added", b->h.hot, b->h.n_hot, a->h.hot, a->h.n_hot, err)) < 0 ||
+        (rc = add_missing(r, "hot_removed", a->h.hot, a->h.n_hot, b->h.hot, b->h.n_hot, err)) < 0)
+        goto out;
     rc = add_fates(r, a, b, dead, live, match, top, job, err);
 out:
     fh_free(match);
@@ -326,7 +331,9 @@ fh_status fh_artifact_diff(const char *name_a, const char *name_b, size_t top, c
     fh_json_add_bool(r, "same_model", same_model);
     add_settings(r, &a, &b);
     if (same_shape) rc = add_moves(r, &a, &b, top, job, err);
-    if (!same_model) fh_job_say(job, FH_WARN, "%s and %s are heads of different models%s", name_a, name_b, same_shape ? "" : ", of different size: their clusters are not compared");
+    if (!same_model)
+        fh_job_say(job, FH_WARN, "%s and %s are heads of different models%s", name_a, name_b,
+                   same_shape ? "" : ", of different size: their clusters are not compared");
     fh_job_progress(job, "diff", 1, 1, "tokens");
     if (rc == FH_OK) *report = r, r = NULL;
 out:

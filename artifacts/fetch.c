@@ -92,7 +92,10 @@ static fh_status part_open(part *p, const char *output, const fh_index_entry *e,
     if (!*base || !strcmp(base, ".") || !strcmp(base, "..")) { rc = fh_fail(err, FH_EUSAGE, "-o: '%s' is no name for a new directory", p->final); goto out; }
     name = fh_sprintf(".%.*s.%.12s.part", (int)fh_min(strlen(base), 200), base, e->release_sha256);
     if (!name || !(p->dir = fh_path_join(parent, name))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if (!fh_file_exists(parent)) { rc = fh_fail(err, FH_ENOTFOUND, "%s: cannot create: the directory %s does not exist: make it first", p->final, parent); goto out; }
+    if (!fh_file_exists(parent)) {
+        rc = fh_fail(err, FH_ENOTFOUND, "%s: cannot create: the directory %s does not exist: make it first", p->final, parent);
+        goto out;
+    }
     if ((rc = fh_mkdirs(p->dir, err)) < 0) goto out;
     p->fd = fh_sys_open(p->dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
     if (p->fd < 0) rc = fh_fail_errno(err, p->dir, "open", errno);
@@ -143,18 +146,29 @@ static fh_status fetch_release(fetching *f, fh_err *err)
     fh_sha256_of(digest, text, len);
     fh_sha256_hex(hex, digest);
     if (len != e->release_bytes) {
-        rc = fh_fail(err, FH_EFORMAT, "%s: %s/%s/" FH_RELEASE_JSON " has %zu bytes, the index says %llu", fh_source_name(f->s), e->name, e->version, len, (unsigned long long)e->release_bytes);
+        rc = fh_fail(err, FH_EFORMAT, "%s: %s/%s/" FH_RELEASE_JSON " has %zu bytes, the index says %llu", fh_source_name(f->s), e->name, e->version, len,
+                     (unsigned long long)e->release_bytes);
         goto out;
     }
-    if (strcmp(hex, e->release_sha256)) { rc = fh_fail(err, FH_ECHECK, "%s: %s/%s/" FH_RELEASE_JSON " is not the one the index names (SHA-256): refused", fh_source_name(f->s), e->name, e->version); goto out; }
+    if (strcmp(hex, e->release_sha256)) {
+        rc = fh_fail(err, FH_ECHECK, "%s: %s/%s/" FH_RELEASE_JSON " is not the one the index names (SHA-256): refused", fh_source_name(f->s), e->name,
+                     e->version);
+        goto out;
+    }
     if ((rc = fh_release_parse(&f->release, text, len, FH_RELEASE_JSON, err)) < 0) goto out;
-    if (strcmp(f->release.name, e->name) || strcmp(f->release.version, e->version) || strcmp(f->release.digest, e->digest) || strcmp(f->release.fingerprint, e->fingerprint)) {
-        rc = fh_fail(err, FH_ECHECK, "%s: under %s@%s lies %s@%s (artifact %.12s): refused", fh_source_name(f->s), e->name, e->version, f->release.name, f->release.version, f->release.digest);
+    if (strcmp(f->release.name, e->name) || strcmp(f->release.version, e->version) || strcmp(f->release.digest, e->digest) ||
+        strcmp(f->release.fingerprint, e->fingerprint)) {
+        rc = fh_fail(err, FH_ECHECK, "%s: under %s@%s lies %s@%s (artifact %.12s): refused", fh_source_name(f->s), e->name, e->version, f->release.name,
+                     f->release.version, f->release.digest);
         goto out;
     }
     if (!(want = fh_release_sums(&f->release, hex))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fetch_text(f, FH_RELEASE_SUMS, FH_RELEASE_BYTES, &sums, &sums_len, err)) < 0) goto out;
-    if (sums_len != strlen(want) || memcmp(sums, want, sums_len)) { rc = fh_fail(err, FH_ECHECK, "%s: " FH_RELEASE_SUMS " of %s@%s is not the list that its release.json gives: refused", fh_source_name(f->s), e->name, e->version); goto out; }
+    if (sums_len != strlen(want) || memcmp(sums, want, sums_len)) {
+        rc = fh_fail(err, FH_ECHECK, "%s: " FH_RELEASE_SUMS " of %s@%s is not the list that its release.json gives: refused", fh_source_name(f->s), e->name,
+                     e->version);
+        goto out;
+    }
     if ((rc = write_in(&f->part, FH_RELEASE_JSON, text, len, err)) == FH_OK) rc = write_in(&f->part, FH_RELEASE_SUMS, sums, sums_len, err);
 out:
     fh_free(text);
@@ -177,12 +191,16 @@ static fh_status fetch_signature(fetching *f, const fh_pubkey *key, fh_err *err)
     size_t len = 0;
     fh_status rc = fetch_text(f, FH_RELEASE_SIGNATURE, 16 << 10, &text, &len, err);
     if (rc == FH_ENOTFOUND) {
-        rc = key ? fh_fail(err, FH_ECHECK, "%s: nobody signed %s@%s, and a key was given: refused", fh_source_name(f->s), f->entry->name, f->entry->version) : FH_OK;
+        rc = key ? fh_fail(err, FH_ECHECK, "%s: nobody signed %s@%s, and a key was given: refused", fh_source_name(f->s), f->entry->name, f->entry->version)
+                 : FH_OK;
         goto out;
     }
     if (rc < 0 || (rc = write_in(&f->part, FH_RELEASE_SIGNATURE, text, len, err)) < 0 || !key) goto out;
     signature = fh_path_join(f->part.dir, FH_RELEASE_SIGNATURE), sums = fh_path_join(f->part.dir, FH_RELEASE_SUMS);
-    if (!signature || !sums || !(want = fh_release_comment(f->entry->name, f->entry->version, f->entry->digest))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!signature || !sums || !(want = fh_release_comment(f->entry->name, f->entry->version, f->entry->digest))) {
+        rc = fh_fail(err, FH_ENOMEM, "out of memory");
+        goto out;
+    }
     if ((rc = fh_sign_check(key, sums, signature, &comment, f->job, err)) < 0) goto out;
     if (strcmp(comment, want)) rc = fh_fail(err, FH_ECHECK, "%s: what was signed is '%.300s', not '%s': refused", fh_source_name(f->s), comment, want);
 out:
@@ -231,7 +249,8 @@ static fh_status put_in_place(part *p, fh_err *err)
     if (fault) errno = EIO;
     (void)!fsync(p->fd);
     if (!fault && !rename(p->dir, p->final)) return FH_OK; /* a directory never replaces one that holds something */
-    if (!fault && (errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR)) return fh_fail(err, FH_EFAIL, "%s: appeared while it was fetched: choose another name", p->final);
+    if (!fault && (errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR))
+        return fh_fail(err, FH_EFAIL, "%s: appeared while it was fetched: choose another name", p->final);
     return fh_fail_errno(err, p->final, "put it in place", errno);
 }
 
@@ -244,7 +263,8 @@ static fh_status judge_there(fetching *f, const fh_pubkey *key, fh_json **report
     fh_status rc = json ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc == FH_OK && fh_is_release(f->part.final)) rc = fh_file_sha256(hex, NULL, json, f->job, err);
     if (rc == FH_OK && strcmp(hex, f->entry->release_sha256))
-        rc = fh_fail(err, FH_EFAIL, "%s: is there already and is not %s@%s: remove it or choose another name (-o)", f->part.final, f->entry->name, f->entry->version);
+        rc = fh_fail(err, FH_EFAIL, "%s: is there already and is not %s@%s: remove it or choose another name (-o)", f->part.final, f->entry->name,
+                     f->entry->version);
     if (rc == FH_OK) rc = fh_release_verify(f->part.final, key, f->job, report, err);
     fh_free(json);
     return rc;

@@ -82,9 +82,11 @@ static fh_status judge_url(fh_http *h, const char *url, const char *from, bool *
     }
     *secure = !strcmp(scheme, "https");
     if (!*secure && strcmp(scheme, "http")) rc = fh_fail(err, FH_EFORMAT, "%s: redirects to another scheme (%.300s): refused", from ? from : url, url);
-    else if (!curl_url_get(u, CURLUPART_USER, &user, 0)) rc = fh_fail(err, FH_EUSAGE, "an address with a user name or password in it is refused: it would show in messages");
+    else if (!curl_url_get(u, CURLUPART_USER, &user, 0))
+        rc = fh_fail(err, FH_EUSAGE, "an address with a user name or password in it is refused: it would show in messages");
     else if (!*secure && !h->plain_http && !is_here(host))
-        rc = fh_fail(err, from ? FH_EFORMAT : FH_EUSAGE, "%s: http:// is read by anybody on the way and altered by some: use https://, or --plain-http where that is known", url);
+        rc = fh_fail(err, from ? FH_EFORMAT : FH_EUSAGE,
+                     "%s: http:// is read by anybody on the way and altered by some: use https://, or --plain-http where that is known", url);
 out:
     curl_free(scheme);
     curl_free(host);
@@ -103,14 +105,15 @@ static size_t on_header(char *data, size_t size, size_t n, void *ctx)
     n *= size;
     snprintf(line, sizeof line, "%.*s", (int)fh_min(n, sizeof line - 1), data);
     unsigned long long from, to, total;
-    if (!strncasecmp(line, "content-range:", 14) && sscanf(line + 14, " bytes %llu-%llu/%llu", &from, &to, &total) == 3) h->range_from = from, h->range_total = total;
+    if (!strncasecmp(line, "content-range:", 14) && sscanf(line + 14, " bytes %llu-%llu/%llu", &from, &to, &total) == 3)
+        h->range_from = from, h->range_total = total;
     return n;
 }
 
 static fh_status wrong_size(fh_http *h, uint64_t found, fh_err *err)
 {
-    return fh_fail(err, FH_EFORMAT, "%s: the server has %llu bytes where %llu are said: the registry and its files do not belong together", h->url, (unsigned long long)found,
-                   (unsigned long long)h->sink->expect);
+    return fh_fail(err, FH_EFORMAT, "%s: the server has %llu bytes where %llu are said: the registry and its files do not belong together", h->url,
+                   (unsigned long long)found, (unsigned long long)h->sink->expect);
 }
 
 /* The answer's head is complete: where do its bytes belong? */
@@ -132,7 +135,8 @@ static fh_status begin(fh_http *h, long code)
     h->offset = 0, s->have = 0;
     if (length >= 0 && s->expect != UINT64_MAX && (uint64_t)length != s->expect) return wrong_size(h, (uint64_t)length, h->err);
     if (length >= 0 && (uint64_t)length > s->limit)
-        return fh_fail(h->err, FH_EFORMAT, "%s: is %llu bytes long, more than the %llu that are read of it", h->url, (unsigned long long)length, (unsigned long long)s->limit);
+        return fh_fail(h->err, FH_EFORMAT, "%s: is %llu bytes long, more than the %llu that are read of it", h->url, (unsigned long long)length,
+                       (unsigned long long)s->limit);
     return FH_OK;
 }
 
@@ -185,7 +189,8 @@ static fh_status failed(fh_http *h, CURLcode c, bool *again, fh_err *err)
     if (c == CURLE_OUT_OF_MEMORY) return fh_fail(err, FH_ENOMEM, "%s: out of memory", h->url);
     *again = c != CURLE_PEER_FAILED_VERIFICATION && c != CURLE_SSL_CACERT_BADFILE && c != CURLE_COULDNT_RESOLVE_HOST && c != CURLE_URL_MALFORMAT &&
              c != CURLE_UNSUPPORTED_PROTOCOL;
-    return fh_fail(err, FH_EIO, "%s: %s%s%s", h->url, c == CURLE_OPERATION_TIMEDOUT ? "the server stalls: " : "", curl_easy_strerror(c), h->sink->have ? " (what came is kept)" : "");
+    return fh_fail(err, FH_EIO, "%s: %s%s%s", h->url, c == CURLE_OPERATION_TIMEDOUT ? "the server stalls: " : "", curl_easy_strerror(c),
+                   h->sink->have ? " (what came is kept)" : "");
 }
 
 /* One answer, redirects followed.  FH_OK: the server ended it properly. */
@@ -247,7 +252,10 @@ fh_status fh_http_get(fh_http *h, const char *url, fh_http_sink *sink, fh_err *e
         if (sink->expect == UINT64_MAX) sink->have = 0; /* of unknown size: it may be another by now */
         rc = request(h, url, &again, h->err);
         if (rc == FH_OK && (sink->expect == UINT64_MAX || sink->have == sink->expect)) return FH_OK;
-        if (rc == FH_OK) rc = fh_fail(h->err, FH_EFORMAT, "%s: ended after %llu of the %llu bytes that are said", url, (unsigned long long)sink->have, (unsigned long long)sink->expect), again = true;
+        if (rc == FH_OK)
+            rc = fh_fail(h->err, FH_EFORMAT, "%s: ended after %llu of the %llu bytes that are said", url, (unsigned long long)sink->have,
+                         (unsigned long long)sink->expect),
+            again = true;
         if (!again || fh_job_stopped(h->job)) return rc;
         barren = sink->have > before ? 0 : barren + 1;
         if (barren == FEW) return rc;
@@ -262,7 +270,9 @@ fh_status fh_http_get(fh_http *h, const char *url, fh_http_sink *sink, fh_err *e
 fh_status fh_http_new(fh_http **out, const fh_source_params *p, const fh_job *job, fh_err *err)
 {
     *out = NULL;
-    return fh_fail(err, FH_EUNSUPPORTED, "%s: this fhtool was built without libcurl: only directories and file:// can be fetched from (install libcurl4-openssl-dev and build again)", p->registry);
+    return fh_fail(err, FH_EUNSUPPORTED,
+                   "%s: this fhtool was built without libcurl: only directories and file:// can be fetched from (install libcurl4-openssl-dev and build again)",
+                   p->registry);
 }
 void fh_http_free(fh_http *h) { (void)h; }
 fh_status fh_http_get(fh_http *h, const char *url, fh_http_sink *sink, fh_err *err) { return fh_fail(err, FH_EUNSUPPORTED, "%s: built without libcurl", url); }

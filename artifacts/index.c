@@ -26,7 +26,8 @@ static fh_status read_entry(fh_index_entry *e, const fh_json *j, const fh_index_
     if (!name || !fh_release_name_ok(name)) return bad(file, i, "\"name\" is no name (A-Z a-z 0-9 . _ -, at most 100, not beginning with '.' or '-')", err);
     if (!version || !fh_release_name_ok(version)) return bad(file, i, "\"version\" is no version (as names: A-Z a-z 0-9 . _ -)", err);
     if (!fh_hex64_ok(digest) || !fh_hex64_ok(print) || !fh_hex64_ok(sha)) return bad(file, i, "a digest is not 64 lower-case hex digits", err);
-    if (!fh_json_u64(fh_json_get(j, "bytes"), &e->bytes) || !fh_json_u64(fh_json_get(release, "bytes"), &e->release_bytes)) return bad(file, i, "\"bytes\" is no size", err);
+    if (!fh_json_u64(fh_json_get(j, "bytes"), &e->bytes) || !fh_json_u64(fh_json_get(release, "bytes"), &e->release_bytes))
+        return bad(file, i, "\"bytes\" is no size", err);
     if (e->release_bytes > FH_RELEASE_BYTES) return bad(file, i, "its release.json is said to be longer than 4 MiB, the most that is read", err);
     memcpy(e->digest, digest, 65), memcpy(e->fingerprint, print, 65), memcpy(e->release_sha256, sha, 65);
     e->name = fh_strdup(name), e->version = fh_strdup(version);
@@ -44,7 +45,10 @@ fh_status fh_index_parse(fh_index *out, const char *text, size_t len, const char
     if (rc < 0) return rc;
     const char *format = fh_json_string(fh_json_get(json, "format"));
     const fh_json *list = fh_json_get(json, "releases");
-    if (!format || strncmp(format, "fhtool registry ", 16)) { rc = fh_fail(err, FH_EFORMAT, "%s: /format: is not \"" FORMAT "\": is it a registry of fhtool?", file); goto out; }
+    if (!format || strncmp(format, "fhtool registry ", 16)) {
+        rc = fh_fail(err, FH_EFORMAT, "%s: /format: is not \"" FORMAT "\": is it a registry of fhtool?", file);
+        goto out;
+    }
     if (strcmp(format, FORMAT)) { rc = fh_fail(err, FH_EUNSUPPORTED, "%s: '%.40s' is of a newer fhtool than this one", file, format); goto out; }
     if (fh_json_type(list) != FH_JSON_ARRAY) { rc = fh_fail(err, FH_EFORMAT, "%s: /releases: is no list", file); goto out; }
     size_t n = fh_json_count(list);

@@ -51,7 +51,8 @@ typedef struct line { const char *s; size_t n; } line;
 static fh_status split(line *lines, size_t n, const char *text, size_t len, const char *file, const char *what, fh_err *err)
 {
     size_t at = 0;
-    if (len > TEXT_MOST || memchr(text, 0, len)) return fh_fail(err, FH_EFORMAT, "%s: is no %s of minisign's form: %s", file, what, len > TEXT_MOST ? "too long" : "it holds a NUL byte");
+    if (len > TEXT_MOST || memchr(text, 0, len))
+        return fh_fail(err, FH_EFORMAT, "%s: is no %s of minisign's form: %s", file, what, len > TEXT_MOST ? "too long" : "it holds a NUL byte");
     for (size_t i = 0; i < n; i++) {
         const char *end = memchr(text + at, '\n', len - at);
         size_t stop = end ? (size_t)(end - text) : len;
@@ -123,8 +124,9 @@ fh_status fh_secret_parse(fh_secret *out, const char *text, size_t len, const ch
     memcpy(out->hidden, raw + 54, sizeof out->hidden);
     /* What the file asks for is spent before anything in it can be believed. */
     if (scrypt && (out->memory > crypto_pwhash_scryptsalsa208sha256_MEMLIMIT_SENSITIVE || out->ops > crypto_pwhash_scryptsalsa208sha256_OPSLIMIT_SENSITIVE))
-        rc = fh_fail(err, FH_EFORMAT, "%s: asks for %llu bytes and %llu steps to try a password; minisign takes at most %u and %u", file, (unsigned long long)out->memory,
-                     (unsigned long long)out->ops, crypto_pwhash_scryptsalsa208sha256_MEMLIMIT_SENSITIVE, crypto_pwhash_scryptsalsa208sha256_OPSLIMIT_SENSITIVE);
+        rc = fh_fail(err, FH_EFORMAT, "%s: asks for %llu bytes and %llu steps to try a password; minisign takes at most %u and %u", file,
+                     (unsigned long long)out->memory, (unsigned long long)out->ops, crypto_pwhash_scryptsalsa208sha256_MEMLIMIT_SENSITIVE,
+                     crypto_pwhash_scryptsalsa208sha256_OPSLIMIT_SENSITIVE);
 out:
     sodium_memzero(raw, sizeof raw);
     return rc;
@@ -141,7 +143,8 @@ fh_status fh_signature_parse(fh_signature *out, const char *text, size_t len, co
         (rc = decode(raw, sizeof raw, &l[1], file, 2, err)) < 0) return rc;
     if (raw[0] != 'E' || (raw[1] != 'D' && raw[1] != 'd')) return fh_fail(err, FH_EUNSUPPORTED, "%s: is no Ed25519 signature", file);
     size_t skip = strlen(TRUSTED);
-    if (!begins(&l[2], TRUSTED) || l[2].n - skip > COMMENT_MOST) return fh_fail(err, FH_EFORMAT, "%s: line 3 is not '" TRUSTED "' and at most %d bytes", file, COMMENT_MOST);
+    if (!begins(&l[2], TRUSTED) || l[2].n - skip > COMMENT_MOST)
+        return fh_fail(err, FH_EFORMAT, "%s: line 3 is not '" TRUSTED "' and at most %d bytes", file, COMMENT_MOST);
     if ((rc = decode(s.over_all, sizeof s.over_all, &l[3], file, 4, err)) < 0) return rc;
     s.hashed = raw[1] == 'D';
     memcpy(s.id, raw + 2, FH_KEY_ID);
@@ -215,7 +218,8 @@ fh_status fh_key_make(const char *secret, const char *pub, const char *password,
         for (int i = 0; i < 8; i++) raw[38 + i] = (uint8_t)(ops >> 8 * i), raw[46 + i] = (uint8_t)(memory >> 8 * i);
         if ((rc = hide(hidden, password, raw + 6, ops, memory, secret, err)) < 0) goto out;
     }
-    if ((rc = write_text(secret, FH_NO_CLOBBER | FH_PRIVATE, password ? "fhtool encrypted secret key" : "fhtool secret key", raw, sizeof raw, err)) < 0) goto out;
+    if ((rc = write_text(secret, FH_NO_CLOBBER | FH_PRIVATE, password ? "fhtool encrypted secret key" : "fhtool secret key", raw, sizeof raw, err)) < 0)
+        goto out;
     if ((rc = write_text(pub, FH_NO_CLOBBER, comment, open, sizeof open, err)) < 0) unlink(secret); /* half a pair is of no use */
 out:
     sodium_memzero(raw, sizeof raw);
@@ -269,7 +273,8 @@ fh_status fh_key_open(fh_key **out, const char *path, const char *password, cons
     checksum(sum, s.hidden, s.hidden + FH_KEY_ID);
     bool blank = !s.encrypted && sodium_is_zero(s.hidden + FH_KEY_ID + 64, sizeof sum); /* minisign -W leaves it out */
     if (!halves_agree(s.hidden + FH_KEY_ID) || (!blank && sodium_memcmp(sum, s.hidden + FH_KEY_ID + 64, sizeof sum))) {
-        rc = s.encrypted ? fh_fail(err, FH_ECHECK, "%s: this is not its password, or the file is damaged", path) : fh_fail(err, FH_EFORMAT, "%s: its checksum is wrong: the file is damaged", path);
+        rc = s.encrypted ? fh_fail(err, FH_ECHECK, "%s: this is not its password, or the file is damaged", path)
+                         : fh_fail(err, FH_EFORMAT, "%s: its checksum is wrong: the file is damaged", path);
         goto out;
     }
     if (!(k = fh_calloc(1, sizeof *k))) { rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", path); goto out; }
@@ -370,7 +375,10 @@ fh_status fh_sign_check(const fh_pubkey *k, const char *path, const char *signat
     fh_status rc = fh_file_read(&text, &len, signature, TEXT_MOST, err);
     if (rc < 0 || (rc = fh_signature_parse(&s, text, len, signature, err)) < 0 || (rc = fh_map_open(&map, path, err)) < 0) goto out;
     id_hex(hex, s.id);
-    if (memcmp(s.id, k->id, FH_KEY_ID)) { rc = fh_fail(err, FH_ECHECK, "%s: is by the key %s, not by %s: it proves nothing here", signature, hex, k->hex); goto out; }
+    if (memcmp(s.id, k->id, FH_KEY_ID)) {
+        rc = fh_fail(err, FH_ECHECK, "%s: is by the key %s, not by %s: it proves nothing here", signature, hex, k->hex);
+        goto out;
+    }
     if (s.hashed && (rc = hash_file(hash, &map, job, err)) < 0) goto out;
     if (crypto_sign_verify_detached(s.signature, s.hashed ? hash : map.data ? map.data : hash, s.hashed ? sizeof hash : map.size, k->key)) {
         rc = fh_fail(err, FH_ECHECK, "%s: is not the signature of %s by the key %s: one of them was altered", signature, path, k->hex);
@@ -394,7 +402,8 @@ out:
 
 fh_status fh_sign_available(fh_err *err)
 {
-    return fh_fail(err, FH_EUNSUPPORTED, "this fhtool was built without libsodium: nothing can be signed and no signature checked (install libsodium-dev and build again)");
+    return fh_fail(err, FH_EUNSUPPORTED,
+                   "this fhtool was built without libsodium: nothing can be signed and no signature checked (install libsodium-dev and build again)");
 }
 fh_status fh_key_make(const char *secret, const char *pub, const char *password, int cost, char id[17], fh_err *err) { return fh_sign_available(err); }
 fh_status fh_key_look(const char *path, bool *encrypted, const fh_job *job, fh_err *err) { return fh_sign_available(err); }
@@ -404,11 +413,22 @@ const char *fh_key_id(const fh_key *k) { return ""; }
 fh_status fh_pubkey_open(fh_pubkey **out, const char *path_or_text, fh_err *err) { *out = NULL; return fh_sign_available(err); }
 void fh_pubkey_close(fh_pubkey *k) { (void)k; }
 const char *fh_pubkey_id(const fh_pubkey *k) { return ""; }
-fh_status fh_signature_parse(fh_signature *out, const char *text, size_t len, const char *file, fh_err *err) { *out = (fh_signature){.comment = NULL}; return fh_sign_available(err); }
+fh_status fh_signature_parse(fh_signature *out, const char *text, size_t len, const char *file, fh_err *err)
+{
+    *out = (fh_signature){.comment = NULL};
+    return fh_sign_available(err);
+}
 void fh_signature_free(fh_signature *s) { (void)s; }
 fh_status fh_secret_parse(fh_secret *out, const char *text, size_t len, const char *file, fh_err *err) { return fh_sign_available(err); }
 fh_status fh_pubkey_parse(fh_pubkey **out, const char *text, size_t len, const char *file, fh_err *err) { *out = NULL; return fh_sign_available(err); }
-fh_status fh_sign_file(const fh_key *k, const char *path, const char *signature, const char *comment, const fh_job *job, fh_err *err) { return fh_sign_available(err); }
-fh_status fh_sign_check(const fh_pubkey *k, const char *path, const char *signature, char **comment, const fh_job *job, fh_err *err) { *comment = NULL; return fh_sign_available(err); }
+fh_status fh_sign_file(const fh_key *k, const char *path, const char *signature, const char *comment, const fh_job *job, fh_err *err)
+{
+    return fh_sign_available(err);
+}
+fh_status fh_sign_check(const fh_pubkey *k, const char *path, const char *signature, char **comment, const fh_job *job, fh_err *err)
+{
+    *comment = NULL;
+    return fh_sign_available(err);
+}
 
 #endif

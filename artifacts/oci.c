@@ -137,7 +137,9 @@ fh_status fh_oci_contents(fh_content *contents, size_t *count, size_t most, fh_a
         if (!(blob->path = in_arena(arena, BLOBS, contents[i].sha256))) return no_memory(err);
         ++*count;
     }
-    if ((rc = add_blob(&b, config_text(&b, layers, p, info), &config, err)) < 0 || (rc = add_blob(&b, manifest_text(&b, layers, config, p), &manifest, err)) < 0 ||
-        (rc = add_text(&b, FH_RELEASE_OCI "/index.json", index_text(manifest, p), err)) < 0) return rc;
+    if ((rc = add_blob(&b, config_text(&b, layers, p, info), &config, err)) < 0 ||
+        (rc = add_blob(&b, manifest_text(&b, layers, config, p), &manifest, err)) < 0 ||
+        (rc = add_text(&b, FH_RELEASE_OCI "/index.json", index_text(manifest, p), err)) < 0)
+        return rc;
     return add_text(&b, FH_RELEASE_OCI "/oci-layout", fh_strdup("{\"imageLayoutVersion\":\"1.0.0\"}"), err);
 }

@@ -52,12 +52,14 @@ static fh_status gather(publishing *w, fh_err *err)
     fh_status rc = fh_file_sha256(c->sha256, &c->bytes, p->artifact, w->job, err);
     if (rc < 0 || (rc = fh_recipe_text(&recipe, &carried, &carried_bytes, w->artifact, p, err)) < 0) return rc;
     if ((rc = add_string(w, FH_RELEASE_RECIPE, recipe, err)) < 0) { fh_free(carried); return rc; }
-    if ((rc = add_text(w, FH_RELEASE_CARRIED, carried, carried_bytes, err)) < 0 || (rc = add_string(w, "README.md", fh_card_text(p, w->info, header), err)) < 0 ||
-        (rc = add_string(w, "NOTICE", fh_card_notice(p, w->info), err)) < 0) return rc;
+    if ((rc = add_text(w, FH_RELEASE_CARRIED, carried, carried_bytes, err)) < 0 ||
+        (rc = add_string(w, "README.md", fh_card_text(p, w->info, header), err)) < 0 || (rc = add_string(w, "NOTICE", fh_card_notice(p, w->info), err)) < 0)
+        return rc;
     char *eval = fh_card_eval(p, header);
     if (eval && !*eval) fh_free(eval); /* nothing was measured */
     else if ((rc = add_string(w, FH_RELEASE_EVAL, eval, err)) < 0) return rc;
-    if (p->license_file && ((rc = fh_file_read(&text, &len, p->license_file, 4 << 20, err)) < 0 || (rc = add_text(w, "LICENSE", text, len, err)) < 0)) return rc;
+    if (p->license_file && ((rc = fh_file_read(&text, &len, p->license_file, 4 << 20, err)) < 0 || (rc = add_text(w, "LICENSE", text, len, err)) < 0))
+        return rc;
     return p->oci ? fh_oci_contents(w->contents, &w->n, CONTENTS, w->arena, p, w->info, err) : FH_OK;
 }
 
@@ -144,9 +146,12 @@ static fh_status write_release(const publishing *w, const char *final, fh_err *e
     const char *dir = fh_outdir_path(o), *digest = fh_json_string(fh_json_get(w->info, "digest"));
     for (size_t i = 0; i < w->n; i++)
         if ((rc = write_content(w, &w->contents[i], dir, err)) < 0) goto out;
-    if ((rc = write_text(dir, FH_RELEASE_JSON, w->release, strlen(w->release), err)) < 0 || (rc = write_text(dir, FH_RELEASE_SUMS, w->sums, strlen(w->sums), err)) < 0) goto out;
+    if ((rc = write_text(dir, FH_RELEASE_JSON, w->release, strlen(w->release), err)) < 0 ||
+        (rc = write_text(dir, FH_RELEASE_SUMS, w->sums, strlen(w->sums), err)) < 0)
+        goto out;
     if (w->p->key) {
-        sums = fh_path_join(dir, FH_RELEASE_SUMS), signature = fh_path_join(dir, FH_RELEASE_SIGNATURE), comment = fh_release_comment(w->p->name, w->p->version, digest);
+        sums = fh_path_join(dir, FH_RELEASE_SUMS), signature = fh_path_join(dir, FH_RELEASE_SIGNATURE),
+        comment = fh_release_comment(w->p->name, w->p->version, digest);
         if (!sums || !signature || !comment) { rc = no_memory(w, err); goto out; }
         if ((rc = fh_sign_file(w->p->key, sums, signature, comment, w->job, err)) < 0) goto out;
     }
@@ -187,9 +192,11 @@ static fh_status read_index(publishing *w, const char *path, fh_err *err)
 
 static fh_status refuse_listed(const publishing *w, fh_err *err)
 {
-    if (w->index.n == FH_INDEX_MOST) return fh_fail(err, FH_EFAIL, "%s: lists %d releases, the most that are read: begin another registry", w->p->registry, FH_INDEX_MOST);
+    if (w->index.n == FH_INDEX_MOST)
+        return fh_fail(err, FH_EFAIL, "%s: lists %d releases, the most that are read: begin another registry", w->p->registry, FH_INDEX_MOST);
     if (!fh_index_find(&w->index, w->p->name, w->p->version)) return FH_OK;
-    return fh_fail(err, FH_EFAIL, "%s: has %s@%s already, and what was published is never changed: give it another --version", w->p->registry, w->p->name, w->p->version);
+    return fh_fail(err, FH_EFAIL, "%s: has %s@%s already, and what was published is never changed: give it another --version", w->p->registry, w->p->name,
+                   w->p->version);
 }
 
 /* Under the registry's lock: the release, then its line in the index. */
@@ -197,7 +204,8 @@ static fh_status put(publishing *w, const char *final, const char *index, bool *
 {
     char *parent = fh_path_join(w->p->registry, w->p->name), *text = NULL;
     const char *digest = fh_json_string(fh_json_get(w->info, "digest")), *print = fh_json_string(fh_json_get(w->info, "fingerprint"));
-    fh_index_entry e = {.name = (char *)(uintptr_t)w->p->name, .version = (char *)(uintptr_t)w->p->version, .bytes = w->bytes, .release_bytes = strlen(w->release)};
+    fh_index_entry e = {
+        .name = (char *)(uintptr_t)w->p->name, .version = (char *)(uintptr_t)w->p->version, .bytes = w->bytes, .release_bytes = strlen(w->release)};
     bool same = false;
     fh_status rc = parent ? fh_mkdirs(parent, err) : no_memory(w, err);
     fh_free(parent);
@@ -236,9 +244,13 @@ static fh_json *report_of(const publishing *w, const char *final, bool written)
 
 static fh_status judge_names(const fh_publish_params *p, fh_err *err)
 {
-    if (!fh_release_name_ok(p->name)) return fh_fail(err, FH_EUSAGE, "--name: '%.120s' is no name (A-Z a-z 0-9 . _ -, at most %d, not beginning with '.' or '-')", p->name, FH_NAME_MOST);
-    if (!fh_release_name_ok(p->version)) return fh_fail(err, FH_EUSAGE, "--version: '%.120s' is no version (A-Z a-z 0-9 . _ -, at most %d, not beginning with '.' or '-')", p->version, FH_NAME_MOST);
-    if (strstr(p->registry, "://")) return fh_fail(err, FH_EUSAGE, "--to: '%.200s' is an address: publish into a directory, and let a web server show it", p->registry);
+    if (!fh_release_name_ok(p->name))
+        return fh_fail(err, FH_EUSAGE, "--name: '%.120s' is no name (A-Z a-z 0-9 . _ -, at most %d, not beginning with '.' or '-')", p->name, FH_NAME_MOST);
+    if (!fh_release_name_ok(p->version))
+        return fh_fail(err, FH_EUSAGE, "--version: '%.120s' is no version (A-Z a-z 0-9 . _ -, at most %d, not beginning with '.' or '-')", p->version,
+                       FH_NAME_MOST);
+    if (strstr(p->registry, "://"))
+        return fh_fail(err, FH_EUSAGE, "--to: '%.200s' is an address: publish into a directory, and let a web server show it", p->registry);
     const char *texts[] = {p->base_model, p->license, p->eval_dataset}, *flags[] = {"--base-model", "--license", "--eval-dataset"};
     for (size_t i = 0; i < 3; i++)
         if (texts[i] && (!*texts[i] || strlen(texts[i]) > 200 || strpbrk(texts[i], "\r\n") || fh_utf8_valid(texts[i], strlen(texts[i])) != strlen(texts[i])))
@@ -257,9 +269,13 @@ fh_status fh_publish(const fh_publish_params *p, const fh_job *job, fh_json **re
     if (rc < 0) goto out;
     w->p = p, w->job = job;
     if (!(w->arena = fh_arena_new()) || !(w->artifact_name = fh_sprintf("%s.fhead", p->name)) || !(index = fh_path_join(p->registry, FH_REGISTRY_INDEX)) ||
-        !(lock_path = fh_path_join(p->registry, ".lock")) || !(final = fh_sprintf("%s/%s/%s", p->registry, p->name, p->version))) { rc = no_memory(w, err); goto out; }
-    if ((rc = fh_fhead_open(&w->artifact, p->artifact, err)) < 0 || (rc = fh_artifact_verify(w->artifact, job, err)) < 0 || (rc = fh_artifact_info(w->artifact, &w->info, err)) < 0 ||
-        (rc = gather(w, err)) < 0 || (rc = describe(w, err)) < 0) goto out;
+        !(lock_path = fh_path_join(p->registry, ".lock")) || !(final = fh_sprintf("%s/%s/%s", p->registry, p->name, p->version))) {
+        rc = no_memory(w, err);
+        goto out;
+    }
+    if ((rc = fh_fhead_open(&w->artifact, p->artifact, err)) < 0 || (rc = fh_artifact_verify(w->artifact, job, err)) < 0 ||
+        (rc = fh_artifact_info(w->artifact, &w->info, err)) < 0 || (rc = gather(w, err)) < 0 || (rc = describe(w, err)) < 0)
+        goto out;
     if (!p->license) fh_job_say(job, FH_WARN, "no --license: the card says \"other\"");
     if (!p->base_model) fh_job_say(job, FH_WARN, "no --base-model: the card names it by fingerprint only");
     if (p->dry_run) {

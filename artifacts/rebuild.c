@@ -29,8 +29,9 @@ static fh_status check_inputs(rebuilding *r, fh_err *err)
     for (const fh_json *w = fh_json_first(want); rc == FH_OK && w; w = fh_json_next(w)) {
         const char *key = fh_json_key(w), *is = fh_json_string(fh_json_get(fh_json_get(record, "inputs"), key)), *was = fh_json_string(w);
         if (!was || !is || strcmp(is, was))
-            rc = fh_fail(err, FH_ECHECK, "%s: its %s is not the one the recipe was made with (SHA-256 %.12s, here %.12s): is it another base model, or another revision?", r->p->model,
-                         !strcmp(key, "@tensors") ? "tensors" : key + (*key == '@'), was ? was : "?", is ? is : "there is none");
+            rc = fh_fail(err, FH_ECHECK,
+                         "%s: its %s is not the one the recipe was made with (SHA-256 %.12s, here %.12s): is it another base model, or another revision?",
+                         r->p->model, !strcmp(key, "@tensors") ? "tensors" : key + (*key == '@'), was ? was : "?", is ? is : "there is none");
     }
     fh_json_free(record);
     return rc;
@@ -45,7 +46,8 @@ static fh_status convert(rebuilding *r, fh_err *err)
     fh_json_free(report);
     if (rc < 0 || (rc = fh_facts_load(&r->facts, &r->e, err)) < 0) return rc;
     if (strcmp(r->facts.fingerprint, r->recipe.fingerprint))
-        return fh_fail(err, FH_ECHECK, "%s: its head has the fingerprint %.12s, the recipe's base model %.12s: it is another model", r->p->model, r->facts.fingerprint, r->recipe.fingerprint);
+        return fh_fail(err, FH_ECHECK, "%s: its head has the fingerprint %.12s, the recipe's base model %.12s: it is another model", r->p->model,
+                       r->facts.fingerprint, r->recipe.fingerprint);
     return check_inputs(r, err);
 }
 
@@ -78,7 +80,8 @@ static fh_status read_assignment(fh_clustering *c, const fh_tensors *carried, co
     memcpy(c->assignment, t->data, c->v * sizeof *c->assignment);
     for (uint32_t i = 0; rc == FH_OK && i < c->v; i++)
         if (c->assignment[i] >= c->k || held[c->assignment[i]]++ == c->cap)
-            rc = fh_fail(err, FH_ECHECK, "%s: token %u is in cluster %d of %u, or that one has more than %u tokens", t->file, i, (int)c->assignment[i], c->k, c->cap);
+            rc = fh_fail(err, FH_ECHECK, "%s: token %u is in cluster %d of %u, or that one has more than %u tokens", t->file, i, (int)c->assignment[i], c->k,
+                         c->cap);
     fh_free(held);
     return rc;
 }
@@ -115,12 +118,20 @@ static fh_status from_assignment(rebuilding *r, fh_json **report, fh_err *err)
     size_t bytes;
     fh_json *holder = fh_json_object();
     fh_status rc = holder ? convert(r, err) : no_memory(r, err);
-    if (rc < 0 || (rc = open_carried(&carried, r, err)) < 0 || (rc = read_assignment(&c, carried, r, err)) < 0 || (rc = fh_quantized_room(&q, &c, &bytes, err)) < 0 ||
-        (rc = make_centroids(&q, &c, carried, r, err)) < 0) goto out;
-    if ((rc = fh_encode_rows(q.tokens, &r->facts.head, q.permutation, (size_t)c.k * c.cap, r->facts.dead, r->e.job, q.t_data, q.t_scales, &lost, err)) < 0) goto out;
+    if (rc < 0 || (rc = open_carried(&carried, r, err)) < 0 || (rc = read_assignment(&c, carried, r, err)) < 0 ||
+        (rc = fh_quantized_room(&q, &c, &bytes, err)) < 0 || (rc = make_centroids(&q, &c, carried, r, err)) < 0)
+        goto out;
+    if ((rc = fh_encode_rows(q.tokens, &r->facts.head, q.permutation, (size_t)c.k * c.cap, r->facts.dead, r->e.job, q.t_data, q.t_scales, &lost, err)) < 0)
+        goto out;
     if (!fh_json_add_copy(holder, "record", fh_json_get(r->recipe.provenance, "quantize"))) { rc = no_memory(r, err); goto out; }
-    if ((rc = fh_quantized_write(&r->e, &q, &c, (fh_json *)(uintptr_t)fh_json_get(holder, "record"), err)) < 0 || (rc = fh_encoded_load(&encoded, &r->e, &r->facts, err)) < 0) goto out;
-    fh_stage_pack_params pack = {.output = r->output, .no_clobber = r->p->no_clobber, .head_only = r->recipe.head_only, .exact = r->recipe.exact, .probes = r->recipe.probes,
+    if ((rc = fh_quantized_write(&r->e, &q, &c, (fh_json *)(uintptr_t)fh_json_get(holder, "record"), err)) < 0 ||
+        (rc = fh_encoded_load(&encoded, &r->e, &r->facts, err)) < 0)
+        goto out;
+    fh_stage_pack_params pack = {.output = r->output,
+                                 .no_clobber = r->p->no_clobber,
+                                 .head_only = r->recipe.head_only,
+                                 .exact = r->recipe.exact,
+                                 .probes = r->recipe.probes,
                                  .rerank = r->recipe.rerank};
     rc = fh_pack_encoded(&r->e, &pack, &r->facts, &encoded, r->recipe.calibration, r->recipe.provenance, report, err);
 out:
@@ -165,30 +176,41 @@ static const char *why_not_again(const fh_json *cluster, const fh_json *calibrat
 
 static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
 {
-    const fh_json *provenance = r->recipe.provenance, *cluster = fh_json_get(fh_json_get(provenance, "cluster"), "params"), *route = fh_json_get(fh_json_get(provenance, "route"), "params");
+    const fh_json *provenance = r->recipe.provenance, *cluster = fh_json_get(fh_json_get(provenance, "cluster"), "params"),
+                  *route = fh_json_get(fh_json_get(provenance, "route"), "params");
     const fh_json *made = fh_json_get(r->recipe.calibration, "made_by"), *how = fh_json_get(made, "params"), *states = fh_json_get(made, "states");
     const fh_json *asked = fh_json_get(fh_json_get(states, "params"), "asked");
     const char *text = fh_json_string(fh_json_get(asked, "text")), *digest = fh_json_string(fh_json_get(states, "text_sha256"));
     bool was_asked = false;
     int64_t hot = -1, rerank = -1;
-    if (!made || !text) return fh_fail(err, FH_ECHECK, "%s: the artifact is not calibrated, and a build calibrates: only --from assignment makes it again", r->p->recipe);
+    if (!made || !text)
+        return fh_fail(err, FH_ECHECK, "%s: the artifact is not calibrated, and a build calibrates: only --from assignment makes it again", r->p->recipe);
     const char *why = why_not_again(cluster, how);
     if (why) return fh_fail(err, FH_ECHECK, "%s: %s: only --from assignment makes it again", r->p->recipe, why);
     bool self = !strcmp(text, "self");
-    if (!self && !r->p->n_texts) return fh_fail(err, FH_EUSAGE, "--from text: the recipe's text is '%.100s' (SHA-256 %.12s): give it with --text", text, digest ? digest : "?");
+    if (!self && !r->p->n_texts)
+        return fh_fail(err, FH_EUSAGE, "--from text: the recipe's text is '%.100s' (SHA-256 %.12s): give it with --text", text, digest ? digest : "?");
     if (self && r->p->n_texts) return fh_fail(err, FH_EUSAGE, "--text: the recipe's text is what the model says itself");
     fh_json_bool(fh_json_get(route, "asked"), &was_asked);
     fh_json_i64(fh_json_get(how, "hot"), &hot);
     fh_json_i64(fh_json_get(how, "rerank"), &rerank);
     fh_build_params b = {.model = r->p->model, .output = r->output, .no_clobber = r->p->no_clobber, .head_only = r->recipe.head_only, .exact = r->recipe.exact,
                          .centroids = r->recipe.centroids, .tokens = r->recipe.tokens, .rerank = r->recipe.rerank};
-    b.text = (fh_text_params){.texts = r->p->texts, .n_texts = r->p->n_texts, .tokens = (size_t)whole(asked, "tokens"), .window = (uint32_t)whole(asked, "window"), .seed = whole(asked, "seed")};
+    b.text = (fh_text_params){.texts = r->p->texts,
+                              .n_texts = r->p->n_texts,
+                              .tokens = (size_t)whole(asked, "tokens"),
+                              .window = (uint32_t)whole(asked, "window"),
+                              .seed = whole(asked, "seed")};
     b.cluster = fh_cluster_params_of(cluster);
     b.routing = was_asked ? fh_json_string(fh_json_get(route, "routing")) : NULL;
     fh_json_bool(fh_json_get(route, "unit"), &b.unit);
-    b.how = (fh_calibrate_params){.targets = {[FH_CONTAINED] = number(how, "target", 0), [FH_AGREED] = number(how, "target_agreement", 0), [FH_COVERED] = number(how, "target_mass", 0)},
-                                  .confidence = number(how, "confidence", 0.95), .containment_k = (uint32_t)whole(how, "containment_k"), .hot = hot, .rerank = rerank,
-                                  .max_cost = number(how, "max_cost", 0.5)};
+    b.how = (fh_calibrate_params){
+        .targets = {[FH_CONTAINED] = number(how, "target", 0), [FH_AGREED] = number(how, "target_agreement", 0), [FH_COVERED] = number(how, "target_mass", 0)},
+        .confidence = number(how, "confidence", 0.95),
+        .containment_k = (uint32_t)whole(how, "containment_k"),
+        .hot = hot,
+        .rerank = rerank,
+        .max_cost = number(how, "max_cost", 0.5)};
     return fh_stage_build(&r->e, &b, report, err);
 }
 
@@ -205,8 +227,10 @@ static char *different_sections(const rebuilding *r, const fh_json *info)
     if (path && fh_json_read(&release, path, FH_RELEASE_BYTES, &ignored) == FH_OK) {
         const fh_json *was = fh_json_first(fh_json_get(fh_json_get(release, "artifact"), "sections"));
         for (const fh_json *s = fh_json_first(fh_json_get(info, "sections")); s && was; s = fh_json_next(s), was = fh_json_next(was)) {
-            const char *name = fh_json_string(fh_json_get(s, "name")), *now = fh_json_string(fh_json_get(s, "digest")), *then = fh_json_string(fh_json_get(was, "digest"));
-            if (!name || !now || !then || strcmp(now, then)) fh_buf_printf(&b, "%s%s%s", b.len ? ", " : "", name ? name : "?", is(s, "codec", "zstd") ? " (compressed: by another version of zstd?)" : "");
+            const char *name = fh_json_string(fh_json_get(s, "name")), *now = fh_json_string(fh_json_get(s, "digest")),
+                       *then = fh_json_string(fh_json_get(was, "digest"));
+            if (!name || !now || !then || strcmp(now, then))
+                fh_buf_printf(&b, "%s%s%s", b.len ? ", " : "", name ? name : "?", is(s, "codec", "zstd") ? " (compressed: by another version of zstd?)" : "");
         }
     }
     fh_json_free(release);
@@ -224,8 +248,8 @@ static fh_status compare(const rebuilding *r, fh_json *report, fh_err *err)
     fh_json_add_bool(report, "same", same);
     fh_json_add_string(report, "output", r->output);
     if (!same)
-        rc = fh_fail(err, FH_ECHECK, "%s: has the digest %.12s, the recipe %.12s: not the same artifact%s%s%s", r->output, digest ? digest : "?", r->recipe.digest,
-                     sections && *sections ? "; different: " : "", sections ? sections : "",
+        rc = fh_fail(err, FH_ECHECK, "%s: has the digest %.12s, the recipe %.12s: not the same artifact%s%s%s", r->output, digest ? digest : "?",
+                     r->recipe.digest, sections && *sections ? "; different: " : "", sections ? sections : "",
                      r->p->from_text ? "; clustering and states depend on CPU type and library versions, --from assignment does not" : "");
     fh_free(sections);
     return rc;
@@ -243,7 +267,8 @@ fh_status fh_rebuild(const fh_rebuild_params *p, const fh_job *job, fh_json **re
     if (!p->output && !(own = fh_work_path(r.e.work, "rebuilt.fhead"))) { rc = no_memory(&r, err); goto out; }
     r.output = p->output ? p->output : own;
     if ((rc = fh_keep_input(r.output, p->model, err)) < 0 || (rc = fh_keep_input(r.output, p->work, err)) < 0) goto out;
-    if (strcmp(r.recipe.tool, "fhtool " FH_TOOL_VERSION)) fh_job_say(job, FH_WARN, "%s: the artifact was made by %s, this is fhtool " FH_TOOL_VERSION, p->recipe, r.recipe.tool);
+    if (strcmp(r.recipe.tool, "fhtool " FH_TOOL_VERSION))
+        fh_job_say(job, FH_WARN, "%s: the artifact was made by %s, this is fhtool " FH_TOOL_VERSION, p->recipe, r.recipe.tool);
     if ((rc = p->from_text ? from_text(&r, report, err) : from_assignment(&r, report, err)) < 0) goto out;
     rc = compare(&r, *report, err);
     fh_json_add_double(*report, "total_seconds", fh_now() - began);

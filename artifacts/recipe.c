@@ -148,9 +148,19 @@ fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_
     fh_status rc = fh_fhead_check_head(f, &h, err);
     *json = *carried = NULL;
     if (rc < 0) return rc;
-    r = (fh_recipe){.digest = fh_fhead_digest(f), .fingerprint = h.fingerprint, .routing = h.routing, .tool = fh_json_string(fh_json_get(header, "tool")),
-                    .carried_sha256 = hex, .provenance = fh_json_get(header, "provenance"), .calibration = fh_json_get(header, "calibration"), .probes = h.probes, .rerank = h.rerank,
-                    .centroids = h.centroids.dtype, .tokens = h.tokens.dtype, .head_only = !h.has_body && !h.has_tokenizer, .exact = h.exact.data != NULL};
+    r = (fh_recipe){.digest = fh_fhead_digest(f),
+                    .fingerprint = h.fingerprint,
+                    .routing = h.routing,
+                    .tool = fh_json_string(fh_json_get(header, "tool")),
+                    .carried_sha256 = hex,
+                    .provenance = fh_json_get(header, "provenance"),
+                    .calibration = fh_json_get(header, "calibration"),
+                    .probes = h.probes,
+                    .rerank = h.rerank,
+                    .centroids = h.centroids.dtype,
+                    .tokens = h.tokens.dtype,
+                    .head_only = !h.has_body && !h.has_tokenizer,
+                    .exact = h.exact.data != NULL};
     /* Means are the same everywhere, made from the rows again; what was learned or weighted is not. */
     if ((rc = carry(carried, carried_bytes, &h, strcmp(h.routing, "mean") && strcmp(h.routing, "raw"), err)) < 0) goto out;
     fh_sha256_of(digest, *carried, *carried_bytes);
@@ -166,7 +176,10 @@ out:
 
 /* ---- reading ------------------------------------------------------------------------------------------------------------- */
 
-static fh_status bad(const char *file, const char *what, fh_err *err) { return fh_fail(err, FH_EFORMAT, "%s: %s: is it a recipe that fhtool wrote?", file, what); }
+static fh_status bad(const char *file, const char *what, fh_err *err)
+{
+    return fh_fail(err, FH_EFORMAT, "%s: %s: is it a recipe that fhtool wrote?", file, what);
+}
 
 static bool read_u32(const fh_json *j, const char *key, uint32_t most, uint32_t *out)
 {
@@ -194,7 +207,10 @@ fh_status fh_recipe_parse(fh_recipe *out, const char *text, size_t len, const ch
     r.routing = fh_json_string(fh_json_get(pack, "routing"));
     r.tool = fh_json_string(fh_json_get(r.json, "tool"));
     r.provenance = fh_json_get(r.json, "provenance"), r.calibration = fh_json_get(r.json, "calibration");
-    if (!fh_hex64_ok(r.digest) || !fh_hex64_ok(r.fingerprint) || !fh_hex64_ok(r.carried_sha256)) { rc = bad(file, "a digest is not 64 lower-case hex digits", err); goto out; }
+    if (!fh_hex64_ok(r.digest) || !fh_hex64_ok(r.fingerprint) || !fh_hex64_ok(r.carried_sha256)) {
+        rc = bad(file, "a digest is not 64 lower-case hex digits", err);
+        goto out;
+    }
     if (!carried_file || strcmp(carried_file, FH_RELEASE_CARRIED)) { rc = bad(file, "/carried/file is not \"" FH_RELEASE_CARRIED "\"", err); goto out; }
     if (!r.routing || !r.tool || !centroids || !tokens || !fh_dtype_parse(&r.centroids, centroids) || !fh_dtype_parse(&r.tokens, tokens) ||
         !read_u32(pack, "probes", UINT32_MAX, &r.probes) || !r.probes || !read_u32(pack, "rerank", FH_MAX_RERANK, &r.rerank) ||
@@ -205,7 +221,8 @@ fh_status fh_recipe_parse(fh_recipe *out, const char *text, size_t len, const ch
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         const fh_json *record = fh_json_get(r.provenance, stages[i]);
         if (fh_json_type(fh_json_get(record, "inputs")) != FH_JSON_OBJECT || fh_json_type(fh_json_get(record, "params")) != FH_JSON_OBJECT) {
-            rc = fh_fail(err, FH_EFORMAT, "%s: /provenance/%s is no record of a stage: the artifact was not made by fhtool's stages and cannot be made again", file, stages[i]);
+            rc = fh_fail(err, FH_EFORMAT, "%s: /provenance/%s is no record of a stage: the artifact was not made by fhtool's stages and cannot be made again",
+                         file, stages[i]);
             goto out;
         }
     }

@@ -163,7 +163,8 @@ static fh_status check_descriptions(checker *c, fh_err *err)
         if ((rc = fh_file_read(&said, &said_len, sums, FH_RELEASE_BYTES, err)) < 0) goto out;
         const char *own = strstr(said, "  " FH_RELEASE_JSON "\n");
         bool other = said_len != strlen(want) || memcmp(said, want, said_len);
-        if (other && own && own - said >= 64 && strncmp(own - 64, hex, 64)) note(c, "altered", FH_RELEASE_JSON, "its SHA-256 is not the one in " FH_RELEASE_SUMS ", or that was altered");
+        if (other && own && own - said >= 64 && strncmp(own - 64, hex, 64))
+            note(c, "altered", FH_RELEASE_JSON, "its SHA-256 is not the one in " FH_RELEASE_SUMS ", or that was altered");
         else if (other) note(c, "altered", FH_RELEASE_SUMS, "is not the list that release.json gives");
     }
 out:

@@ -7,7 +7,8 @@ static fh_status release_target(char **target, char **comment, const char *dir, 
     fh_json *report = NULL;
     fh_status rc = fh_release_verify(dir, NULL, job, &report, err);
     if (rc == FH_OK) {
-        *comment = fh_release_comment(fh_json_string(fh_json_get(report, "name")), fh_json_string(fh_json_get(report, "version")), fh_json_string(fh_json_get(report, "digest")));
+        *comment = fh_release_comment(fh_json_string(fh_json_get(report, "name")), fh_json_string(fh_json_get(report, "version")),
+                                      fh_json_string(fh_json_get(report, "digest")));
         *target = fh_path_join(dir, FH_RELEASE_SUMS);
         if (!*comment || !*target) rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", dir);
     }
@@ -23,7 +24,8 @@ static fh_status file_target(char **target, char **comment, const char *path, co
     char hex[65];
     fh_status rc = FH_OK;
     if (n > 6 && !strcmp(path + n - 6, ".fhead")) {
-        if ((rc = fh_fhead_open(&f, path, err)) == FH_OK && (rc = fh_fhead_verify(f, job, err)) == FH_OK) *comment = fh_sprintf("fhtool artifact %s %s", base, fh_fhead_digest(f));
+        if ((rc = fh_fhead_open(&f, path, err)) == FH_OK && (rc = fh_fhead_verify(f, job, err)) == FH_OK)
+            *comment = fh_sprintf("fhtool artifact %s %s", base, fh_fhead_digest(f));
         fh_fhead_close(f);
     } else if ((rc = fh_file_sha256(hex, NULL, path, job, err)) == FH_OK) {
         *comment = fh_sprintf("fhtool file %s sha256 %s", base, hex);
@@ -38,7 +40,8 @@ fh_status fh_sign(const fh_key *k, const char *path, const char *comment, const 
     char *target = NULL, *signature = NULL, *binding = NULL;
     bool release = fh_is_release(path);
     *report = NULL;
-    if (release && comment) return fh_fail(err, FH_EUSAGE, "--comment: the comment of a release's signature binds its name, version and artifact, and is not chosen");
+    if (release && comment)
+        return fh_fail(err, FH_EUSAGE, "--comment: the comment of a release's signature binds its name, version and artifact, and is not chosen");
     fh_status rc = release ? release_target(&target, &binding, path, job, err) : file_target(&target, &binding, path, job, err);
     if (rc == FH_OK && !(signature = fh_sprintf("%s.minisig", target))) rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", path);
     if (rc == FH_OK && (rc = fh_sign_file(k, target, signature, comment ? comment : binding, job, err)) == FH_OK) {

@@ -53,7 +53,8 @@ fh_status fh_source_connect(fh_source **out, const fh_source_params *p, const fh
     fh_status rc = FH_OK;
     *out = NULL;
     if (!*r) return fh_fail(err, FH_EUSAGE, "an empty name is no registry");
-    if (!web && !file && strstr(r, "://")) return fh_fail(err, FH_EUSAGE, "%s: a registry is a directory, or an address that begins with file:// or https://", r);
+    if (!web && !file && strstr(r, "://"))
+        return fh_fail(err, FH_EUSAGE, "%s: a registry is a directory, or an address that begins with file:// or https://", r);
     if (web && strpbrk(r, "?#")) return fh_fail(err, FH_EUSAGE, "%s: an address with '?' or '#' in it is no registry", r);
     fh_source *s = fh_calloc(1, sizeof *s);
     if (!s) return fh_fail(err, FH_ENOMEM, "%s: out of memory", r);
@@ -166,7 +167,8 @@ static fh_status copy_file(target *t, const char *from, const fh_release_file *w
     fh_status rc = fh_map_open(&map, from, err);
     if (rc < 0) return rc;
     if (map.size != want->bytes)
-        rc = fh_fail(err, FH_EFORMAT, "%s: has %zu bytes where release.json says %llu: the registry is damaged, or being written", from, map.size, (unsigned long long)want->bytes);
+        rc = fh_fail(err, FH_EFORMAT, "%s: has %zu bytes where release.json says %llu: the registry is damaged, or being written", from, map.size,
+                     (unsigned long long)want->bytes);
     for (uint64_t at = t->at; rc == FH_OK && at < want->bytes; at = t->at) {
         if (fh_job_stopped(job)) rc = fh_fail(err, FH_EINTERRUPTED, "%s: interrupted; the same command goes on from there", t->path);
         else rc = take_file(t, at, map.data + at, fh_min(PIECE, map.size - (size_t)at), err);
@@ -195,7 +197,8 @@ fh_status fh_source_file(fh_source *s, const char *path, const char *to, const f
         if (t.at < want->bytes || !want->bytes) rc = s->http ? fh_http_get(s->http, from, &sink, err) : copy_file(&t, from, want, s->job, err);
         if (rc < 0 || has_digest(&t, want->sha256)) break;
         if (!went_on || tries) {
-            rc = fh_fail(err, FH_ECHECK, "%s: its %llu bytes are not those of the release (SHA-256 is not %.12s...): refused", from, (unsigned long long)t.at, want->sha256);
+            rc = fh_fail(err, FH_ECHECK, "%s: its %llu bytes are not those of the release (SHA-256 is not %.12s...): refused", from, (unsigned long long)t.at,
+                         want->sha256);
             (void)!ftruncate(t.fd, 0);
             break;
         }

@@ -3,9 +3,12 @@
 #include "cmd/cmd.h"
 
 typedef struct source_args { fh_uint timeout; bool plain_http; } source_args;
-#define SOURCE_OPTS(base) \
-    {"timeout", FH_OPT_UINT, (base) + offsetof(source_args, timeout), "S", "seconds until a web server that sends nothing counts as stalled (default 30)", 1, 3600, NULL}, \
-    {"plain-http", FH_OPT_FLAG, (base) + offsetof(source_args, plain_http), NULL, "allow http:// of other machines too", 0, 0, NULL}
+#define SOURCE_OPTS(base)                                                                                                                                      \
+    {"timeout", FH_OPT_UINT, (base) + offsetof(source_args, timeout), "S", "seconds until a web server that sends nothing counts as stalled (default 30)", 1,  \
+     3600,      NULL},                                                                                                                                         \
+    {                                                                                                                                                          \
+        "plain-http", FH_OPT_FLAG, (base) + offsetof(source_args, plain_http), NULL, "allow http:// of other machines too", 0, 0, NULL                         \
+    }
 
 static fh_source_params source_of(const fh_common *c, const source_args *a)
 {
@@ -26,8 +29,16 @@ static fh_status list(void *p, const fh_job *job, fh_err *err)
     return fh_finish(report, &a->common, rc, err);
 }
 
-const fh_command fh_cmd_list = {"list", "the releases of a registry", "REGISTRY", 1, 1, list_options, sizeof(list_args), list,
-    "REGISTRY is a directory, file://PATH or https://ADDRESS (http:// of this machine).  SSL_CERT_FILE: certificates to trust.", "fhtool list https://models.example.org/fhead"};
+const fh_command fh_cmd_list = {"list",
+                                "the releases of a registry",
+                                "REGISTRY",
+                                1,
+                                1,
+                                list_options,
+                                sizeof(list_args),
+                                list,
+                                "REGISTRY is a directory, file://PATH or https://ADDRESS (http:// of this machine).  SSL_CERT_FILE: certificates to trust.",
+                                "fhtool list https://models.example.org/fhead"};
 
 /* ---- fetch ------------------------------------------------------------------------------------------------------------ */
 
@@ -51,6 +62,15 @@ static fh_status fetch(void *p, const fh_job *job, fh_err *err)
     return fh_finish(report, &a->common, rc, err);
 }
 
-const fh_command fh_cmd_fetch = {"fetch", "a release out of a registry, checked as it comes", "REGISTRY NAME[@VERSION]", 2, 2, fetch_options, sizeof(fetch_args), fetch,
+const fh_command fh_cmd_fetch = {
+    "fetch",
+    "a release out of a registry, checked as it comes",
+    "REGISTRY NAME[@VERSION]",
+    2,
+    2,
+    fetch_options,
+    sizeof(fetch_args),
+    fetch,
     "Without a version the newest.  The directory appears whole or not at all; after an interruption the same command goes on.  Without --pubkey\n"
-    "this is integrity, not authenticity.", "fhtool fetch https://models.example.org/fhead smollm@1.0 --pubkey team.key.pub"};
+    "this is integrity, not authenticity.",
+    "fhtool fetch https://models.example.org/fhead smollm@1.0 --pubkey team.key.pub"};

@@ -88,7 +88,17 @@ static fh_status verify(void *p, const fh_job *job, fh_err *err)
     return rc;
 }
 
-const fh_command fh_cmd_inspect = {"inspect", "what is in an artifact (its header is checked)", "FILE", 1, 1, options, sizeof(args), inspect, NULL, "fhtool inspect model.fhead"};
-const fh_command fh_cmd_verify = {"verify", "check every byte of an artifact or a release", "FILE-or-RELEASE", 1, 1, verify_options, sizeof(args), verify,
+const fh_command fh_cmd_inspect = {
+    "inspect", "what is in an artifact (its header is checked)", "FILE", 1, 1, options, sizeof(args), inspect, NULL, "fhtool inspect model.fhead"};
+const fh_command fh_cmd_verify = {
+    "verify",
+    "check every byte of an artifact or a release",
+    "FILE-or-RELEASE",
+    1,
+    1,
+    verify_options,
+    sizeof(args),
+    verify,
     "Checks digests, padding, permutation, scales, rows and bundled parts; of a release also what is missing, extra, renamed or altered.\n"
-    "This is integrity, not authenticity, unless --pubkey says who must have signed it (FILE.minisig, or the release's SHA256SUMS.minisig).", "fhtool verify model.fhead"};
+    "This is integrity, not authenticity, unless --pubkey says who must have signed it (FILE.minisig, or the release's SHA256SUMS.minisig).",
+    "fhtool verify model.fhead"};

@@ -19,8 +19,14 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (!a->model.set) return fh_fail(err, FH_EUSAGE, "rebuild: --model is missing: which checkpoint was it made from? (the recipe names it)");
     if (a->common.dir.set && !*a->common.dir.v) return fh_fail(err, FH_EUSAGE, "rebuild: -C: an empty name is no directory");
     if (a->text.n && !a->from.v) return fh_fail(err, FH_EUSAGE, "rebuild: --text: only --from text reads one");
-    fh_rebuild_params how = {.recipe = a->common.args[0], .model = a->model.v, .output = a->output.set ? a->output.v : NULL, .work = a->common.dir.set ? a->common.dir.v : "rebuild-work",
-                             .from_text = a->from.v == 1, .texts = a->text.v, .n_texts = a->text.n, .no_clobber = a->no_clobber};
+    fh_rebuild_params how = {.recipe = a->common.args[0],
+                             .model = a->model.v,
+                             .output = a->output.set ? a->output.v : NULL,
+                             .work = a->common.dir.set ? a->common.dir.v : "rebuild-work",
+                             .from_text = a->from.v == 1,
+                             .texts = a->text.v,
+                             .n_texts = a->text.n,
+                             .no_clobber = a->no_clobber};
     fh_status rc = fh_rebuild(&how, job, &report, err);
     return fh_finish_hiding(report, &a->common, "sections", rc, err);
 }

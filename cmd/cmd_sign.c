@@ -10,8 +10,10 @@ static const fh_opt keygen_options[] = {
     {"-o", FH_OPT_STR, offsetof(keygen_args, output), "FILE", "the secret key to write; the public one is FILE.pub", 0, 0, NULL},
     FH_PASSWORD_OPT(offsetof(keygen_args, password_file)),
     {"no-password", FH_OPT_FLAG, offsetof(keygen_args, no_password), NULL, "leave the secret key unencrypted", 0, 0, NULL},
-    {"cost", FH_OPT_PICK, offsetof(keygen_args, cost), "C", "of trying a password: sensitive takes 1 GiB of memory as minisign's keys do, interactive 16 MiB (default sensitive)", 0, 0, "sensitive,interactive"},
-    FH_COMMON_OPTS, FH_OPT_END,
+    {"cost", FH_OPT_PICK, offsetof(keygen_args, cost), "C",
+     "of trying a password: sensitive takes 1 GiB of memory as minisign's keys do, interactive 16 MiB (default sensitive)", 0, 0, "sensitive,interactive"},
+    FH_COMMON_OPTS,
+    FH_OPT_END,
 };
 
 static fh_status keygen(void *p, const fh_job *job, fh_err *err)
@@ -37,8 +39,17 @@ static fh_status keygen(void *p, const fh_job *job, fh_err *err)
     return fh_finish(report, &a->common, rc, err);
 }
 
-const fh_command fh_cmd_keygen = {"keygen", "a pair of keys for signing releases (minisign's format)", "", 0, 0, keygen_options, sizeof(keygen_args), keygen,
-    "The secret key is written with mode 0600; no key is ever replaced.  Give the .pub to everybody, by another way than the releases.", "fhtool keygen -o team.key"};
+const fh_command fh_cmd_keygen = {
+    "keygen",
+    "a pair of keys for signing releases (minisign's format)",
+    "",
+    0,
+    0,
+    keygen_options,
+    sizeof(keygen_args),
+    keygen,
+    "The secret key is written with mode 0600; no key is ever replaced.  Give the .pub to everybody, by another way than the releases.",
+    "fhtool keygen -o team.key"};
 
 /* ---- sign ------------------------------------------------------------------------------------------------------------ */
 
@@ -46,8 +57,10 @@ typedef struct sign_args { fh_common common; fh_str key, comment, password_file;
 static const fh_opt sign_options[] = {
     {"key", FH_OPT_STR, offsetof(sign_args, key), "FILE", "the secret key", 0, 0, NULL},
     FH_PASSWORD_OPT(offsetof(sign_args, password_file)),
-    {"comment", FH_OPT_STR, offsetof(sign_args, comment), "TEXT", "the trusted comment (default: one that binds what is signed; of a release no other is accepted)", 0, 0, NULL},
-    FH_COMMON_OPTS, FH_OPT_END,
+    {"comment", FH_OPT_STR, offsetof(sign_args, comment), "TEXT",
+     "the trusted comment (default: one that binds what is signed; of a release no other is accepted)", 0, 0, NULL},
+    FH_COMMON_OPTS,
+    FH_OPT_END,
 };
 
 static fh_status sign(void *p, const fh_job *job, fh_err *err)

@@ -34,7 +34,9 @@ static fh_status ask(char **out, const char *prompt, fh_err *err)
     (void)!write(tty, "\n", 1);
     (void)!tcsetattr(tty, TCSAFLUSH, &before);
     close(tty);
-    fh_status rc = got < 0 ? fh_fail(err, errno == EINTR ? FH_EINTERRUPTED : FH_EIO, "no password was typed") : n > MOST ? fh_fail(err, FH_EUSAGE, "a password of more than %d bytes", MOST) : FH_OK;
+    fh_status rc = got < 0    ? fh_fail(err, errno == EINTR ? FH_EINTERRUPTED : FH_EIO, "no password was typed")
+                   : n > MOST ? fh_fail(err, FH_EUSAGE, "a password of more than %d bytes", MOST)
+                              : FH_OK;
     if (rc == FH_OK && !(*out = fh_strndup(line, n))) rc = fh_fail(err, FH_ENOMEM, "out of memory");
     explicit_bzero(line, sizeof line);
     return rc;
@@ -64,7 +66,8 @@ fh_status fh_password_read(char **out, const fh_str *file, bool twice, fh_err *e
     else if (environment) rc = (*out = fh_strdup(environment)) ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
     else {
         rc = ask(out, "password: ", err);
-        if (rc == FH_OK && twice && (rc = ask(&again, "the same again: ", err)) == FH_OK && strcmp(*out, again)) rc = fh_fail(err, FH_EUSAGE, "the two passwords differ");
+        if (rc == FH_OK && twice && (rc = ask(&again, "the same again: ", err)) == FH_OK && strcmp(*out, again))
+            rc = fh_fail(err, FH_EUSAGE, "the two passwords differ");
         fh_password_free(again);
     }
     if (rc == FH_OK && !**out) rc = fh_fail(err, FH_EUSAGE, "the password is empty");

@@ -26,7 +26,9 @@ static void names_are_plain_words(void **state)
 static void paths_stay_inside_a_release(void **state)
 {
     static const char *const good[] = {"a", ".eval_results/fhtool.yaml", "oci/blobs/sha256/00", "a/b/c/d/e/f"};
-    static const char *const bad[] = {"", "/a", "a/", "a//b", "../a", "a/../b", "a/.", "./a", "a/..", "-a", "a/-b", "release.json", "SHA256SUMS", "SHA256SUMS.minisig", "a/b/c/d/e/f/g", "a b", "a\\b"};
+    static const char *const bad[] = {
+        "",    "/a",  "a/", "a//b", "../a", "a/../b", "a/.", "./a", "a/..", "-a", "a/-b", "release.json", "SHA256SUMS", "SHA256SUMS.minisig", "a/b/c/d/e/f/g",
+        "a b", "a\\b"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         if (!fh_release_path_ok(good[i])) fail_msg("'%s' is refused", good[i]);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -35,8 +37,27 @@ static void paths_stay_inside_a_release(void **state)
 
 static void versions_have_one_order(void **state)
 {
-    static const char *const ascending[] = {"0.9", "0.10", "1-rc1", "1", "1.0-alpha", "1.0-rc1", "1.0-rc2", "1.0-rc10", "1.0", "1.0.1", "1.1", "1.10", "1.10a", "1.10b", "2", "10",
-                                            "99999999999999999999999", "100000000000000000000000", "a", "v1", "v2"};
+    static const char *const ascending[] = {"0.9",
+                                            "0.10",
+                                            "1-rc1",
+                                            "1",
+                                            "1.0-alpha",
+                                            "1.0-rc1",
+                                            "1.0-rc2",
+                                            "1.0-rc10",
+                                            "1.0",
+                                            "1.0.1",
+                                            "1.1",
+                                            "1.10",
+                                            "1.10a",
+                                            "1.10b",
+                                            "2",
+                                            "10",
+                                            "99999999999999999999999",
+                                            "100000000000000000000000",
+                                            "a",
+                                            "v1",
+                                            "v2"};
     size_t n = sizeof ascending / sizeof *ascending;
     for (size_t i = 0; i < n; i++)
         for (size_t k = 0; k < n; k++) {
@@ -49,12 +70,15 @@ static void versions_have_one_order(void **state)
 /* ---- what they may say ------------------------------------------------------------------------------------------------ */
 
 #define HEX "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-#define ENTRY(name, version) "{\"name\":\"" name "\",\"version\":\"" version "\",\"digest\":\"" HEX "\",\"fingerprint\":\"" HEX "\",\"bytes\":5,\"release\":{\"bytes\":3,\"sha256\":\"" HEX "\"}}"
+#define ENTRY(name, version)                                                                                                                                   \
+    "{\"name\":\"" name "\",\"version\":\"" version "\",\"digest\":\"" HEX "\",\"fingerprint\":\"" HEX                                                         \
+    "\",\"bytes\":5,\"release\":{\"bytes\":3,\"sha256\":\"" HEX "\"}}"
 #define INDEX(entries) "{\"format\":\"fhtool registry 1\",\"releases\":[" entries "]}"
 
 static void indexes_are_judged(void **state)
 {
-    static const struct { const char *text, *says; } bad[] = {
+    static const struct { const char *text, *says;
+    } bad[] = {
         {"[]", "is not \"fhtool registry 1\""},
         {"{\"format\":\"fhtool registry 2\",\"releases\":[]}", "newer fhtool"},
         {"{\"format\":\"fhtool registry 1\"}", "/releases: is no list"},
@@ -66,9 +90,15 @@ static void indexes_are_judged(void **state)
         {INDEX(ENTRY("a", "1") "," ENTRY("a", "1")), "/releases/1: releases repeat"},
         {INDEX(ENTRY("a", "1.10") "," ENTRY("a", "1.9")), "/releases/1: releases repeat or are out of order"},
         {INDEX(ENTRY("b", "1") "," ENTRY("a", "2")), "/releases/1: releases repeat or are out of order"},
-        {"{\"format\":\"fhtool registry 1\",\"releases\":[{\"name\":\"a\",\"version\":\"1\",\"digest\":\"" HEX "\",\"fingerprint\":\"" HEX "\",\"bytes\":-1,\"release\":{\"bytes\":3,\"sha256\":\"" HEX "\"}}]}", "\"bytes\" is no size"},
-        {"{\"format\":\"fhtool registry 1\",\"releases\":[{\"name\":\"a\",\"version\":\"1\",\"digest\":\"" HEX "\",\"fingerprint\":\"" HEX "\",\"bytes\":1,\"release\":{\"bytes\":99999999,\"sha256\":\"" HEX "\"}}]}", "4 MiB"},
-        {"{\"format\":\"fhtool registry 1\",\"releases\":[{\"name\":\"a\",\"version\":\"1\",\"digest\":\"" HEX "0\",\"fingerprint\":\"" HEX "\",\"bytes\":1,\"release\":{\"bytes\":9,\"sha256\":\"" HEX "\"}}]}", "64 lower-case"},
+        {"{\"format\":\"fhtool registry 1\",\"releases\":[{\"name\":\"a\",\"version\":\"1\",\"digest\":\"" HEX "\",\"fingerprint\":\"" HEX
+         "\",\"bytes\":-1,\"release\":{\"bytes\":3,\"sha256\":\"" HEX "\"}}]}",
+         "\"bytes\" is no size"},
+        {"{\"format\":\"fhtool registry 1\",\"releases\":[{\"name\":\"a\",\"version\":\"1\",\"digest\":\"" HEX "\",\"fingerprint\":\"" HEX
+         "\",\"bytes\":1,\"release\":{\"bytes\":99999999,\"sha256\":\"" HEX "\"}}]}",
+         "4 MiB"},
+        {"{\"format\":\"fhtool registry 1\",\"releases\":[{\"name\":\"a\",\"version\":\"1\",\"digest\":\"" HEX "0\",\"fingerprint\":\"" HEX
+         "\",\"bytes\":1,\"release\":{\"bytes\":9,\"sha256\":\"" HEX "\"}}]}",
+         "64 lower-case"},
     };
     fh_index x;
     fh_err err;
@@ -203,7 +233,8 @@ static void change_bytes_of(const char *dir, const char *path)
 
 static void any_changed_byte_of_a_release_is_found(void **state)
 {
-    static const char *const files[] = {"release.json", "SHA256SUMS", "README.md", "NOTICE", "recipe.json", "recipe.safetensors", ".eval_results/fhtool.yaml", "n.fhead", "oci/index.json"};
+    static const char *const files[] = {
+        "release.json", "SHA256SUMS", "README.md", "NOTICE", "recipe.json", "recipe.safetensors", ".eval_results/fhtool.yaml", "n.fhead", "oci/index.json"};
     fh_err err = {FH_OK, ""};
     char dir[4300];
     write_artifact();
@@ -242,7 +273,8 @@ static void a_version_that_is_there_is_not_touched(void **state)
 
 static void recipes_are_judged(void **state)
 {
-    static const char provenance[] = "{\"convert\":{\"inputs\":{},\"params\":{}},\"cluster\":{\"inputs\":{},\"params\":{}},\"route\":{\"inputs\":{},\"params\":{}},\"quantize\":{\"inputs\":{},\"params\":{}}}";
+    static const char provenance[] = "{\"convert\":{\"inputs\":{},\"params\":{}},\"cluster\":{\"inputs\":{},\"params\":{}},\"route\":{\"inputs\":{},\"params\":"
+                                     "{}},\"quantize\":{\"inputs\":{},\"params\":{}}}";
     static const struct { const char *from, *to, *says; } changes[] = {
         {"recipe 1", "recipe 2", "newer fhtool"},
         {"fhtool recipe", "recipe", "/format is not"},
@@ -257,9 +289,12 @@ static void recipes_are_judged(void **state)
     };
     fh_recipe r;
     fh_err err = {FH_OK, ""};
-    char *text = fh_sprintf("{\"format\":\"fhtool recipe 1\",\"tool\":\"fhtool\",\"artifact\":{\"digest\":\"%s\",\"fingerprint\":\"%s\"},\"pack\":{\"probes\":3,\"rerank\":16,\"routing\":\"raw\","
-                            "\"centroids\":\"int8\",\"tokens\":\"int4\",\"head_only\":false,\"exact\":true},\"carried\":{\"file\":\"recipe.safetensors\",\"sha256\":\"%s\"},\"provenance\":%s}",
-                            HEX, HEX, HEX, provenance);
+    char *text =
+        fh_sprintf("{\"format\":\"fhtool recipe "
+                   "1\",\"tool\":\"fhtool\",\"artifact\":{\"digest\":\"%s\",\"fingerprint\":\"%s\"},\"pack\":{\"probes\":3,\"rerank\":16,\"routing\":\"raw\","
+                   "\"centroids\":\"int8\",\"tokens\":\"int4\",\"head_only\":false,\"exact\":true},\"carried\":{\"file\":\"recipe.safetensors\",\"sha256\":\"%"
+                   "s\"},\"provenance\":%s}",
+                   HEX, HEX, HEX, provenance);
     if (fh_recipe_parse(&r, text, strlen(text), "recipe.json", &err) < 0) fail_msg("%s", err.text);
     assert_true(r.probes == 3 && r.rerank == 16 && r.tokens == FH_I4 && r.exact && !r.calibration);
     fh_recipe_free(&r);

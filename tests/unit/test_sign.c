@@ -16,7 +16,9 @@ static fh_pubkey *pubkey(const char *path)
 
 static void what_minisign_signed_is_believed(void **state)
 {
-    static const struct { const char *file, *comment; } signatures[] = {{GOLDEN "hashed.minisig", "hashed, by minisign"}, {GOLDEN "legacy.minisig", "as it is, by minisign"}};
+    static const struct {
+        const char *file, *comment;
+    } signatures[] = {{GOLDEN "hashed.minisig", "hashed, by minisign"}, {GOLDEN "legacy.minisig", "as it is, by minisign"}};
     fh_pubkey *k = pubkey(GOLDEN "key.pub");
     for (size_t i = 0; i < sizeof signatures / sizeof *signatures; i++) {
         char *comment;
