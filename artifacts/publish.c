@@ -50,7 +50,7 @@ static fh_status gather(publishing *w, fh_err *err)
     size_t carried_bytes, len;
     *c = (fh_content){.path = w->artifact_name, .copy_of = p->artifact};
     fh_status rc = fh_file_sha256(c->sha256, &c->bytes, p->artifact, w->job, err);
-    if (rc < 0 || (rc = fh_recipe_text(&recipe, &carried, &carried_bytes, w->artifact, p, err)) < 0) return rc;
+    if (rc < 0 || (rc = fh_recipe_text(&recipe, &carried, &carried_bytes, w->artifact, p, w->job, err)) < 0) return rc;
     if ((rc = add_string(w, FH_RELEASE_RECIPE, recipe, err)) < 0) { fh_free(carried); return rc; }
     if ((rc = add_text(w, FH_RELEASE_CARRIED, carried, carried_bytes, err)) < 0 ||
         (rc = add_string(w, "README.md", fh_card_text(p, w->info, header), err)) < 0 || (rc = add_string(w, "NOTICE", fh_card_notice(p, w->info), err)) < 0)
@@ -112,7 +112,7 @@ static fh_status describe(publishing *w, fh_err *err)
 static fh_status write_text(const char *dir, const char *name, const char *text, size_t len, fh_err *err)
 {
     char *path = fh_path_join(dir, name);
-    fh_status rc = path ? fh_file_write(path, text, len, 0, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", dir);
+    fh_status rc = path ? fh_file_write(path, text, len, FH_OWNER_READS, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", dir);
     fh_free(path);
     return rc;
 }
@@ -126,10 +126,10 @@ static fh_status write_content(const publishing *w, const fh_content *c, const c
     if (rc < 0) goto out;
     if ((slash = strrchr(path, '/')) && !(parent = fh_strndup(path, (size_t)(slash - path)))) { rc = no_memory(w, err); goto out; }
     if (parent && (rc = fh_mkdirs(parent, err)) < 0) goto out;
-    if (c->data) { rc = fh_file_write(path, c->data, c->len, 0, err); goto out; }
+    if (c->data) { rc = fh_file_write(path, c->data, c->len, FH_OWNER_READS, err); goto out; }
     bool own = c->copy_of != w->p->artifact;
     if (own && !(from = fh_path_join(dir, c->copy_of))) { rc = no_memory(w, err); goto out; }
-    if (!own || link(from, path)) rc = fh_file_copy(own ? from : c->copy_of, path, 0, w->job, err);
+    if (!own || link(from, path)) rc = fh_file_copy(own ? from : c->copy_of, path, FH_OWNER_READS, w->job, err);
 out:
     fh_free(path);
     fh_free(parent);
@@ -216,7 +216,7 @@ static fh_status put(publishing *w, const char *final, const char *index, bool *
     else if ((rc = write_release(w, final, err)) < 0) return rc;
     memcpy(e.digest, digest, 65), memcpy(e.fingerprint, print, 65), memcpy(e.release_sha256, w->release_sha256, 65);
     if (!(text = fh_index_print_with(&w->index, &e))) return no_memory(w, err);
-    rc = fh_file_write(index, text, strlen(text), 0, err);
+    rc = fh_file_write(index, text, strlen(text), FH_OWNER_READS, err);
     fh_free(text);
     return rc;
 }

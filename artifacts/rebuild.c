@@ -68,11 +68,10 @@ static fh_status open_carried(fh_tensors **out, const rebuilding *r, fh_err *err
 static fh_status read_assignment(fh_clustering *c, const fh_tensors *carried, const rebuilding *r, fh_err *err)
 {
     const fh_tensor *t;
-    uint64_t k, v = r->facts.head.rows;
+    uint64_t k = r->recipe.k, v = r->facts.head.rows;
     fh_status rc = fh_tensors_need(&t, carried, "assignment", 1u << FH_I32, 1, &v, err);
     if (rc < 0) return rc;
-    if (!fh_json_u64(fh_json_get(fh_json_get(fh_json_get(r->recipe.provenance, "cluster"), "params"), "k"), &k) || k < 2 || k > v)
-        return fh_fail(err, FH_EFORMAT, "%s: /provenance/cluster/params/k is no number of clusters for %llu tokens", r->p->recipe, (unsigned long long)v);
+    if (k > v) return fh_fail(err, FH_ECHECK, "%s: /pack/k: %u clusters for %llu tokens", r->p->recipe, r->recipe.k, (unsigned long long)v);
     *c = (fh_clustering){.v = (uint32_t)v, .d = (uint32_t)r->facts.head.cols, .k = (uint32_t)k, .cap = (uint32_t)((v + k - 1) / k)};
     uint32_t *held = fh_calloc(c->k, sizeof *held);
     c->assignment = fh_malloc(c->v * sizeof *c->assignment);

@@ -86,6 +86,7 @@ static fh_json *recipe_json(const fh_recipe *r, const fh_publish_params *p, size
     fh_json_add_copy(o, "inputs", fh_json_get(fh_json_get(r->provenance, "convert"), "inputs"));
     add_command(j, r);
     o = fh_json_add_object(j, "pack");
+    fh_json_add_u64(o, "k", r->k);
     fh_json_add_u64(o, "probes", r->probes);
     fh_json_add_u64(o, "rerank", r->rerank);
     fh_json_add_string(o, "routing", r->routing);
@@ -101,6 +102,14 @@ static fh_json *recipe_json(const fh_recipe *r, const fh_publish_params *p, size
     else fh_json_add_null(j, "calibration");
     fh_json_add_copy(j, "provenance", r->provenance);
     return j;
+}
+
+/* Are the tokens of a cluster in order and padding last?  Another order cannot be made again from the assignment. */
+static bool in_order(const fh_head_layout *h)
+{
+    for (size_t s = 1; s < (size_t)h->k * h->cap; s++)
+        if (s % h->cap && h->permutation[s] <= h->permutation[s - 1] && h->permutation[s] != UINT32_MAX) return false; /* padding is UINT32_MAX */
+    return true;
 }
 
 /* recipe.safetensors in memory. */
@@ -137,7 +146,7 @@ out:
     return rc;
 }
 
-fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_fhead *f, const fh_publish_params *p, fh_err *err)
+fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_fhead *f, const fh_publish_params *p, const fh_job *job, fh_err *err)
 {
     fh_head_layout h;
     fh_recipe r = {0};
@@ -148,6 +157,8 @@ fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_
     fh_status rc = fh_fhead_check_head(f, &h, err);
     *json = *carried = NULL;
     if (rc < 0) return rc;
+    if (!fh_json_get(fh_json_get(header, "provenance"), "convert") || !in_order(&h))
+        fh_job_say(job, FH_WARN, "%s: was not made by fhtool's stages: its recipe cannot make it again", p->artifact);
     r = (fh_recipe){.digest = fh_fhead_digest(f),
                     .fingerprint = h.fingerprint,
                     .routing = h.routing,
@@ -155,6 +166,7 @@ fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_
                     .carried_sha256 = hex,
                     .provenance = fh_json_get(header, "provenance"),
                     .calibration = fh_json_get(header, "calibration"),
+                    .k = h.k,
                     .probes = h.probes,
                     .rerank = h.rerank,
                     .centroids = h.centroids.dtype,
@@ -213,7 +225,8 @@ fh_status fh_recipe_parse(fh_recipe *out, const char *text, size_t len, const ch
     }
     if (!carried_file || strcmp(carried_file, FH_RELEASE_CARRIED)) { rc = bad(file, "/carried/file is not \"" FH_RELEASE_CARRIED "\"", err); goto out; }
     if (!r.routing || !r.tool || !centroids || !tokens || !fh_dtype_parse(&r.centroids, centroids) || !fh_dtype_parse(&r.tokens, tokens) ||
-        !read_u32(pack, "probes", UINT32_MAX, &r.probes) || !r.probes || !read_u32(pack, "rerank", FH_MAX_RERANK, &r.rerank) ||
+        !read_u32(pack, "k", UINT32_MAX, &r.k) || r.k < 2 || !read_u32(pack, "probes", UINT32_MAX, &r.probes) || !r.probes ||
+        !read_u32(pack, "rerank", FH_MAX_RERANK, &r.rerank) ||
         !fh_json_bool(fh_json_get(pack, "head_only"), &r.head_only) || !fh_json_bool(fh_json_get(pack, "exact"), &r.exact)) {
         rc = bad(file, "/pack or what wrote the artifact is not said in full", err);
         goto out;

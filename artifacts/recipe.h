@@ -11,7 +11,7 @@ typedef struct fh_recipe {
     const char *tool;                    /* what wrote the artifact */
     const char *carried_sha256;
     const fh_json *provenance, *calibration; /* records of the stages; NULL: not calibrated */
-    uint32_t probes, rerank;
+    uint32_t k, probes, rerank;
     fh_dtype centroids, tokens;
     bool head_only, exact;
 } fh_recipe;

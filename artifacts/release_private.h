@@ -95,8 +95,8 @@ char *fh_card_text(const fh_publish_params *p, const fh_json *info, const fh_jso
 char *fh_card_eval(const fh_publish_params *p, const fh_json *header); /* "" where nothing was measured */
 char *fh_card_notice(const fh_publish_params *p, const fh_json *info);
 
-/* recipe.json, and recipe.safetensors with what a recipe cannot say in words. */
-fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_fhead *f, const fh_publish_params *p, fh_err *err);
+/* recipe.json, and recipe.safetensors with what a recipe cannot say in words; both freed by the caller. */
+fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_fhead *f, const fh_publish_params *p, const fh_job *job, fh_err *err);
 
 /* The files of an OCI image layout (ModelPack media types) of `files` [n], added to contents [*count] from there on; paths live in the arena. */
 fh_status fh_oci_contents(fh_content *contents, size_t *count, size_t most, fh_arena *arena, const fh_publish_params *p, const fh_json *info, fh_err *err);

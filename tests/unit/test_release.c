@@ -281,6 +281,7 @@ static void recipes_are_judged(void **state)
         {"\"probes\":3", "\"probes\":0", "/pack"},
         {"\"probes\":3", "\"probes\":99999999999", "/pack"},
         {"\"centroids\":\"int8\"", "\"centroids\":\"int9\"", "/pack"},
+        {"\"k\":2", "\"k\":1", "/pack"},
         {"\"rerank\":16", "\"rerank\":70000", "/pack"},
         {"recipe.safetensors", "../../x", "/carried/file"},
         {"\"cluster\":", "\"clusters\":", "/provenance/cluster is no record"},
@@ -291,7 +292,7 @@ static void recipes_are_judged(void **state)
     fh_err err = {FH_OK, ""};
     char *text =
         fh_sprintf("{\"format\":\"fhtool recipe "
-                   "1\",\"tool\":\"fhtool\",\"artifact\":{\"digest\":\"%s\",\"fingerprint\":\"%s\"},\"pack\":{\"probes\":3,\"rerank\":16,\"routing\":\"raw\","
+                   "1\",\"tool\":\"fhtool\",\"artifact\":{\"digest\":\"%s\",\"fingerprint\":\"%s\"},\"pack\":{\"k\":2,\"probes\":3,\"rerank\":16,\"routing\":\"raw\","
                    "\"centroids\":\"int8\",\"tokens\":\"int4\",\"head_only\":false,\"exact\":true},\"carried\":{\"file\":\"recipe.safetensors\",\"sha256\":\"%"
                    "s\"},\"provenance\":%s}",
                    HEX, HEX, HEX, provenance);
