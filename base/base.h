@@ -198,6 +198,9 @@ void fh_job_say(const fh_job *job, fh_level level, const char *fmt, ...) FH_PRIN
 
 /* The bytes of a regular file into another, through fh_out. */
 fh_status fh_file_copy(const char *from, const char *to, unsigned flags, const fh_job *job, fh_err *err);
+/* The same, or a link to it under a name that is free: hard, or symbolic with its whole path.  Links on the way to `from` are followed. */
+typedef enum fh_link { FH_LINK_COPY, FH_LINK_HARD, FH_LINK_SYM } fh_link;
+fh_status fh_file_bring(const char *from, const char *to, fh_link how, unsigned flags, const fh_job *job, fh_err *err);
 
 double fh_now(void);            /* seconds on a clock that only goes forward */
 uint64_t fh_peak_bytes(void);   /* the most memory this process has held resident */

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -198,5 +199,28 @@ fh_status fh_file_copy(const char *from, const char *to, unsigned flags, const f
 out:
     fh_out_abandon(o);
     fh_map_close(&map);
+    return rc;
+}
+
+fh_status fh_file_bring(const char *from, const char *to, fh_link how, unsigned flags, const fh_job *job, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    struct stat st;
+    if (how == FH_LINK_COPY) return fh_file_copy(from, to, flags, job, err);
+    char *real = realpath(from, NULL);
+    if (!real || stat(real, &st)) {
+        rc = fh_fail_errno(err, from, "open", errno);
+    } else if (!S_ISREG(st.st_mode)) {
+        rc = fh_fail(err, FH_EIO, "%s: is %s: a regular file is needed here", from, fh_file_kind(st.st_mode));
+    } else {
+        bool fault = fh_fault_hit(FH_FAULT_WRITE);
+        if (fault) errno = ENOSPC;
+        if (fault || (how == FH_LINK_HARD ? link(real, to) : symlink(real, to))) {
+            bool cannot = how == FH_LINK_HARD && (errno == EXDEV || errno == EPERM || errno == EMLINK || errno == ENOTSUP);
+            rc = cannot ? fh_fail(err, FH_EIO, "%s: cannot make a hard link to %s: they are on two file systems, or this one has none: copy, or link symbolically", to, real)
+                        : fh_fail_errno(err, to, "create", errno);
+        }
+    }
+    free(real);
     return rc;
 }
