@@ -123,9 +123,14 @@ fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *stat
                    fh_point *points, size_t n_points, const fh_job *job, fh_err *err);
 /* The dense head's best `k` live tokens of each position, best first; ids [n, k]. */
 fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t *positions, size_t n, size_t k, uint32_t *ids, const fh_job *job, fh_err *err);
-/* The rank (0: best) of each of those tokens' clusters among all clusters; ranks [n, k]. */
+/* The rank (0: best) of each of those tokens' clusters among all clusters; ranks [n, k].  Of a head through bf16 the worst that equal scores allow. */
 fh_status fh_cluster_ranks(const fh_head *head, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids, uint32_t *ranks,
                            const fh_job *job, fh_err *err);
+
+/* What a runtime without hot list and reranking answers, greedily, with the head's centroids, rows, `always` ids and the rounding that its parts say:
+ * ids, logits [n].  Equal logits: the smaller id where there are `always` ids, else the one of the better cluster, as the vLLM plugin has it.  probes 0: the
+ * head's. */
+fh_status fh_plain_greedy(const fh_head *head, const float *states, size_t n, uint32_t probes, uint32_t *ids, float *logits, const fh_job *job, fh_err *err);
 
 /* ---- what states teach -------------------------------------------------------------------------------------- */
 
@@ -217,6 +222,7 @@ typedef struct fh_calibrate_params {
     uint32_t containment_k;               /* 1..FH_MAX_TOP */
     int64_t hot;                          /* tokens in the hot list; -1: chosen on A */
     int64_t rerank;                       /* rows scored again from the checkpoint's, where the encoded ones are not these already; -1: by their encoding */
+    bool vllm;                            /* the promise is about the vLLM plugin: no hot list, no reranking, its arithmetic (docs/decisions/0008) */
 } fh_calibrate_params;
 typedef struct fh_calibration {
     uint32_t probes;

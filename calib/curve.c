@@ -69,12 +69,13 @@ static void rank_task(void *ctx, size_t i, unsigned worker)
     const fh_head_parts *p = fh_head_get_parts(r->head);
     const uint32_t *slots = fh_head_slots(r->head);
     const float *s = r->scores + i * p->clusters;
+    bool unsure = p->through_bf16; /* scores are often equal there, and which of equals is probed is not said: count the worst */
     for (size_t j = 0; j < r->k; j++) {
         uint32_t id = r->ids[i * r->k + j], rank = 0;
         if (id == FH_NO_TOKEN) { r->ranks[i * r->k + j] = 0; continue; }
         uint32_t own = slots[id] / p->cap;
         for (uint32_t c = 0; c < own; c++) rank += s[c] >= s[own];
-        for (uint32_t c = own + 1; c < p->clusters; c++) rank += s[c] > s[own];
+        for (uint32_t c = own + 1; c < p->clusters; c++) rank += unsure ? s[c] >= s[own] : s[c] > s[own];
         r->ranks[i * r->k + j] = rank;
     }
     (void)worker;
@@ -415,5 +416,56 @@ fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *stat
                                .agreement = o[FH_AGREES], .mass = o[FH_COVERS], .kl = o[FH_DIVERGES]};
     }
     fh_free(s.of);
+    return rc;
+}
+
+/* ---- what plain runtimes answer --------------------------------------------------------------------------------- */
+
+typedef struct plain_job { const fh_head *head; const float *s, *f; uint32_t probes, *work, *ids; float *logits; } plain_job; /* work [workers, 4 K] */
+
+static void plain_task(void *ctx, size_t i, unsigned worker)
+{
+    plain_job *j = ctx;
+    const fh_head_parts *p = fh_head_get_parts(j->head);
+    const uint32_t *slots = fh_head_slots(j->head);
+    const float *f = j->f + i * p->clusters * p->cap;
+    uint32_t *order = j->work + (size_t)worker * 4 * p->clusters, best_id = FH_NO_TOKEN;
+    float best = -INFINITY;
+    order_clusters(j->s + i * p->clusters, p->clusters, order, order + p->clusters, order + 2 * p->clusters, order + 3 * p->clusters);
+    for (uint32_t q = 0; q < j->probes; q++)
+        for (size_t slot = (size_t)order[q] * p->cap, end = slot + p->cap; slot < end; slot++) {
+            uint32_t id = p->permutation[slot];
+            if (id != FH_NO_TOKEN && (f[slot] > best || (f[slot] == best && p->n_always && id < best_id))) best = f[slot], best_id = id;
+        }
+    for (size_t a = 0; a < p->n_always; a++) {
+        uint32_t id = p->always[a];
+        if (better(f[slots[id]], id, best, best_id)) best = f[slots[id]], best_id = id;
+    }
+    j->ids[i] = best_id, j->logits[i] = best;
+}
+
+fh_status fh_plain_greedy(const fh_head *head, const float *states, size_t n, uint32_t probes, uint32_t *ids, float *logits, const fh_job *job, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    const fh_head_parts *p = fh_head_get_parts(head);
+    size_t slots = (size_t)p->clusters * p->cap;
+    plain_job j = {.head = head, .probes = probes ? (uint32_t)fh_min(probes, p->clusters) : p->probes};
+    float *s = fh_malloc((size_t)BLOCK * p->clusters * sizeof *s), *f = fh_malloc(BLOCK * slots * sizeof *f);
+    j.work = fh_malloc((size_t)fh_pool_threads(fh_job_pool(job)) * 4 * p->clusters * sizeof *j.work);
+    j.s = s, j.f = f;
+    if (!s || !f || !j.work) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    for (size_t at = 0; at < n; at += BLOCK) {
+        size_t m = fh_min(BLOCK, n - at);
+        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
+        if ((rc = fh_head_cluster_scores(head, fh_job_pool(job), states + at * p->hidden, m, s, err)) < 0) goto out;
+        if ((rc = fh_head_slot_logits(head, fh_job_pool(job), states + at * p->hidden, m, f, err)) < 0) goto out;
+        j.ids = ids + at, j.logits = logits + at;
+        fh_pool_run(fh_job_pool(job), m, plain_task, &j);
+        fh_job_progress(job, "scoring", (double)(at + m), (double)n, "states");
+    }
+out:
+    fh_free(s);
+    fh_free(f);
+    fh_free(j.work);
     return rc;
 }

@@ -54,24 +54,39 @@ fh_status fh_head_dense_logits(const fh_head *head, fh_scratch *scratch, const f
 }
 
 /* Blocks of states with working memory of their own: these calls have no scratch. */
-typedef struct block_job { const fh_head *head; fh_pool *pool; float *out; } block_job;
+typedef struct block_job { const fh_head *head; fh_pool *pool; float *out; size_t width; } block_job; /* out [batch, width] */
 typedef void block_fn(const block_job *j, const fh_state *const *states, size_t first, size_t m);
+
+static void round_to_bf16(float *to, const float *from, size_t n)
+{
+    for (size_t i = 0; i < n; i++) to[i] = fh_bf16_to_f32(fh_f32_to_bf16(from[i]));
+}
 
 static fh_status each_block(const block_job *j, const float *states, size_t batch, block_fn *fn, fh_err *err)
 {
     fh_status rc = FH_OK;
     void *room = NULL;
+    float *rounded = NULL;
     size_t d = j->head->parts.hidden;
-    if (fh_head_has_integers(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) return fh_fail(err, FH_ENOMEM,
-        "states: out of memory");
+    bool through_bf16 = j->head->parts.through_bf16;
+    if ((fh_head_has_integers(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) ||
+        (through_bf16 && !(rounded = fh_malloc(FH_BLOCK * d * sizeof *rounded)))) {
+        rc = fh_fail(err, FH_ENOMEM, "states: out of memory");
+        goto out;
+    }
     for (size_t first = 0; first < batch; first += FH_BLOCK) {
         fh_state state[FH_BLOCK];
         const fh_state *each[FH_BLOCK];
         size_t m = fh_min(FH_BLOCK, batch - first);
         for (size_t s = 0; s < m; s++) each[s] = &state[s];
-        if ((rc = fh_head_states(j->head, state, states + first * d, first, m, room, err)) < 0) break;
+        const float *these = states + first * d;
+        if (through_bf16) round_to_bf16(rounded, these, m * d), these = rounded;
+        if ((rc = fh_head_states(j->head, state, these, first, m, room, err)) < 0) break;
         fn(j, each, first, m);
+        if (through_bf16) round_to_bf16(j->out + first * j->width, j->out + first * j->width, m * j->width);
     }
+out:
+    fh_free(rounded);
     fh_free(room);
     return rc;
 }
@@ -87,7 +102,7 @@ static void slot_block(const block_job *b, const fh_state *const *states, size_t
 
 fh_status fh_head_slot_logits(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *logits, fh_err *err)
 {
-    block_job j = {head, pool, logits};
+    block_job j = {head, pool, logits, (size_t)head->parts.clusters * head->parts.cap};
     return each_block(&j, states, batch, slot_block, err);
 }
 
@@ -98,6 +113,6 @@ static void centroid_block(const block_job *b, const fh_state *const *states, si
 
 fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err)
 {
-    block_job j = {head, pool, scores};
+    block_job j = {head, pool, scores, head->parts.clusters};
     return each_block(&j, states, batch, centroid_block, err);
 }

@@ -23,6 +23,8 @@ typedef struct fh_head_parts {
     float softcap;                                   /* 0: none */
     const uint32_t *hot; size_t n_hot;
     const uint32_t *always; size_t n_always;
+    bool through_bf16;                               /* for measuring alone (fh_head_cluster_scores, fh_head_slot_logits): states, scores and logits are
+                                                      * rounded to bf16, as runtimes have them that work in it */
 } fh_head_parts;
 #define FH_NO_TOKEN UINT32_MAX
 fh_status fh_head_from_parts(fh_head **out, const fh_head_parts *parts, const char *name, fh_err *err);
