@@ -232,6 +232,39 @@ void fh_fingerprint(char out[65], const fh_rows *head, const fh_rows *bias_or_nu
 /* The same of rows that lie in another order: token i's is row order[i], i < n (NULL: i). */
 void fh_fingerprint_in_order(char out[65], const fh_rows *head, const uint32_t *order, size_t n, const fh_rows *bias_or_null, double final_softcap);
 
+/* ---- directories of the vLLM plugin flash-head (docs/decisions/0008) --------------------------------------------- */
+
+#define FH_VLLM_ASSETS "flash_head_assets"              /* what config.json's flash_head_cache_dir says */
+#define FH_VLLM_CACHE "clustering_cache.safetensors"
+#define FH_VLLM_CONFIG "clustering_config.json"
+/* An ordinary checkpoint with a clustering of its head beside it, as that runtime reads it. */
+typedef struct fh_vllm {
+    uint32_t vocab, hidden, k, cap, probes;  /* V = K * cap, D, K, cap, P: n_probes, K/16 where config.json does not say */
+    bool probes_said;
+    uint32_t *assignment;                    /* [V] token -> cluster; exactly cap tokens in each */
+    float *centroids;                        /* [K, D] as stored: of any length, none zero */
+    uint32_t *special; size_t n_special;     /* always scored; in the order of config.json */
+    fh_json *record;                         /* what fhtool wrote about itself, or NULL: made by something else */
+} fh_vllm;
+typedef struct fh_vllm_source {
+    const char *dir, *cache_name, *beside_name; /* for messages */
+    const fh_json *config;                   /* config.json */
+    uint32_t vocab, hidden;                  /* of the checkpoint's head */
+    const fh_tensors *cache;                 /* clustering_cache.safetensors */
+    const char *beside; size_t beside_len;   /* clustering_config.json, or NULL: newer releases do without */
+} fh_vllm_source;
+/* FH_EFORMAT: it is no such directory; FH_ECHECK: it is, and breaks a rule of that runtime; the first offender is named. */
+fh_status fh_vllm_parse(fh_vllm *out, const fh_vllm_source *source, fh_err *err);
+/* The same of an opened checkpoint's directory; that its head can be held is checked too.  Warnings go to job. */
+fh_status fh_vllm_open(fh_vllm *out, const fh_checkpoint *c, const fh_job *job, fh_err *err);
+void fh_vllm_free(fh_vllm *v); /* accepts a zeroed one */
+/* Can that runtime hold this head at all?  FH_EUNSUPPORTED names what it cannot: the architecture, a bias, where the head lies. */
+fh_status fh_vllm_model_check(const fh_checkpoint *c, fh_err *err);
+/* architectures[0] without the plugin's prefix; NULL: none that it knows. */
+const char *fh_vllm_architecture(const fh_config *c);
+/* config.json for that runtime, everything else of it byte for byte; *out is the caller's.  The architecture is one it knows. */
+fh_status fh_vllm_config(char **out, const fh_config *config, uint32_t probes, const uint32_t *special, size_t n_special, fh_err *err);
+
 /* ---- .fhead (docs/fhead-format.md is the specification) -------------------------------------------------------- */
 
 enum { FH_FHEAD_MAJOR = 1, FH_FHEAD_MINOR = 1, FH_SECTION_NAME = 32, FH_MAX_SECTIONS = 4096, FH_MAX_RERANK = 65536 };
