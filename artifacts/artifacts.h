@@ -53,4 +53,26 @@ fh_status fh_artifact_info(fh_fhead *f, fh_json **out, fh_err *err);
 /* fh_fhead_verify, and that the bundled body can be read: its config agrees with the head, its tensors are where they say. */
 fh_status fh_artifact_verify(fh_fhead *f, const fh_job *job, fh_err *err);
 
+/* ---- the vLLM plugin's directories (docs/decisions/0008) ------------------------------------------------------------ */
+
+typedef struct fh_vllm_export_params {
+    const char *artifact, *model, *output; /* a .fhead, the checkpoint directory it was made from, the directory to make */
+    fh_link link;                          /* how weights get there */
+    uint32_t probes;                       /* 0: the artifact's, which must be calibrated for that runtime; else the directory promises nothing */
+    bool no_clobber;                       /* an older export is replaced otherwise; anything else that is there never */
+} fh_vllm_export_params;
+/* The directory that the plugin loads, whole or not at all.  FH_EUNSUPPORTED names what that runtime cannot hold, FH_ECHECK another model or another
+ * calibration.  Equal inputs give equal bytes. */
+fh_status fh_vllm_export(const fh_vllm_export_params *p, const fh_job *job, fh_json **report, fh_err *err);
+
+/* Is it a directory with a config.json, be it right or wrong? */
+bool fh_vllm_is_dir(const char *path);
+/* Somebody's directory against every rule of that runtime, and its clustering against its head. */
+fh_status fh_vllm_verify(const char *dir, const fh_job *job, fh_json **report, fh_err *err);
+/* Does the clustering belong to the checkpoint's head?  By the fingerprint that fhtool wrote into it, and by geometry: *affinity is the share of
+ * other centroids that lie farther from the mean direction of a cluster's tokens than its own does, both less what all share.  1/2 by chance; 0.94
+ * was measured where routing was learned, which takes centroids away from the means, 1 where they are the means.  FH_ECHECK below FH_VLLM_AFFINITY. */
+#define FH_VLLM_AFFINITY 0.75
+fh_status fh_vllm_belongs(const fh_vllm *v, const fh_checkpoint *c, const fh_job *job, double *affinity, fh_err *err);
+
 #endif

@@ -34,7 +34,7 @@ typedef struct fh_stage_cluster_params { uint32_t k, cap; uint64_t seed; fh_clus
 /* cluster: clusters.safetensors.  FH_EUSAGE: K, or the K of init, does not fit.  Interrupted: the best so far is written and FH_EINTERRUPTED returned with the report. */
 fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh_json **report, fh_err *err);
 
-/* route: routing.safetensors.  routing: "mean", "raw", "weighted" and "learned" (both need states), or NULL: learned where there are states, else raw.  unit: hold learned rows at
+/* route: routing.safetensors.  routing: "mean", "raw", "weighted" and "learned" (both need states), or NULL: learned where there are states, else raw.  unit: hold rows at
  * unit length, for runtimes that route by cosine. */
 fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_json **report, fh_err *err);
 /* quantize: quantized.safetensors. */
@@ -95,6 +95,9 @@ typedef struct fh_stage_sweep_params {
 /* sweep: every combination of K, P and encodings.  The work directory holds the states, and a work directory of its own for each K ("k1024") and for each K and
  * encodings ("k1024-int8"), which later commands can go on with; quality of all P is measured in one pass, what is current is not done again. */
 fh_status fh_stage_sweep(fh_stage_env *e, const fh_stage_sweep_params *p, fh_json **report, fh_err *err);
+
+/* import: a vLLM plugin's directory, judged as fh_vllm_verify does, becomes converted head, clusters and routing of the work directory. */
+fh_status fh_stage_import(fh_stage_env *e, const char *dir, fh_json **report, fh_err *err);
 
 /* status: {"dir", "stages": [{"stage", "file", "state": missing | stale | current, "why"}]}. */
 fh_status fh_stage_status(fh_stage_env *e, fh_json **report, fh_err *err);

@@ -48,6 +48,7 @@ static fh_json *body_of(const fh_calibration *c, const fh_calibrate_params *p, u
     fh_json_add_string(j, "routing", choice->routing);
     fh_json_add_string(j, "centroids", choice->centroids);
     fh_json_add_string(j, "tokens", choice->tokens);
+    if (p->vllm) fh_json_add_string(j, "runtime", "vllm");
     fh_json_add_double(j, "target", contained->target > 0 ? contained->target : NAN);
     fh_json_add_double(j, "confidence", p->confidence);
     fh_json_add_u64(j, "containment_k", p->containment_k);
@@ -87,6 +88,7 @@ fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *s)
     fh_json_add_i64(j, "rerank", p->rerank);
     fh_json_add_double(j, "max_cost", p->max_cost);
     fh_json_add_string(j, "cheapest", s->by_time ? "time" : "bytes");
+    if (p->vllm) fh_json_add_string(j, "runtime", "vllm");
     return j;
 }
 
@@ -137,11 +139,25 @@ static fh_status take(fh_stage_env *e, const fh_candidates *c, size_t i, const f
     fh_status rc = FH_OK;
     size_t r = c->of[i].routing;
     bool another = !c->asked && strcmp(c->routing[r].name, c->q->routing);
-    if (another) rc = fh_write_routing(e, c->routing[r].name, false, false, c->routing[r].centroids, parted, c->routing[r].owned ? states_file : NULL, err);
+    if (another) rc = fh_write_routing(e, c->routing[r].name, false, c->unit, c->routing[r].centroids, parted, c->routing[r].owned ? states_file : NULL, err);
     if (rc == FH_OK && (another || c->of[i].centroids != c->q->parts.centroids.dtype || c->of[i].tokens != c->q->parts.tokens.dtype))
         rc = fh_stage_quantize(e, c->of[i].centroids, c->of[i].tokens, &ignored, err);
     fh_json_free(ignored);
     return rc;
+}
+
+/* A promise about the vLLM plugin is about a head as it computes it. */
+static fh_status fits_vllm(const fh_candidates *c, fh_err *err)
+{
+    const fh_head_parts *p = &c->q->parts;
+    for (size_t i = 0; i < c->n; i++)
+        if (c->of[i].centroids != FH_BF16 || c->of[i].tokens != FH_BF16)
+            return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime works in bf16, and quantize made %s and %s: run 'fhtool quantize --centroids bf16 --tokens bf16' first", fh_dtype_name(c->of[i].centroids),
+                           fh_dtype_name(c->of[i].tokens));
+    if (!c->unit) return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime routes by cosine: run 'fhtool route --unit' first");
+    if ((uint64_t)p->clusters * p->cap != p->vocab)
+        return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime needs clusters of one size, and %u tokens make no %u of them: run 'fhtool cluster' with a --k that divides %u", p->vocab, p->clusters, p->vocab);
+    return FH_OK;
 }
 
 fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err)
@@ -162,6 +178,8 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     if ((rc = fh_states_load(&s, path, err)) < 0 || (rc = fh_parted_load(&parted, e, &f, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
     if (s.d != f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, s.d, f.head.cols); goto out; }
     if ((rc = fh_candidates_load(&of, e, &f, &parted, &q, &s, p->how.rerank, p->encodings, err)) < 0) goto out;
+    if (p->how.vllm && (rc = fits_vllm(&of, err)) < 0) goto out;
+    of.through_bf16 = p->how.vllm;
     fh_dense dense = fh_facts_dense(&f);
     fh_choices choices = {.choice = of.choice, .n = of.n, .open = fh_candidates_open, .ctx = &of};
     if ((rc = fh_calibrate(&c, &s, &dense, &choices, &p->how, e->job, err)) < 0) goto out;

@@ -19,6 +19,7 @@ static fh_status find_routings(fh_candidates *c, const fh_parted *parted, const 
     fh_status rc = path ? fh_work_record(c->e->work, FH_FILE_ROUTING, &record, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0) goto out;
     fh_json_bool(fh_json_get(fh_json_get(record, "params"), "asked"), &c->asked);
+    fh_json_bool(fh_json_get(fh_json_get(record, "params"), "unit"), &c->unit);
     if (c->asked || learned) {
         const fh_tensor *t;
         uint64_t shape[2] = {parted->c.k, parted->c.d};
@@ -27,7 +28,7 @@ static fh_status find_routings(fh_candidates *c, const fh_parted *parted, const 
     }
     for (size_t i = learned; i < sizeof names / sizeof *names && !c->asked; i++) {
         const float *centroids;
-        rc = fh_routing_of(&centroids, &c->routing[c->n_routings].owned, names[i], false, c->f, parted, s, c->e->job, NULL, err);
+        rc = fh_routing_of(&centroids, &c->routing[c->n_routings].owned, names[i], c->unit, c->f, parted, s, c->e->job, NULL, err);
         if (rc == FH_ECHECK && i == 0) { rc = FH_OK; continue; } /* too few states to learn from */
         if (rc < 0) goto out;
         add_routing(c, names[i], centroids);
@@ -91,7 +92,7 @@ fh_status fh_candidates_open(void *ctx, size_t i, fh_head **out, fh_err *err)
         p.tokens = (fh_rows){rows->data, tokens, slots, p.hidden, fh_enc_stride(tokens, p.hidden)}, p.token_scales = fh_dtype_is_integer(tokens) ? rows->scales : NULL;
         p.tokens_exact = tokens == c->f->head.dtype;
     }
-    p.rerank = fh_candidates_rerank(c, i);
+    p.rerank = fh_candidates_rerank(c, i), p.through_bf16 = c->through_bf16;
     if (p.rerank) p.exact = c->f->head, p.exact_by_token = true;
     return fh_head_from_parts(out, &p, "calibrate", err);
 }

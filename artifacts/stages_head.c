@@ -88,6 +88,15 @@ out:
     return rc;
 }
 
+fh_status fh_write_clusters(fh_stage_env *e, const fh_clustering *c, fh_json *record, fh_err *err)
+{
+    const fh_st_spec specs[] = {
+        {"centroids", FH_F32, 2, {c->k, c->d}}, {"centroids_mean", FH_F32, 2, {c->k, c->d}}, {"centroids_raw", FH_F32, 2, {c->k, c->d}}, {"assignment", FH_I32, 1, {c->v}},
+    };
+    const void *const data[] = {c->centroids, c->mean, c->raw, c->assignment};
+    return fh_result_tensors(e, FH_FILE_CLUSTERS, specs, data, 4, record, err);
+}
+
 fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh_json **report, fh_err *err)
 {
     double began = fh_now();
@@ -150,11 +159,7 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     fh_json_add_string(record, "blas", fh_gemm_library());
     if ((rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0) goto out;
     if (output && (rc = fh_record_input(record, e->work, FH_FILE_STATES, err)) < 0) goto out;
-    const fh_st_spec specs[] = {
-        {"centroids", FH_F32, 2, {c.k, c.d}}, {"centroids_mean", FH_F32, 2, {c.k, c.d}}, {"centroids_raw", FH_F32, 2, {c.k, c.d}}, {"assignment", FH_I32, 1, {c.v}},
-    };
-    const void *const data[] = {c.centroids, c.mean, c.raw, c.assignment};
-    if ((rc = fh_result_tensors(e, FH_FILE_CLUSTERS, specs, data, 4, record, err)) < 0) goto out;
+    if ((rc = fh_write_clusters(e, &c, record, err)) < 0) goto out;
     fh_stage_log(e, "cluster", began);
 
     fh_json *r = fh_json_object();
@@ -205,8 +210,25 @@ size_t *fh_part_a(const fh_states *s, size_t *n)
     return positions;
 }
 
-fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
-                        fh_learn_report *learned, fh_err *err)
+bool fh_unit_row(float *row, size_t d)
+{
+    double square = 0;
+    for (size_t j = 0; j < d; j++) square += (double)row[j] * row[j];
+    double length = sqrt(square);
+    if (!(length > 0) || !isfinite(length)) return false;
+    for (size_t j = 0; j < d; j++) row[j] = (float)(row[j] / length);
+    return true;
+}
+
+fh_status fh_unit_rows(float *rows, size_t n, size_t d, const char *what, fh_err *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!fh_unit_row(rows + i * d, d)) return fh_fail(err, FH_ECHECK, "%s: centroid %zu is zero or not finite and has no direction", what, i);
+    return FH_OK;
+}
+
+static fh_status routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
+                            fh_learn_report *learned, fh_err *err)
 {
     bool learn = !strcmp(name, "learned");
     *owned = NULL;
@@ -226,6 +248,19 @@ fh_status fh_routing_of(const float **centroids, float **owned, const char *name
         rc = positions ? fh_learn_routing(*owned, p->c.k, p->c.assignment, &dense, states->hidden, positions, n, &how, job, learned ? learned : &said, err) : fh_fail(err, FH_ENOMEM, "out of memory");
         fh_free(positions);
     }
+    if (rc < 0) fh_free(*owned), *owned = NULL;
+    *centroids = *owned;
+    return rc;
+}
+
+fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
+                        fh_learn_report *learned, fh_err *err)
+{
+    fh_status rc = routing_of(centroids, owned, name, unit, f, p, states, job, learned, err);
+    if (rc < 0 || !unit || !strcmp(name, "learned")) return rc; /* learned ones are held there */
+    size_t cells = (size_t)p->c.k * p->c.d;
+    if (!*owned && (*owned = fh_malloc(cells * sizeof **owned))) memcpy(*owned, *centroids, cells * sizeof **owned);
+    rc = *owned ? fh_unit_rows(*owned, p->c.k, p->c.d, name, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0) fh_free(*owned), *owned = NULL;
     *centroids = *owned;
     return rc;
@@ -264,7 +299,6 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_jso
     if (!routing) routing = to_fit >= FH_FEW_STATES ? "learned" : to_fit ? "weighted" : "raw"; /* raw is what the clustering holds to be best without states */
     bool uses_states = (!strcmp(routing, "weighted") || !strcmp(routing, "learned")) && to_fit, learns = !strcmp(routing, "learned");
     fh_learn_report learned = {0};
-    unit = unit && learns;
     if (uses_states && (rc = fh_states_load(&s, states, err)) < 0) goto out;
     if (!asked && learns) { /* what nobody asked for may not stand in the way */
         size_t n, *positions = fh_part_a(&s, &n);
@@ -272,7 +306,7 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_jso
         fh_free(positions);
         if (n < FH_LEARN_STATES) {
             fh_job_say(e->job, FH_WARN, "%zu states are too few to learn routing from (%d): members are weighted by their counts instead", n, FH_LEARN_STATES);
-            routing = "weighted", learns = unit = false;
+            routing = "weighted", learns = false;
         }
     }
     if ((rc = fh_routing_of(&centroids, &owned, routing, unit, &f, &p, uses_states ? &s : NULL, e->job, &learned, err)) < 0) goto out;

@@ -212,9 +212,10 @@ fh_status fh_route_ensure(fh_stage_env *e, const char *routing, bool unit, bool 
     fh_status rc = fh_current_record(&record, e, FH_FILE_ROUTING, NULL, err);
     if (rc < 0) return rc;
     const fh_json *params = fh_json_get(record, "params");
-    bool asked = false;
+    bool asked = false, held = false;
     fh_json_bool(fh_json_get(params, "asked"), &asked);
-    *current = record && (routing ? says(params, "routing", routing) && asked : !asked);
+    fh_json_bool(fh_json_get(params, "unit"), &held);
+    *current = record && held == unit && (routing ? says(params, "routing", routing) && asked : !asked);
     fh_json_free(record);
     return *current ? FH_OK : fh_stage_route(e, routing, unit, report, err);
 }
@@ -230,15 +231,42 @@ fh_status fh_quantize_ensure(fh_stage_env *e, fh_dtype centroids, fh_dtype token
     return *current ? FH_OK : fh_stage_quantize(e, centroids, tokens, report, err);
 }
 
+/* The vLLM plugin needs clusters of one size, and its fused kernel a power of two. */
+static fh_status equal_clusters(fh_stage_cluster_params *p, size_t v, fh_err *err)
+{
+    static const uint32_t caps[] = {16, 8, 4};
+    char some[100] = "";
+    if (!p->k && !p->cap && p->init) return FH_OK; /* its K, judged when the promise is made */
+    if (!p->k && !p->cap)
+        for (size_t i = 0; i < sizeof caps / sizeof *caps && !p->cap; i++) if (v % caps[i] == 0) p->cap = caps[i];
+    if (p->k ? v % p->k == 0 : p->cap && v % p->cap == 0) return FH_OK;
+    for (uint32_t cap = 2; cap <= 64 && strlen(some) < sizeof some - 8; cap++)
+        if (v % cap == 0) snprintf(some + strlen(some), sizeof some - strlen(some), "%s%u", *some ? ", " : "", cap);
+    return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime needs clusters of one size, and %zu tokens are no multiple of %u: %s%s", v, p->k ? p->k : p->cap ? p->cap : 4,
+                   *some ? "--cap can be " : "no --cap up to 64 divides them", some);
+}
+
+/* What that runtime cannot hold is said before the work is done. */
+static fh_status fit_vllm(fh_stage_cluster_params *p, const char *model, fh_err *err)
+{
+    fh_checkpoint c = {0};
+    fh_status rc = fh_checkpoint_open(&c, model, NULL, err); /* what there is to warn of, convert says */
+    if (rc == FH_OK) rc = fh_vllm_model_check(&c, err);
+    if (rc == FH_OK) rc = equal_clusters(p, (size_t)c.head->shape[0], err);
+    fh_checkpoint_close(&c);
+    return rc;
+}
+
 fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err)
 {
     double began = fh_now();
     fh_json *stages = fh_json_array(), *r = NULL, *record = NULL, *params = NULL;
     fh_facts f = {0};
+    fh_stage_cluster_params cluster = p->cluster;
     bool current;
     fh_status rc = fh_keep_input(p->output, p->model, err);
-    if (rc < 0 || (rc = fh_keep_input(p->output, fh_work_dir(e->work), err)) < 0 || (rc = fh_convert_current(e, p->model, &current, err)) < 0 ||
-        (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
+    if (rc < 0 || (rc = fh_keep_input(p->output, fh_work_dir(e->work), err)) < 0 || (p->how.vllm && (rc = fit_vllm(&cluster, p->model, err)) < 0) ||
+        (rc = fh_convert_current(e, p->model, &current, err)) < 0 || (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
     note_stage(stages, &r, "convert", !current);
 
     double hidden_began = fh_now();
@@ -250,7 +278,7 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     note_stage(stages, &r, "hidden", fresh);
 
     if ((rc = fh_facts_load(&f, e, err)) < 0) goto out;
-    if ((rc = fh_cluster_ensure(e, &p->cluster, f.head.rows, f.head.cols, &current, &r, err)) < 0) goto out;
+    if ((rc = fh_cluster_ensure(e, &cluster, f.head.rows, f.head.cols, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "cluster", !current);
     if ((rc = fh_route_ensure(e, p->routing, p->unit, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "route", !current);

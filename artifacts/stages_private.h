@@ -62,6 +62,8 @@ typedef struct fh_candidates {
     fh_stage_env *e; const fh_facts *f; const fh_encoded *q;
     int64_t rerank;               /* -1: by the encoding */
     bool asked;                   /* the routing was the user's choice */
+    bool unit;                    /* routings are held at unit length, as the one there is */
+    bool through_bf16;            /* heads are measured as the vLLM plugin computes them; set once loaded */
     fh_tensors *used;
     struct { const char *name; const float *centroids; float *owned; fh_kept_rows encoded[FH_ENCODINGS]; } routing[FH_ROUTINGS]; size_t n_routings;
     fh_kept_rows tokens[FH_ENCODINGS];
@@ -90,6 +92,9 @@ void fh_stage_log(fh_stage_env *e, const char *stage, double began);
 /* Routing centroids by name; *owned is to be freed (may be NULL: the array lies in the clustering). */
 fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
                         fh_learn_report *learned, fh_err *err); /* learned may be NULL */
+/* A row to unit length; false, and nothing done, where it has no direction.  Rows [n, D]: FH_ECHECK, and `what` is for the message. */
+bool fh_unit_row(float *row, size_t d);
+fh_status fh_unit_rows(float *rows, size_t n, size_t d, const char *what, fh_err *err);
 /* The positions of part A; freed by the caller. */
 size_t *fh_part_a(const fh_states *s, size_t *n);
 fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, bool unit, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err);
@@ -107,6 +112,8 @@ fh_status fh_convert_current(fh_stage_env *e, const char *dir, bool *current, fh
 enum { FH_FEW_STATES = 512 };
 fh_status fh_states_to_fit(size_t *n, fh_stage_env *e, fh_err *err);
 fh_status fh_clusters_by_output(bool *output, fh_stage_env *e, size_t d, fh_err *err);
+/* clusters.safetensors with its record. */
+fh_status fh_write_clusters(fh_stage_env *e, const fh_clustering *c, fh_json *record, fh_err *err);
 /* The parameters that a clustering's record holds; `output`: AUTO stands for output-aware. */
 fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output);
 /* And back. */

@@ -287,6 +287,9 @@ static fh_status again(fh_stage_env *e, const char *file, const fh_json *params,
 {
     fh_json *report = NULL;
     fh_status rc;
+    const char *routing = fh_json_string(fh_json_get(params, "routing"));
+    if (fh_json_get(params, "imported") || (routing && !strcmp(routing, "imported")))
+        return fh_fail(err, FH_ECHECK, "%s: %s was imported, and what it belongs to has changed: run 'fhtool import' again", fh_work_dir(e->work), file);
     if (!strcmp(file, FH_FILE_CLUSTERS)) {
         fh_stage_cluster_params p = fh_cluster_params_of(params);
         if (fh_json_get(params, "init"))
@@ -296,7 +299,7 @@ static fh_status again(fh_stage_env *e, const char *file, const fh_json *params,
         bool asked = false, unit = false;
         fh_json_bool(fh_json_get(params, "asked"), &asked);
         fh_json_bool(fh_json_get(params, "unit"), &unit);
-        rc = fh_stage_route(e, asked ? fh_json_string(fh_json_get(params, "routing")) : NULL, unit, &report, err);
+        rc = fh_stage_route(e, asked ? routing : NULL, unit, &report, err);
     } else {
         fh_dtype centroids = FH_I8, tokens = FH_I8;
         const char *c = fh_json_string(fh_json_get(params, "centroids")), *t = fh_json_string(fh_json_get(params, "tokens"));

@@ -60,7 +60,7 @@ typedef struct fh_command {
     X(build) X(convert) X(hidden) X(cluster) X(route) X(quantize) X(calibrate) X(rehearse) X(pack) \
     X(status) X(run) X(inspect) X(verify) X(query) X(perplexity) X(tokenize) X(detokenize) \
     X(bench) X(validate) X(estimate) X(sweep) X(publish) X(list) X(fetch) X(keygen) \
-    X(sign) X(rebuild) X(diff)
+    X(sign) X(rebuild) X(diff) X(export) X(import)
 #define FH_COMMAND_DECLARED(name) extern const fh_command fh_cmd_##name;
 FH_COMMANDS(FH_COMMAND_DECLARED)
 

@@ -17,7 +17,7 @@ static const fh_opt options[] = {
     {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike (default output: the logits they give)", 0, 0, "output,euclidean,cosine"},
     {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw,learned"},
-    {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold learned centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
+    {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
     {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
     {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
     FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)),
@@ -46,6 +46,11 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_status rc = fh_promise_of(&how.how, &a->promise, "build", err);
     if (rc < 0) return rc;
     if (a->head_only && !a->exact && !a->promise.rerank.set) how.how.rerank = 0; /* nothing to score them from */
+    if (how.how.vllm) {
+        if ((a->centroids.set && encodings[a->centroids.v] != FH_BF16) || (a->tokens_encoding.set && encodings[a->tokens_encoding.v] != FH_BF16))
+            return fh_fail(err, FH_EUSAGE, "build: --centroids and --rows: that runtime works in bf16: leave them out with --for vllm");
+        how.centroids = how.tokens = FH_BF16, how.unit = true, how.rerank = 0;
+    }
     rc = fh_open_work(&e, &a->common, true, job, err);
     if (rc == FH_OK) rc = fh_stage_build(&e, &how, &report, err);
     rc = fh_finish_hiding(report, &a->common, "sections", rc, err);
@@ -54,5 +59,6 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_build = {"build", "all stages: checkpoint in, calibrated artifact out", "MODEL", 1, 1, options, sizeof(args), run,
-    "A stage whose inputs and parameters have not changed is not run again; after an interruption the same command goes on.",
+    "A stage whose inputs and parameters have not changed is not run again; after an interruption the same command goes on.\n"
+    "--for vllm: an artifact that 'export --format vllm' takes: equal clusters, centroids at unit length, bf16, no hot list, calibrated as that runtime computes.",
     "fhtool build ~/models/SmolLM2-135M -o model.fhead --target-containment 0.99"};

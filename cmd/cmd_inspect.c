@@ -81,6 +81,10 @@ static fh_status verify(void *p, const fh_job *job, fh_err *err)
         if (!key) fh_release_say_unsigned(a->common.args[0], job);
         rc = fh_release_verify(a->common.args[0], key, job, &report, err);
         rc = fh_finish(report, &a->common, rc, err);
+    } else if (fh_vllm_is_dir(a->common.args[0])) {
+        rc = key ? fh_fail(err, FH_EUSAGE, "verify: --pubkey: directories for the vLLM plugin carry no signature: sign the release or the artifact they were made from")
+                 : fh_vllm_verify(a->common.args[0], job, &report, err);
+        rc = fh_finish(report, &a->common, rc, err);
     } else {
         rc = key && !named_fhead(a->common.args[0]) ? signed_file(a, key, job, err) : look(a, true, key, job, err);
     }
@@ -88,17 +92,8 @@ static fh_status verify(void *p, const fh_job *job, fh_err *err)
     return rc;
 }
 
-const fh_command fh_cmd_inspect = {
-    "inspect", "what is in an artifact (its header is checked)", "FILE", 1, 1, options, sizeof(args), inspect, NULL, "fhtool inspect model.fhead"};
-const fh_command fh_cmd_verify = {
-    "verify",
-    "check every byte of an artifact or a release",
-    "FILE-or-RELEASE",
-    1,
-    1,
-    verify_options,
-    sizeof(args),
-    verify,
-    "Checks digests, padding, permutation, scales, rows and bundled parts; of a release also what is missing, extra, renamed or altered.\n"
-    "This is integrity, not authenticity, unless --pubkey says who must have signed it (FILE.minisig, or the release's SHA256SUMS.minisig).",
-    "fhtool verify model.fhead"};
+const fh_command fh_cmd_inspect = {"inspect", "what is in an artifact (its header is checked)", "FILE", 1, 1, options, sizeof(args), inspect, NULL, "fhtool inspect model.fhead"};
+const fh_command fh_cmd_verify = {"verify", "check every byte of an artifact, a release, or a directory for the vLLM plugin", "FILE-or-DIR", 1, 1, verify_options, sizeof(args), verify,
+    "Checks digests, padding, permutation, scales, rows and bundled parts; of a release also what is missing, extra, renamed or altered;\n"
+    "of a directory for the vLLM plugin every rule of that runtime, and that its clustering belongs to its head.\n"
+    "This is integrity, not authenticity, unless --pubkey says who must have signed it (FILE.minisig, or the release's SHA256SUMS.minisig).", "fhtool verify model.fhead"};

@@ -4,7 +4,7 @@
 
 #include "cmd/cmd.h"
 
-typedef struct args { fh_common common; fh_str hidden, curve; fh_uint probes, top_k; fh_pick device; bool dense, no_hot; } args;
+typedef struct args { fh_common common; fh_str hidden, curve; fh_uint probes, top_k; fh_pick device, runtime; bool dense, no_hot; } args;
 static const fh_opt options[] = {
     {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "safetensors with hidden [N, D] or [B, T, D] float32", 0, 0, NULL},
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
@@ -13,6 +13,7 @@ static const fh_opt options[] = {
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "leave out the hot list", 0, 0, NULL},
     {"curve", FH_OPT_STR, offsetof(args, curve), "P,P,...", "containment, agreement, mass and KL at these P instead", 0, 0, NULL},
     FH_DEVICE_OPT(args),
+    {"for", FH_OPT_PICK, offsetof(args, runtime), "R", "vllm: the greedy token as the vLLM plugin computes it (bf16, no hot list, no reranking)", 0, 0, "fhtool,vllm"},
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -51,6 +52,17 @@ out:
     return rc;
 }
 
+/* The head as that runtime has it; borrows from `head`. */
+static fh_status as_vllm(fh_head **out, const fh_head *head, fh_err *err)
+{
+    fh_head_parts p = *fh_head_get_parts(head);
+    if (p.centroids.dtype != FH_BF16 || p.tokens.dtype != FH_BF16)
+        return fh_fail(err, FH_EUSAGE, "query: --for vllm: that runtime works in bf16, the artifact holds %s and %s: make it with 'fhtool build --for vllm'", fh_dtype_name(p.centroids.dtype),
+                       fh_dtype_name(p.tokens.dtype));
+    p.through_bf16 = true, p.hot = NULL, p.n_hot = p.rerank = 0, p.dead = NULL, p.n_dead = 0; /* it knows no dead rows either */
+    return fh_head_from_parts(out, &p, "query: --for vllm", err);
+}
+
 static fh_status answers(const args *a, fh_head *head, const float *states, size_t n, const fh_job *job, fh_json **report, fh_err *err)
 {
     const fh_head_info *info = fh_head_get_info(head);
@@ -59,11 +71,14 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
     fh_query q = {.probes = (uint32_t)a->probes.v, .no_hot = a->no_hot};
     fh_scratch *scratch = NULL;
     fh_device *device = NULL;
+    fh_head *plain = NULL;
+    fh_job quiet = {.pool = fh_job_pool(job), .stop = job->stop};
     uint32_t *ids = fh_malloc(BLOCK * k * sizeof *ids);
     float *logits = fh_malloc(BLOCK * k * sizeof *logits);
     fh_json *r = fh_json_object(), *all_ids, *all_logits;
     fh_status rc = ids && logits ? fh_scratch_new(&scratch, head, fh_pool_threads(fh_job_pool(job)), err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0 || (rc = fh_device_open(&device, (fh_device_kind)a->device.v, head, job, err)) < 0) goto out;
+    if (rc < 0 || (a->runtime.v && (rc = as_vllm(&plain, head, err)) < 0)) goto out;
+    if ((rc = fh_device_open(&device, (fh_device_kind)a->device.v, head, job, err)) < 0) goto out;
     fh_scratch_use(scratch, device);
     fh_json_add_u64(r, "positions", n);
     fh_json_add_string(r, "device", fh_device_name(device));
@@ -73,7 +88,8 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        rc = a->dense ? fh_head_dense_topk(head, scratch, states + at * d, m, k, ids, logits, err) : fh_head_topk(head, scratch, states + at * d, m, &q, k, ids, logits, err);
+        rc = plain ? fh_plain_greedy(plain, states + at * d, m, q.probes, ids, logits, &quiet, err)
+             : a->dense ? fh_head_dense_topk(head, scratch, states + at * d, m, k, ids, logits, err) : fh_head_topk(head, scratch, states + at * d, m, &q, k, ids, logits, err);
         if (rc < 0) goto out;
         for (size_t i = 0; i < m; i++) {
             fh_json *x = fh_json_add_array(all_ids, NULL), *y = fh_json_add_array(all_logits, NULL);
@@ -89,6 +105,7 @@ out:
     fh_json_free(r);
     fh_scratch_free(scratch);
     fh_device_close(device);
+    fh_head_close(plain);
     fh_free(ids);
     fh_free(logits);
     return rc;
@@ -130,6 +147,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (a->curve.set && (a->dense || a->probes.set || a->top_k.set)) return fh_fail(err, FH_EUSAGE, "query: --curve stands without --dense, --probes and --top-k");
     if (a->curve.set && a->device.v != FH_DEVICE_CPU) return fh_fail(err, FH_EUSAGE, "query: --curve is measured on the CPU: leave out --device");
     if (a->dense && (a->probes.set || a->no_hot)) return fh_fail(err, FH_EUSAGE, "query: --dense scores every token: --probes and --no-hot do not apply");
+    if (a->runtime.v && (a->curve.set || a->dense || a->no_hot || a->top_k.set)) return fh_fail(err, FH_EUSAGE, "query: --for vllm: that runtime gives one token: --curve, --dense, --no-hot and --top-k do not apply");
     fh_status rc = a->curve.set ? fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_HEAD, job, err) : fh_head_open(&head, a->common.args[0], err);
     if (rc == FH_OK && a->curve.set && !m.head) rc = fh_fail(err, FH_EUSAGE, "%s: is no .fhead artifact", a->common.args[0]);
     if (rc == FH_OK) rc = fh_read_states(&file, &states, &owned, &n, a->hidden.v, fh_head_get_info(head ? head : m.head)->hidden, err);

@@ -3,7 +3,7 @@
 typedef struct args { fh_common common; fh_pick routing; bool unit; } args;
 static const fh_opt options[] = {
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: learned where there are states, else raw)", 0, 0, "mean,weighted,raw,learned"},
-    {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold learned centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
+    {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
 static const char *const names[] = {"mean", "weighted", "raw", "learned"};

@@ -49,6 +49,12 @@ COMMANDS = [
     ["verify", "registry/n/1"],
     ["rebuild", "registry/n/1/recipe.json", "--model", "tiny", "-C", "fresh", "-o", "out.fhead"],
     ["diff", "model.fhead", "registry/n/1"],
+    ["build", "big", "--for", "vllm", "-C", "fresh", "-o", "out.fhead", *PROMISE],
+    ["export", "--format", "vllm", "plugin.fhead", "--model", "big", "-o", "out"],
+    ["export", "--format", "vllm", "plugin.fhead", "--model", "big", "-o", "out", "--link", "sym"],
+    ["import", "--format", "vllm", "exported", "-C", "fresh"],
+    ["verify", "exported"],
+    ["query", "plugin.fhead", "--hidden", "some.safetensors", "--for", "vllm"],
 ] + ([["bench", "model.fhead", "--runs", "10"]] if LONG else [])
 
 
@@ -61,13 +67,14 @@ def run(command, fault=None):
 
 
 def contents(command):
-    paths = ["out.fhead", "out.safetensors", "fresh/index.json", "fresh/n/1/SHA256SUMS", "got/SHA256SUMS", "got/n.fhead", *(os.path.join(d, f) for d in ("work", "fresh") for f in RESULTS)]
+    paths = ["out.fhead", "out.safetensors", "fresh/index.json", "fresh/n/1/SHA256SUMS", "got/SHA256SUMS", "got/n.fhead", *(os.path.join(d, f) for d, _, files in os.walk("out") for f in files),
+             *(os.path.join(d, f) for d in ("work", "fresh") for f in RESULTS)]
     return {p: open(p, "rb").read() for p in paths if os.path.exists(p)}
 
 
 def restore(command):
     """The state before the command: out.* are old, work is as built."""
-    for path in ("work", "fresh", "got", *(f for f in os.listdir(".") if f.endswith(".part"))):
+    for path in ("work", "fresh", "got", "out", *(f for f in os.listdir(".") if f.endswith(".part"))):
         shutil.rmtree(path, ignore_errors=True)
     shutil.copytree("pristine", "work")
     for path in ("out.fhead", "out.safetensors"):

@@ -4,7 +4,7 @@
 
 for word in -h --help help; do fh $word > help.txt 2> err.txt; [ ! -s err.txt ] || die "fhtool $word writes on standard error"; done
 grep -q '^example: fhtool' help.txt
-commands='build convert hidden cluster route quantize calibrate rehearse pack status run inspect verify query perplexity tokenize detokenize bench validate estimate sweep publish list fetch keygen sign rebuild diff'
+commands='build convert hidden cluster route quantize calibrate rehearse pack status run inspect verify query perplexity tokenize detokenize bench validate estimate sweep publish list fetch keygen sign rebuild diff export import'
 for c in $commands; do
     grep -Eq "^  $c +[a-z]" help.txt || die "$c is not in the general help"
     for word in -h --help; do
@@ -32,7 +32,9 @@ has route --routing
 has quantize --centroids --tokens
 has calibrate --text --target-containment --target-agreement --target-mass --containment-k --confidence --max-cost --tokens
 has pack -o --probes --head-only --exact --no-clobber
-has build -o --k --text --target-containment --no-clobber
+has build -o --k --text --target-containment --no-clobber --for
+has export --format --model -o --link --probes --no-clobber
+has import --format -C
 has query --hidden --probes --top-k --dense --no-hot --curve
 has run --prompt --ids -n --head --ignore-eos --model --verify --temperature --top-k --top-p --min-p --seed --model-sampling --repetition-penalty \
     --repeat-last --stop -i --chat --system --chat-template --exact-sampling --measure-mass --stats

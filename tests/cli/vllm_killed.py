@@ -1,0 +1,40 @@
+"""vllm_killed.py FHTOOL: kill -9 during export at seeded moments, where tiny and model.fhead are; with and without an older export in its place."""
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+fhtool = sys.argv[1]
+rng = random.Random(11)
+command = [fhtool, "export", "--format", "vllm", "model.fhead", "--model", "tiny", "-o", "killed/out", "-q"]
+
+
+def listing():
+    return sorted((os.path.relpath(os.path.join(d, f), "killed/out"), open(os.path.join(d, f), "rb").read()) for d, _, files in os.walk("killed/out") for f in files)
+
+
+os.mkdir("killed")
+begun = time.monotonic()
+subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+took = time.monotonic() - begun
+right = listing()
+died = 0
+for i in range(60 if os.environ.get("FH_LONG") else 16):
+    old = i % 2
+    if not old:
+        shutil.rmtree("killed/out", ignore_errors=True)
+    elif not os.path.exists("killed/out"):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    time.sleep(took * rng.random())
+    p.send_signal(signal.SIGKILL)
+    died += p.wait() == -signal.SIGKILL
+    assert listing() == right or (not old and not os.path.exists("killed/out")), f"kill {i}: something half-made"
+    if i % 4 == 3:
+        r = subprocess.run(command, capture_output=True, text=True)
+        assert r.returncode == 0 and listing() == right, f"kill {i}: afterwards: {r.stderr}"
+        assert os.listdir("killed") == ["out"], f"kill {i}: left {os.listdir('killed')}"
+assert died, "nothing was killed in time"
