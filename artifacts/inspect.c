@@ -26,6 +26,7 @@ fh_status fh_artifact_info(fh_fhead *f, fh_json **out, fh_err *err)
     fh_head_layout h;
     const fh_section *last = fh_fhead_section(f, fh_fhead_sections(f) - 1);
     const fh_json *requires = fh_json_get(fh_fhead_header(f), "requires");
+    const char *runtime = fh_json_string(fh_json_get(fh_json_get(fh_fhead_header(f), "calibration"), "runtime"));
     fh_json *j, *list;
     char version[16];
     char *text;
@@ -56,6 +57,7 @@ fh_status fh_artifact_info(fh_fhead *f, fh_json **out, fh_err *err)
     fh_json_add_bool(j, "bundled", h.has_body);
     fh_json_add_bool(j, "tokenizer", h.has_tokenizer);
     fh_json_add_bool(j, "calibrated", h.calibrated);
+    if (runtime) fh_json_add_string(j, "runtime", runtime); /* that the promise is about, where it is not fhtool */
     fh_json_add_string(j, "fingerprint", h.fingerprint);
     fh_json_add_string(j, "digest", fh_fhead_digest(f));
     fh_json_add_u64(j, "bytes", last->offset + last->bytes);

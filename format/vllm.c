@@ -257,14 +257,16 @@ fh_status fh_vllm_open(fh_vllm *out, const fh_checkpoint *c, const fh_job *job, 
     fh_vllm_source s = {.dir = c->dir, .config = c->config.json, .vocab = (uint32_t)c->head->shape[0], .hidden = (uint32_t)c->head->shape[1]};
     fh_tensors *cache = NULL;
     const char *name;
-    char *assets = NULL, *path = NULL, *beside = NULL, *text = NULL;
+    char *assets = NULL, *path = NULL, *beside = NULL, *text = NULL, *single = NULL, *index = NULL;
     *out = (fh_vllm){0};
     fh_status rc = judge_cache_dir(s.config, s.dir, &name, err);
     if (rc < 0 || (rc = fh_vllm_model_check(c, err)) < 0) return rc;
     assets = fh_path_join(c->dir, name);
     path = assets ? fh_path_join(assets, FH_VLLM_CACHE) : NULL;
     beside = assets ? fh_path_join(assets, FH_VLLM_CONFIG) : NULL;
-    if (!path || !beside) { rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", c->dir); goto out; }
+    single = fh_path_join(c->dir, "model.safetensors"), index = fh_path_join(c->dir, "model.safetensors.index.json");
+    if (!path || !beside || !single || !index) { rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", c->dir); goto out; }
+    if (fh_file_exists(single) && fh_file_exists(index)) fh_job_say(job, FH_WARN, "%s: that runtime goes by the index, which was not looked at: model.safetensors is there too: remove one of them", index);
     if ((rc = fh_tensors_open(&cache, path, err)) < 0) goto out;
     if (fh_file_exists(beside)) { /* newer releases do without */
         fh_map map = {0};
@@ -283,6 +285,8 @@ out:
     fh_free(assets);
     fh_free(path);
     fh_free(beside);
+    fh_free(single);
+    fh_free(index);
     fh_free(text);
     return rc;
 }

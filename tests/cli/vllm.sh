@@ -7,7 +7,7 @@ fh build tiny -q --for vllm -C work -o model.fhead $promise --json > report.json
 for fact in '"k":19' '"cap":16' '"hot":0' '"rerank":0' '"centroids":"bf16"' '"tokens":"bf16"' '"calibrated":true' '"routing":"learned"'; do
     grep -q "$fact" report.json || die "build --for vllm: no $fact: $(cat report.json)"
 done
-grep -Eq '"runtime": ?"vllm"' work/calibration.json || die 'the calibration says which runtime it is for'
+grep -q '"calibrated":true,"runtime":"vllm"' report.json && grep -Eq '"runtime": ?"vllm"' work/calibration.json || die 'the calibration says which runtime it is for'
 fh build tiny -q --for vllm -C work -o again.fhead $promise --json > report.json
 ! grep -q '"ran":true' report.json || die "a second build runs something: $(cat report.json)"
 same model.fhead again.fhead
@@ -51,6 +51,11 @@ mkdir tiny; cp -L hub/snapshots/tiny/* tiny
 # Of an exported directory too
 fh export --format vllm model.fhead --model out -o second -q > /dev/null
 for f in config.json flash_head_assets/clustering_cache.safetensors flash_head_assets/clustering_config.json model.safetensors; do same "out/$f" "second/$f"; done
+
+# Which weights that runtime reads is said where it is not what we read.
+cp -r out both; echo '{"weight_map":{}}' > both/model.safetensors.index.json
+fh verify both > /dev/null 2> notes.txt; grep -q 'warning: both/model.safetensors.index.json: that runtime goes by the index' notes.txt || die "$(cat notes.txt)"
+fh export --format vllm model.fhead --model both -o single -q > /dev/null; [ ! -e single/model.safetensors.index.json ] || die 'the index that was not read is not carried'
 
 # An older export is replaced, whole; anything else that is there never is.
 echo more > out/more.txt

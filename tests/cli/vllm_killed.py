@@ -1,4 +1,4 @@
-"""vllm_killed.py FHTOOL: kill -9 during export at seeded moments, where tiny and model.fhead are; with and without an older export in its place."""
+"""vllm_killed.py FHTOOL: kill -9, and at times a signal to stop, during export at seeded moments, where tiny and model.fhead are; with and without an older export in its place."""
 import os
 import random
 import shutil
@@ -30,8 +30,10 @@ for i in range(60 if os.environ.get("FH_LONG") else 16):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     time.sleep(took * rng.random())
-    p.send_signal(signal.SIGKILL)
+    politely = i % 4 == 2
+    p.send_signal(signal.SIGTERM if politely else signal.SIGKILL)
     died += p.wait() == -signal.SIGKILL
+    assert not politely or p.returncode in (0, 130, -signal.SIGTERM), f"kill {i}: status {p.returncode}"  # -: before there was anything to undo
     assert listing() == right or (not old and not os.path.exists("killed/out")), f"kill {i}: something half-made"
     if i % 4 == 3:
         r = subprocess.run(command, capture_output=True, text=True)
