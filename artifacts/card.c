@@ -100,6 +100,8 @@ static void promise(fh_buf *b, const fh_json *calibration)
     for (const fh_json *p = fh_json_first(promises); p; p = fh_json_next(p)) promise_row(b, string(p, "what"), number(p, "k"), p, number(p, "heldout"));
     fh_buf_printf(b, "\nContainment of top k: all of the dense head's best k tokens are candidates. Held out: a third part of the text, %.10g positions.",
                   number(held, "positions"));
+    if (!strcmp(string(calibration, "runtime"), "vllm"))
+        fh_buf_puts(b, " Measured as the vLLM plugin flash-head computes, for `fhtool export --format vllm`: in bf16, routed by cosine, without hot list and reranking.");
     fh_buf_puts(b, " The promise is about this text:\n\n| | |\n|---|---|\n");
     row(b, "text", string(calibration, "text"));
     if (fh_json_get(calibration, "text_sha256")) row(b, "its SHA-256", string(calibration, "text_sha256"));

@@ -55,6 +55,7 @@ static void add_command(fh_json *j, const fh_recipe *r)
     if (fh_json_u64(fh_json_get(cluster, "rounds"), &rounds) && rounds) add_word(w, "--rounds", NULL), fh_json_add_u64(w, NULL, rounds > 1000 ? 0 : rounds);
     if (flag_of(route, "asked")) add_number(w, "--routing", route, "routing");
     if (flag_of(route, "unit")) add_word(w, "--unit", NULL);
+    add_number(w, "--for", how, "runtime");
     add_word(w, "--centroids", fh_dtype_name(r->centroids));
     add_word(w, "--rows", fh_dtype_name(r->tokens));
     add_number(w, "--text", asked, "text");
