@@ -170,7 +170,105 @@ static void a_target_beyond_the_text_is_not_reached_and_says_what_it_needs(void 
     free(x);
 }
 
+/* ---- rehearsals ---------------------------------------------------------------------------------------------------- */
+
+enum { DRAWS = 6, CELLS = 4 };
+static const uint32_t ks[] = {1, 3};
+static const double targets[] = {0.3, 0.6};
+static const size_t sizes[] = {120, 0};
+
+static fh_status rehearse(fh_rehearsed *out, world *x, const fh_states *against, int64_t hot, const fh_job *job)
+{
+    fh_rehearse_params p = {.ks = ks, .n_ks = 2, .targets = targets, .n_targets = 2, .confidence = 0.9, .max_cost = 10, .hot = hot, .draws = DRAWS, .tokens = sizes, .n_tokens = 2, .seed = 3};
+    fh_head *head = NULL;
+    x->parts.n_hot = 0;
+    fh_status rc = fh_head_from_parts(&head, &x->parts, "test", &err);
+    if (rc == FH_OK) rc = fh_rehearse(out, &x->states, against, &x->dense, head, &p, job, &err);
+    fh_head_close(head);
+    return rc;
+}
+
+static void a_rehearsal_finds_on_another_text_what_is_there(void **state)
+{
+    world *x = make_world(5), *y = make_world(11);
+    fh_rehearsed r[2 * DRAWS * CELLS];
+    const fh_calibration none = {0};
+    size_t promised = 0;
+    (void)state;
+    memcpy(y->w, x->w, sizeof x->w), memcpy(y->c, x->c, sizeof x->c);
+    assert_int_equal(rehearse(r, x, &y->states, 0, NULL), FH_OK);
+    for (size_t i = 0; i < 2 * DRAWS * CELLS; i++) {
+        uint32_t k = ks[i % CELLS / 2];
+        double target = targets[i % 2], lost[FH_PROMISES], kept = 0;
+        if (!r[i].promised) { assert_true(isnan(r[i].found)); continue; }
+        for (size_t j = 0; j < N; j++) lose(lost, y, j, r[i].probes, k, &none), kept += !(lost[FH_CONTAINED] > 0);
+        assert_true(r[i].bound.lower >= target && r[i].n_hot == 0 && !r[i].too_little);
+        assert_true(fabs(r[i].found - kept / N) < 1e-12);
+        promised++;
+    }
+    assert_true(promised > DRAWS);
+    free(x);
+    free(y);
+}
+
+static void a_rehearsal_is_the_same_whatever_the_threads(void **state)
+{
+    world *x = make_world(5);
+    fh_rehearsed one[2 * DRAWS * CELLS], three[2 * DRAWS * CELLS];
+    fh_pool *pool = NULL;
+    bool hot = false;
+    (void)state;
+    assert_int_equal(fh_pool_new(&pool, 3, &err), FH_OK);
+    memset(one, 0, sizeof one), memset(three, 0, sizeof three);
+    assert_int_equal(rehearse(one, x, NULL, -1, NULL), FH_OK);
+    assert_int_equal(rehearse(three, x, NULL, -1, &(fh_job){.pool = pool}), FH_OK);
+    for (size_t i = 0; i < 2 * DRAWS * CELLS; i++) {
+        assert_int_equal(one[i].promised, three[i].promised);
+        assert_int_equal(one[i].probes, three[i].probes);
+        assert_int_equal(one[i].n_hot, three[i].n_hot);
+        assert_true(one[i].bound.lower == three[i].bound.lower && (one[i].found == three[i].found || !one[i].promised));
+        assert_true(!one[i].promised || (one[i].found > 0 && one[i].found <= 1));
+        hot = hot || one[i].n_hot;
+    }
+    assert_true(hot);
+    assert_memory_not_equal(&one[0], &one[CELLS], sizeof one[0]); /* draws differ */
+    fh_pool_free(pool);
+    free(x);
+}
+
+static void draws_that_leave_nothing_are_refused(void **state)
+{
+    world *x = make_world(5);
+    fh_rehearsed r[1];
+    const size_t all = N;
+    fh_rehearse_params p = {.ks = ks, .n_ks = 1, .targets = targets, .n_targets = 1, .confidence = 0.9, .max_cost = 10, .draws = 1, .tokens = &all, .n_tokens = 1};
+    fh_head *head = NULL;
+    (void)state;
+    assert_int_equal(fh_head_from_parts(&head, &x->parts, "test", &err), FH_OK);
+    assert_int_equal(fh_rehearse(r, &x->states, NULL, &x->dense, head, &p, NULL, &err), FH_EUSAGE);
+    assert_non_null(strstr(err.text, "leave nothing"));
+    assert_int_equal(fh_rehearse(r, &x->states, &x->states, &x->dense, head, &p, NULL, &err), FH_OK);
+    fh_head_close(head);
+    free(x);
+}
+
 #ifdef FH_FAULTS
+static void every_allocation_of_a_rehearsal_may_fail(void **state)
+{
+    (void)state;
+    for (long n = 1;; n++) {
+        world *x = make_world(5);
+        fh_rehearsed r[2 * DRAWS * CELLS];
+        fh_fault_set(FH_FAULT_ALLOC, n);
+        fh_status rc = rehearse(r, x, n % 2 ? &x->states : NULL, -1, NULL);
+        bool fired = fh_fault_fired();
+        fh_fault_set(FH_FAULT_ALLOC, 0);
+        assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
+        free(x);
+        if (!fired) break;
+    }
+}
+
 static void every_allocation_of_a_calibration_may_fail(void **state)
 {
     (void)state;
@@ -195,8 +293,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calibration_takes_the_fewest_probes_whose_bounds_hold_all_the_way_down),
         cmocka_unit_test(a_target_beyond_the_text_is_not_reached_and_says_what_it_needs),
+        cmocka_unit_test(a_rehearsal_finds_on_another_text_what_is_there),
+        cmocka_unit_test(a_rehearsal_is_the_same_whatever_the_threads),
+        cmocka_unit_test(draws_that_leave_nothing_are_refused),
 #ifdef FH_FAULTS
         cmocka_unit_test(every_allocation_of_a_calibration_may_fail),
+        cmocka_unit_test(every_allocation_of_a_rehearsal_may_fail),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
