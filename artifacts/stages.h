@@ -46,11 +46,14 @@ typedef struct fh_stage_calibrate_params {
     fh_text_params text;
     fh_calibrate_params how;
     const fh_encodings *encodings; /* NULL: those of quantized.safetensors */
-    bool by_time;                  /* the cheapest by the clock on this machine, not by bytes */
 } fh_stage_calibrate_params;
 /* calibrate: calibration.json; may choose the routing and, where it is let, the encodings, then routing.safetensors and quantized.safetensors are made
  * anew.  FH_ECHECK where a target cannot be reached; *report then holds the best found. */
 fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);
+
+/* What settings cost at some containments and for the targets, as part A has it, by encodings: bytes and, measured on this machine, time.  Changes nothing
+ * in the work directory. */
+fh_status fh_stage_plan(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);
 
 typedef struct fh_stage_rehearse_params {
     fh_text_params text, against; /* against: another text, or none (n_texts 0) */
@@ -74,6 +77,7 @@ typedef struct fh_build_params {
     fh_stage_cluster_params cluster;
     const char *routing; bool unit;
     fh_dtype centroids, tokens;
+    const fh_encodings *encodings; /* to choose among; NULL: `centroids` and `tokens` */
     fh_calibrate_params how;
     int64_t rerank; /* of pack; `how` has what calibration measures with */
 } fh_build_params;

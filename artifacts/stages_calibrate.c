@@ -87,7 +87,7 @@ fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *s)
     fh_json_add_i64(j, "hot", p->hot);
     fh_json_add_i64(j, "rerank", p->rerank);
     fh_json_add_double(j, "max_cost", p->max_cost);
-    fh_json_add_string(j, "cheapest", s->by_time ? "time" : "bytes");
+    fh_json_add_string(j, "cheapest", p->by_time ? "time" : "bytes");
     if (p->vllm) fh_json_add_string(j, "runtime", "vllm");
     return j;
 }
@@ -160,43 +160,97 @@ static fh_status fits_vllm(const fh_candidates *c, fh_err *err)
     return FH_OK;
 }
 
+/* What both calibrate and plan look at. */
+typedef struct looking { fh_facts f; fh_parted parted; fh_encoded q; fh_states s; fh_candidates of; const char *file; fh_choices choices; } looking;
+
+static void looking_close(looking *l)
+{
+    fh_candidates_free(&l->of);
+    fh_states_free(&l->s);
+    fh_encoded_free(&l->q);
+    fh_parted_free(&l->parted);
+    fh_facts_free(&l->f);
+}
+
+static fh_status looking_open(looking *l, fh_stage_env *e, const fh_stage_calibrate_params *p, const fh_encodings *encodings, fh_err *err)
+{
+    char *path = NULL;
+    *l = (looking){.file = NULL};
+    fh_status rc = fh_facts_load(&l->f, e, err);
+    if (rc < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_choose_states(&l->file, e, &p->text, err)) < 0) goto out;
+    if (!(path = fh_work_path(e->work, l->file))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = fh_states_load(&l->s, path, err)) < 0 || (rc = fh_parted_load(&l->parted, e, &l->f, err)) < 0 || (rc = fh_encoded_load(&l->q, e, &l->f, err)) < 0) goto out;
+    if (l->s.d != l->f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, l->s.d, l->f.head.cols); goto out; }
+    if ((rc = fh_candidates_load(&l->of, e, &l->f, &l->parted, &l->q, &l->s, p->how.rerank, encodings, err)) < 0) goto out;
+    l->choices = (fh_choices){.choice = l->of.choice, .n = l->of.n, .open = fh_candidates_open, .ctx = &l->of};
+out:
+    fh_free(path);
+    return rc;
+}
+
 fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err)
 {
     double began = fh_now();
-    fh_facts f = {0};
-    fh_parted parted = {0};
-    fh_encoded q = {0};
-    fh_states s = {0};
+    looking l;
     fh_calibration c = {0};
-    fh_candidates of = {0};
-    const char *file = NULL;
-    char *path = NULL;
     fh_json *made = NULL;
-    fh_status rc = fh_facts_load(&f, e, err);
-    if (rc < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_choose_states(&file, e, &p->text, err)) < 0) goto out;
-    if (!(path = fh_work_path(e->work, file))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = fh_states_load(&s, path, err)) < 0 || (rc = fh_parted_load(&parted, e, &f, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
-    if (s.d != f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, s.d, f.head.cols); goto out; }
-    if ((rc = fh_candidates_load(&of, e, &f, &parted, &q, &s, p->how.rerank, p->encodings, err)) < 0) goto out;
-    if (p->how.vllm && (rc = fits_vllm(&of, err)) < 0) goto out;
-    of.through_bf16 = p->how.vllm;
-    fh_dense dense = fh_facts_dense(&f);
-    fh_choices choices = {.choice = of.choice, .n = of.n, .open = fh_candidates_open, .ctx = &of};
-    if ((rc = fh_calibrate(&c, &s, &dense, &choices, &p->how, e->job, err)) < 0) goto out;
-    if (c.reached && (rc = take(e, &of, c.choice, &parted, file, err)) < 0) goto out;
-    if ((rc = save_calibration(e, &c, p, fh_candidates_rerank(&of, c.choice), &of.choice[c.choice], file, &made, err)) < 0) goto out;
+    fh_status rc = looking_open(&l, e, p, p->encodings, err);
+    if (rc < 0) goto out;
+    if (p->how.vllm && (rc = fits_vllm(&l.of, err)) < 0) goto out;
+    l.of.through_bf16 = p->how.vllm;
+    fh_dense dense = fh_facts_dense(&l.f);
+    if (p->how.by_time) l.choices.time = fh_candidates_time;
+    if ((rc = fh_calibrate(&c, &l.s, &dense, &l.choices, &p->how, e->job, err)) < 0) goto out;
+    if (c.reached && (rc = take(e, &l.of, c.choice, &l.parted, l.file, err)) < 0) goto out;
+    if ((rc = save_calibration(e, &c, p, fh_candidates_rerank(&l.of, c.choice), &l.of.choice[c.choice], l.file, &made, err)) < 0) goto out;
     fh_json_add_double(made, "seconds", fh_now() - began);
     *report = made, made = NULL;
     if (!c.reached) { rc = not_reached(&c, &p->how, err); goto out; }
     fh_stage_log(e, "calibrate", began);
 out:
     fh_json_free(made);
-    fh_free(path);
     fh_calibration_free(&c);
-    fh_candidates_free(&of);
-    fh_states_free(&s);
-    fh_encoded_free(&q);
-    fh_parted_free(&parted);
-    fh_facts_free(&f);
+    looking_close(&l);
+    return rc;
+}
+
+fh_status fh_stage_plan(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err)
+{
+    static const fh_encodings all = {.centroids = {FH_I8, FH_I4}, .n_centroids = 2, .tokens = {FH_I8, FH_I4}, .n_tokens = 2};
+    double began = fh_now();
+    looking l;
+    fh_plan_row rows[FH_PLAN_ROWS];
+    size_t n;
+    fh_status rc = looking_open(&l, e, p, p->encodings || p->how.vllm ? p->encodings : &all, err);
+    if (rc < 0 || (p->how.vllm && (rc = fits_vllm(&l.of, err)) < 0)) goto out;
+    l.of.through_bf16 = p->how.vllm;
+    fh_dense dense = fh_facts_dense(&l.f);
+    l.choices.time = fh_candidates_time;
+    if ((rc = fh_plan(rows, &n, &l.s, &dense, &l.choices, &p->how, e->job, err)) < 0) goto out;
+    fh_json *r = fh_json_object(), *list;
+    fh_json_add_u64(r, "containment_k", p->how.containment_k);
+    fh_json_add_string(r, "cheapest", p->how.by_time ? "time" : "bytes");
+    fh_json_add_double(r, "dense_bytes", (double)dense.vocab * (double)dense.rows.cols * (double)fh_dtype_size(dense.rows.dtype));
+    list = fh_json_add_array(r, "plan");
+    for (size_t i = 0; i < n; i++) {
+        const fh_choice *c = &l.of.choice[rows[i].choice];
+        fh_json *j = fh_json_add_object(list, NULL);
+        if (rows[i].level > 0) fh_json_add_double(j, "containment", rows[i].level); else fh_json_add_null(j, "containment");
+        fh_json_add_u64(j, "probes", rows[i].probes);
+        fh_json_add_u64(j, "hot", rows[i].n_hot);
+        fh_json_add_string(j, "routing", c->routing);
+        fh_json_add_string(j, "centroids", c->centroids);
+        fh_json_add_string(j, "tokens", c->tokens);
+        fh_json_add_double(j, "agreement", rows[i].agreement);
+        fh_json_add_double(j, "mass", rows[i].mass);
+        fh_json_add_double(j, "kl", rows[i].kl);
+        fh_json_add_double(j, "step_bytes", rows[i].bytes);
+        fh_json_add_double(j, "step_microseconds", 1e6 * rows[i].seconds);
+        fh_json_add_bool(j, "for_targets", rows[i].meets);
+    }
+    fh_json_add_double(r, "seconds", fh_now() - began);
+    *report = r;
+out:
+    looking_close(&l);
     return rc;
 }

@@ -1,7 +1,10 @@
 /* The heads that calibration may take: routings times encodings, each made once and kept. */
 #include "artifacts/stages_private.h"
 
+#include <math.h>
 #include <string.h>
+
+#include "validate/validate.h"
 
 static fh_status add_routing(fh_candidates *c, const char *name, const float *centroids)
 {
@@ -95,6 +98,40 @@ fh_status fh_candidates_open(void *ctx, size_t i, fh_head **out, fh_err *err)
     p.rerank = fh_candidates_rerank(c, i), p.through_bf16 = c->through_bf16;
     if (p.rerank) p.exact = c->f->head, p.exact_by_token = true;
     return fh_head_from_parts(out, &p, "calibrate", err);
+}
+
+/* Steps at 1, 4, 16 ... probes, caches swept before each, as bench has it; the price of hot tokens from steps with many of them. */
+fh_status fh_candidates_time(void *ctx, const fh_head *head, fh_step_times *out, fh_err *err)
+{
+    enum { HOT = 256, RUNS = 20 };
+    fh_candidates *c = ctx;
+    fh_head_parts p = *fh_head_get_parts(head);
+    fh_bench_params how = {.curve = out->probes, .runs = RUNS, .brief = true, .no_batches = true, .no_rivals = true, .no_tokens = true};
+    uint32_t hot[HOT], n_hot = 0;
+    fh_step_times *known = &c->times[p.centroids.dtype][p.tokens.dtype]; /* routing does not enter */
+    fh_bench_report *r = fh_calloc(1, sizeof *r);
+    fh_head *with = NULL;
+    fh_status rc = r ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0 || known->n) { *out = *known; goto out; }
+    *out = (fh_step_times){.n = 0};
+    for (uint32_t q = 1; q < p.clusters && out->n + 1 < FH_STEP_TIMES; q *= 4) out->probes[out->n++] = q;
+    out->probes[out->n++] = p.clusters; /* not P = K, where nothing is routed */
+    out->probes[out->n - 1] -= p.clusters > 2;
+    how.n_curve = out->n;
+    fh_model m = {.head = (fh_head *)(uintptr_t)head};
+    if ((rc = fh_bench(&m, &how, c->e->job, r, err)) < 0) goto out;
+    for (size_t i = 0; i < out->n; i++) out->seconds[i] = r->curve.row[i].time.median;
+    for (uint32_t t = 0; t < p.vocab && n_hot < HOT; t += fh_max(p.vocab / HOT, 1)) hot[n_hot++] = t;
+    p.hot = hot, p.n_hot = n_hot;
+    if ((rc = fh_head_from_parts(&with, &p, "calibrate", err)) < 0) goto out;
+    m.head = with, how.n_curve = 1;
+    if ((rc = fh_bench(&m, &how, c->e->job, r, err)) < 0) goto out;
+    out->hot = fmax(0, (r->curve.row[0].time.median - out->seconds[0]) / n_hot);
+    *known = *out;
+out:
+    fh_head_close(with);
+    fh_free(r);
+    return rc;
 }
 
 void fh_candidates_free(fh_candidates *c)

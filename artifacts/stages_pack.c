@@ -257,12 +257,34 @@ static fh_status fit_vllm(fh_stage_cluster_params *p, const char *model, fh_err 
     return rc;
 }
 
+static bool among(const fh_dtype *list, size_t n, fh_dtype t)
+{
+    for (size_t i = 0; i < n; i++) if (list[i] == t) return true;
+    return false;
+}
+
+/* What to quantize in: where calibration chooses, what it chose last, if that is among the choices. */
+static fh_status encodings_now(fh_dtype *centroids, fh_dtype *tokens, fh_stage_env *e, const fh_build_params *p, fh_err *err)
+{
+    const fh_encodings *of = p->encodings;
+    fh_json *record = NULL;
+    fh_dtype c, t;
+    *centroids = p->centroids, *tokens = p->tokens;
+    fh_status rc = of ? fh_current_record(&record, e, FH_FILE_QUANTIZED, NULL, err) : FH_OK;
+    const fh_json *params = fh_json_get(record, "params");
+    const char *cs = fh_json_string(fh_json_get(params, "centroids")), *ts = fh_json_string(fh_json_get(params, "tokens"));
+    if (of && cs && ts && fh_dtype_parse(&c, cs) && fh_dtype_parse(&t, ts) && among(of->centroids, of->n_centroids, c) && among(of->tokens, of->n_tokens, t)) *centroids = c, *tokens = t;
+    fh_json_free(record);
+    return rc;
+}
+
 fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err)
 {
     double began = fh_now();
     fh_json *stages = fh_json_array(), *r = NULL, *record = NULL, *params = NULL;
     fh_facts f = {0};
     fh_stage_cluster_params cluster = p->cluster;
+    fh_dtype centroids, tokens;
     bool current;
     fh_status rc = fh_keep_input(p->output, p->model, err);
     if (rc < 0 || (rc = fh_keep_input(p->output, fh_work_dir(e->work), err)) < 0 || (p->how.vllm && (rc = fit_vllm(&cluster, p->model, err)) < 0) ||
@@ -282,10 +304,10 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     note_stage(stages, &r, "cluster", !current);
     if ((rc = fh_route_ensure(e, p->routing, p->unit, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "route", !current);
-    if ((rc = fh_quantize_ensure(e, p->centroids, p->tokens, &current, &r, err)) < 0) goto out;
+    if ((rc = encodings_now(&centroids, &tokens, e, p, err)) < 0 || (rc = fh_quantize_ensure(e, centroids, tokens, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "quantize", !current);
 
-    fh_stage_calibrate_params how = {.how = p->how}; /* on the states that were just made: a text from a pipe is read once */
+    fh_stage_calibrate_params how = {.how = p->how, .encodings = p->encodings}; /* on the states that were just made: a text from a pipe is read once */
     if (!(params = fh_calibrate_record_params(&how))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_current_record(&record, e, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
     current = record && fh_json_get(fh_json_get(record, "inputs"), FH_FILE_STATES);

@@ -67,6 +67,7 @@ typedef struct fh_candidates {
     fh_tensors *used;
     struct { const char *name; const float *centroids; float *owned; fh_kept_rows encoded[FH_ENCODINGS]; } routing[FH_ROUTINGS]; size_t n_routings;
     fh_kept_rows tokens[FH_ENCODINGS];
+    fh_step_times times[FH_ENCODINGS][FH_ENCODINGS]; /* by centroids and tokens; n 0: not yet known */
     fh_choice choice[FH_ROUTINGS * FH_ENCODINGS * FH_ENCODINGS]; size_t n;
     struct { size_t routing; fh_dtype centroids, tokens; } of[FH_ROUTINGS * FH_ENCODINGS * FH_ENCODINGS];
 } fh_candidates;
@@ -74,6 +75,7 @@ typedef struct fh_candidates {
 fh_status fh_candidates_load(fh_candidates *c, fh_stage_env *e, const fh_facts *f, const fh_parted *parted, const fh_encoded *q, const fh_states *s, int64_t rerank,
                              const fh_encodings *encodings, fh_err *err);
 fh_status fh_candidates_open(void *candidates, size_t i, fh_head **out, fh_err *err); /* for fh_choices */
+fh_status fh_candidates_time(void *candidates, const fh_head *head, fh_step_times *out, fh_err *err);
 uint32_t fh_candidates_rerank(const fh_candidates *c, size_t i);
 void fh_candidates_free(fh_candidates *c);
 

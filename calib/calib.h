@@ -211,7 +211,7 @@ typedef struct fh_choices {
     const fh_choice *choice; size_t n;
     /* Choice number i as a head without a hot list; closed by the caller of it. */
     fh_status (*open)(void *ctx, size_t i, fh_head **out, fh_err *err);
-    /* Seconds that a step of that head takes, by the clock; NULL: settings are compared by the bytes they read. */
+    /* What steps of that head take by the clock; may be NULL where nothing is planned or chosen by time. */
     fh_status (*time)(void *ctx, const fh_head *head, fh_step_times *out, fh_err *err);
     void *ctx;
 } fh_choices;
@@ -223,6 +223,7 @@ typedef struct fh_calibrate_params {
     int64_t hot;                          /* tokens in the hot list; -1: chosen on A */
     int64_t rerank;                       /* rows scored again from the checkpoint's, where the encoded ones are not these already; -1: by their encoding */
     bool vllm;                            /* the promise is about the vLLM plugin: no hot list, no reranking, its arithmetic (docs/decisions/0008) */
+    bool by_time;                         /* the cheapest is the quickest on this machine, not the one that reads the fewest bytes */
 } fh_calibrate_params;
 typedef struct fh_calibration {
     uint32_t probes;
@@ -239,6 +240,22 @@ typedef struct fh_calibration {
 fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *p,
                        const fh_job *job, fh_err *err);
 void fh_calibration_free(fh_calibration *c);
+
+/* ---- plan -------------------------------------------------------------------------------------------------- */
+
+/* The cheapest setting that keeps a containment, as part A has it: nothing is promised. */
+typedef struct fh_plan_row {
+    size_t choice;
+    uint32_t probes; size_t n_hot;
+    double level;                         /* containment of the best k that is kept; 0: none was asked for */
+    double agreement, mass, kl;           /* on a sample of A */
+    double bytes, seconds;                /* of a step */
+    bool meets;                           /* the cheapest that keeps all targets, with what B's bound will ask for beyond them */
+} fh_plan_row;
+enum { FH_PLAN_ROWS = 16 };
+/* rows [FH_PLAN_ROWS]: one for each of some containments, and one that meets the targets if any does; rising in cost.  choices->time is needed. */
+fh_status fh_plan(fh_plan_row *rows, size_t *n, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *p,
+                  const fh_job *job, fh_err *err);
 
 /* ---- rehearse --------------------------------------------------------------------------------------------- */
 

@@ -12,7 +12,7 @@ enum { MOST_SAMPLED = 4096 }; /* positions of A on which agreement and mass are 
 
 /* ---- cost ----------------------------------------------------------------------------------------------------- */
 
-typedef struct price { const fh_head *head; fh_step_times times; bool by_time; } price;
+typedef struct price { const fh_head *head; fh_step_times times; } price;
 
 static double bytes_of(void *ctx, uint32_t probes, size_t hot) { return fh_head_step_bytes(((price *)ctx)->head, probes, hot); }
 
@@ -26,7 +26,7 @@ static double seconds_of(void *ctx, uint32_t probes, size_t hot)
     return t->seconds[i - 1] + share * (t->seconds[i] - t->seconds[i - 1]) + (double)hot * t->hot;
 }
 
-static fh_status price_of(fh_cost *cost, price *p, const fh_choices *choices, const fh_head *head, fh_err *err)
+static fh_status price_of(fh_cost *cost, price *p, const fh_choices *choices, bool by_time, const fh_head *head, fh_err *err)
 {
     *p = (price){.head = head};
     *cost = (fh_cost){bytes_of, p};
@@ -34,7 +34,7 @@ static fh_status price_of(fh_cost *cost, price *p, const fh_choices *choices, co
     fh_status rc = choices->time(choices->ctx, head, &p->times, err);
     if (rc < 0 || p->times.n < 2) return rc;
     for (size_t i = 1; i < p->times.n; i++) p->times.seconds[i] = fmax(p->times.seconds[i], p->times.seconds[i - 1]); /* a larger P is never cheaper: what says so is noise */
-    cost->of = seconds_of;
+    if (by_time) cost->of = seconds_of;
     return FH_OK;
 }
 
@@ -152,24 +152,32 @@ static fh_status look(uint32_t *probes, const work *w, const fh_head *head, cons
 
 static bool through_head(const fh_calibrate_params *p) { return p->targets[FH_AGREED] > 0 || p->targets[FH_COVERED] > 0; }
 
-/* The cheapest setting of one head. */
-static fh_status fit_choice(fh_setting *out, work *w, const fh_head *head, fh_err *err)
+/* The cheapest setting of one head, of which part A is ranked. */
+static fh_status fit_choice(fh_setting *out, const work *w, const fh_calibrate_params *p, const fh_head *head, const fh_cost *cost, fh_err *err)
 {
-    const fh_calibrate_params *p = w->p;
-    const void *centroids = fh_head_get_parts(head)->centroids.data;
     uint32_t probes;
-    price pr;
     /* Agreement is little else than containment of the best token: the list is fitted for the one that asks most.  Mass says nothing of single tokens. */
     fh_fit_params f = {.vocab = w->dense->vocab, .most = fh_most_probes(head, 0, p->max_cost * w->dense_bytes), .always = w->fixed, .k = p->containment_k,
-                       .target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]), .confidence = p->confidence, .tested = w->part[FH_PART_B].n, .fresh = w->s->n, .hot = p->hot};
-    fh_mark(w->fixed, head, NULL);
-    fh_status rc = price_of(&f.cost, &pr, w->choices, head, err);
-    if (rc == FH_OK && w->ranked != centroids) rc = rank(w, head, FH_PART_A, err);
-    w->ranked = centroids;
-    if (rc < 0 || (rc = fh_fit(out, &w->part[FH_PART_A], &f, err)) < 0 || !through_head(p) || !out->probes) return rc;
+                       .target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]), .confidence = p->confidence, .tested = w->part[FH_PART_B].n, .fresh = w->s->n, .hot = p->hot,
+                       .cost = *cost};
+    fh_status rc = fh_fit(out, &w->part[FH_PART_A], &f, err);
+    if (rc < 0 || !through_head(p) || !out->probes) return rc;
     if ((rc = look(&probes, w, head, out, f.most, err)) < 0) return rc;
     out->probes = probes ? (uint32_t)fh_max(probes, out->probes) : 0;
-    out->cost = probes ? f.cost.of(f.cost.ctx, out->probes, out->n_hot) : INFINITY;
+    out->cost = probes ? cost->of(cost->ctx, out->probes, out->n_hot) : INFINITY;
+    return rc;
+}
+
+/* A choice with its price, and part A ranked by it. */
+static fh_status open_choice(fh_head **head, price *pr, fh_cost *cost, work *w, size_t i, fh_err *err)
+{
+    fh_status rc = w->choices->open(w->choices->ctx, i, head, err);
+    if (rc < 0) return rc;
+    const void *centroids = fh_head_get_parts(*head)->centroids.data;
+    fh_mark(w->fixed, *head, NULL);
+    rc = price_of(cost, pr, w->choices, w->p->by_time, *head, err);
+    if (rc == FH_OK && w->ranked != centroids) rc = rank(w, *head, FH_PART_A, err);
+    w->ranked = centroids;
     return rc;
 }
 
@@ -180,7 +188,9 @@ static fh_status choose(fh_setting *best, size_t *choice, work *w, fh_err *err)
     for (size_t i = 0; rc == FH_OK && i < w->choices->n; i++) {
         fh_head *head = NULL;
         fh_setting s = {.cost = INFINITY};
-        if ((rc = w->choices->open(w->choices->ctx, i, &head, err)) == FH_OK) rc = fit_choice(&s, w, head, err);
+        price pr;
+        fh_cost cost;
+        if ((rc = open_choice(&head, &pr, &cost, w, i, err)) == FH_OK) rc = fit_choice(&s, w, w->p, head, &cost, err);
         if (rc == FH_OK) fh_job_say(w->job, FH_DEBUG, "routing %s, %s %s: P = %u and %zu hot on the other half of A, cost %.6g", w->choices->choice[i].routing, w->choices->choice[i].centroids, w->choices->choice[i].tokens, s.probes, s.n_hot, s.cost);
         if (rc == FH_OK && (s.cost < best->cost || i == 0)) {
             fh_free(best->hot);
@@ -283,25 +293,43 @@ static size_t documents_of(const fh_view *v)
     return n;
 }
 
+static void work_close(work *w)
+{
+    for (int i = 0; i < FH_PARTS; i++) fh_view_free(&w->part[i]);
+    fh_free(w->fixed);
+}
+
+/* The parts, with the dense head's best tokens. */
+static fh_status work_open(work *w, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *p, const fh_job *job, fh_err *err)
+{
+    uint8_t *part = fh_malloc(fh_max(fh_states_documents(states), 1));
+    fh_status rc = part ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    *w = (work){.s = states, .dense = dense, .choices = choices, .p = p, .job = job, .fixed = fh_calloc(dense->vocab, 1)};
+    if (!w->fixed) rc = fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    w->dense_bytes = (double)dense->vocab * (double)dense->rows.cols * (double)fh_dtype_size(dense->rows.dtype);
+    for (size_t i = 0; i < states->n; i++) part[states->document[i]] = states->part[i];
+    for (int i = 0; i < FH_PARTS; i++) {
+        fh_view *v = &w->part[i];
+        if ((rc = fh_view_of(v, states, part, (uint8_t)i, p->containment_k, err)) < 0) goto out;
+        if ((rc = fh_dense_best(dense, states->hidden, v->positions, v->n, v->k, v->ids, job, err)) < 0) goto out;
+    }
+out:
+    fh_free(part);
+    return rc;
+}
+
 fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *params,
                        const fh_job *job, fh_err *err)
 {
-    fh_status rc;
-    work w = {.s = states, .dense = dense, .choices = choices, .p = params, .job = job, .fixed = fh_calloc(dense->vocab, 1)};
-    uint32_t documents = fh_states_documents(states);
-    uint8_t *part = fh_malloc(fh_max(documents, 1));
+    work w;
     fh_setting s = {0};
     fh_head *head = NULL;
     fh_calibration c = {0};
-    if (!w.fixed || !part) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    c.dense_bytes = w.dense_bytes = (double)dense->vocab * (double)dense->rows.cols * (double)fh_dtype_size(dense->rows.dtype);
-    for (size_t i = 0; i < states->n; i++) part[states->document[i]] = states->part[i];
-    for (int i = 0; i < FH_PARTS; i++) {
-        fh_view *v = &w.part[i];
-        if ((rc = fh_view_of(v, states, part, (uint8_t)i, params->containment_k, err)) < 0) goto out;
-        if ((rc = fh_dense_best(dense, states->hidden, v->positions, v->n, v->k, v->ids, job, err)) < 0) goto out;
-        c.positions[i] = v->n, c.documents[i] = documents_of(v);
-    }
+    fh_status rc = work_open(&w, states, dense, choices, params, job, err);
+    if (rc < 0) goto out;
+    c.dense_bytes = w.dense_bytes;
+    for (int i = 0; i < FH_PARTS; i++) c.positions[i] = w.part[i].n, c.documents[i] = documents_of(&w.part[i]);
     for (int i = 0; i < FH_PROMISES; i++) c.promise[i].target = params->targets[i], c.promise[i].heldout = NAN;
     if ((rc = choose(&s, &c.choice, &w, err)) < 0 || (rc = choices->open(choices->ctx, c.choice, &head, err)) < 0) goto out;
     fh_mark(w.fixed, head, &s);
@@ -310,10 +338,8 @@ fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_de
     c.hot = s.hot, c.n_hot = s.n_hot, s.hot = NULL;
     *out = c, c = (fh_calibration){0};
 out:
-    for (int i = 0; i < FH_PARTS; i++) fh_view_free(&w.part[i]);
+    work_close(&w);
     fh_head_close(head);
-    fh_free(w.fixed);
-    fh_free(part);
     fh_free(s.hot);
     fh_calibration_free(&c);
     return rc;
@@ -324,4 +350,66 @@ void fh_calibration_free(fh_calibration *c)
     fh_free(c->hot);
     fh_free(c->curve);
     *c = (fh_calibration){0};
+}
+
+/* ---- plan -------------------------------------------------------------------------------------------------------- */
+
+static fh_status see(fh_plan_row *row, const work *w, const fh_head *head, const fh_setting *s, fh_err *err)
+{
+    const fh_view *a = &w->part[FH_PART_A];
+    size_t n = fh_min(a->n, MOST_SAMPLED / 4), *positions = fh_malloc(fh_max(n, 1) * sizeof *positions);
+    fh_head *whole = NULL;
+    fh_point at = {.probes = s->probes};
+    fh_status rc = positions ? with_list(&whole, head, s, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    for (size_t i = 0; rc == FH_OK && i < n; i++) positions[i] = a->positions[(size_t)((double)i * (double)a->n / (double)n)];
+    if (rc == FH_OK) rc = fh_curve(whole, w->dense, w->s->hidden, positions, n, false, &at, 1, w->job, err);
+    row->agreement = at.agreement, row->mass = at.mass, row->kl = at.kl;
+    fh_head_close(whole);
+    fh_free(positions);
+    return rc;
+}
+
+fh_status fh_plan(fh_plan_row *rows, size_t *n, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *params,
+                  const fh_job *job, fh_err *err)
+{
+    static const double levels[] = {0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999}; /* and, last, what is asked for */
+    enum { LEVELS = sizeof levels / sizeof *levels };
+    work w;
+    fh_setting best[LEVELS + 1] = {{0}};
+    fh_plan_row found[LEVELS + 1] = {{0}};
+    fh_status rc = work_open(&w, states, dense, choices, params, job, err);
+    *n = 0;
+    for (size_t l = 0; l <= LEVELS; l++) best[l].cost = INFINITY;
+    for (size_t i = 0; rc == FH_OK && i < choices->n; i++) {
+        fh_head *head = NULL;
+        price pr;
+        fh_cost cost;
+        rc = open_choice(&head, &pr, &cost, &w, i, err);
+        for (size_t l = 0; rc == FH_OK && l <= LEVELS; l++) {
+            if (l < LEVELS && levels[l] == params->targets[FH_CONTAINED] && !through_head(params)) continue; /* asked for anyway */
+            fh_setting s = {.cost = INFINITY};
+            fh_calibrate_params p = *params;
+            if (l < LEVELS) p.targets[FH_CONTAINED] = levels[l], p.targets[FH_AGREED] = p.targets[FH_COVERED] = 0;
+            if ((rc = fit_choice(&s, &w, &p, head, &cost, err)) == FH_OK && s.probes && s.cost < best[l].cost) {
+                fh_free(best[l].hot);
+                best[l] = s, s.hot = NULL;
+                found[l] = (fh_plan_row){.choice = i, .probes = best[l].probes, .n_hot = best[l].n_hot, .level = p.targets[FH_CONTAINED], .meets = l == LEVELS,
+                                         .bytes = bytes_of(&pr, best[l].probes, best[l].n_hot), .seconds = seconds_of(&pr, best[l].probes, best[l].n_hot)};
+            }
+            fh_free(s.hot);
+        }
+        fh_head_close(head);
+    }
+    for (size_t l = 0; rc == FH_OK && l <= LEVELS; l++) {
+        fh_head *head = NULL;
+        if (isinf(best[l].cost)) continue;
+        if ((rc = choices->open(choices->ctx, found[l].choice, &head, err)) == FH_OK) rc = see(&found[l], &w, head, &best[l], err);
+        size_t at = (*n)++;
+        for (; at && (params->by_time ? rows[at - 1].seconds > found[l].seconds : rows[at - 1].bytes > found[l].bytes); at--) rows[at] = rows[at - 1];
+        rows[at] = found[l];
+        fh_head_close(head);
+    }
+    for (size_t l = 0; l <= LEVELS; l++) fh_free(best[l].hot);
+    work_close(&w);
+    return rc;
 }

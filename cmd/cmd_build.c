@@ -18,8 +18,8 @@ static const fh_opt options[] = {
     {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw,learned"},
     {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
-    {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
-    {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
+    {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8; auto: int8 or int4, what calibration finds cheapest)", 0, 0, "int8,int4,bf16,f16,f32,auto"},
+    {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8; auto as for centroids)", 0, 0, "int8,int4,bf16,f16,f32,auto"},
     FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)),
     {"head-only", FH_OPT_FLAG, offsetof(args, head_only), NULL, "leave out body and tokenizer", 0, 0, NULL},
     {"exact", FH_OPT_FLAG, offsetof(args, exact), NULL, "with --head-only: keep the rows in the checkpoint's dtype too", 0, 0, NULL},
@@ -27,7 +27,8 @@ static const fh_opt options[] = {
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
 static const char *const routings[] = {"mean", "weighted", "raw", "learned"};
-static const fh_dtype encodings[] = {FH_I8, FH_I4, FH_BF16, FH_F16, FH_F32};
+static const fh_dtype encodings[] = {FH_I8, FH_I4, FH_BF16, FH_F16, FH_F32, FH_I8};
+enum { AUTO = 5 };
 
 static fh_status run(void *p, const fh_job *job, fh_err *err)
 {
@@ -43,6 +44,9 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
                            .rerank = a->promise.rerank.set ? (int64_t)a->promise.rerank.v : -1};
     how.cluster = (fh_stage_cluster_params){.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->text.seed.v, .start = (fh_cluster_start)a->start.v,
                                             .metric = a->metric.set ? (fh_alike)(a->metric.v + 1) : FH_ALIKE_AUTO, .rounds = a->rounds.set && !a->rounds.v ? FH_ROUNDS_NONE : (unsigned)a->rounds.v};
+    bool autos = a->centroids.v == AUTO, also = a->tokens_encoding.v == AUTO;
+    const fh_encodings among = {.centroids = {how.centroids, FH_I4}, .n_centroids = 1u + autos, .tokens = {how.tokens, FH_I4}, .n_tokens = 1u + also};
+    if (autos || also) how.encodings = &among;
     fh_status rc = fh_promise_of(&how.how, &a->promise, "build", err);
     if (rc < 0) return rc;
     if (a->head_only && !a->exact && !a->promise.rerank.set) how.how.rerank = 0; /* nothing to score them from */
