@@ -65,6 +65,16 @@ json sequences:int tokens:int -- hidden once.fhead --ids-file states.safetensors
 same states.safetensors again.safetensors
 json isa:str machine[].samples:int heads[].microseconds:num heads[].share_of_roofline:num parts[].p90:num rivals[].flash_is_faster:num \
     batches[].clusters_read:num whole_model[].tokens_per_second:num -- bench once.fhead --runs 10
+json body[].tokens:int body[].cached_tokens:int body[].share_of_roofline:num whole_model[].tokens_per_second:num -- bench once.fhead --body --kv-type f16 --runs 10
+json body[].tokens_per_second:num whole_model[].milliseconds_per_token:num -- bench tiny --runs 10
+# A rounded cache says nearly the same; the type is in the report.
+for t in f32 f16 int8; do
+    json kv_type:str perplexity:num -- perplexity once.fhead --text text.txt --window 64 --stride 32 --kv-type $t
+    fh perplexity once.fhead --text text.txt --window 64 --stride 32 --kv-type $t --json | grep -q "\"kv_type\":\"$t\"" || die "kv_type $t"
+    json stats.kv_bytes:int -- run once.fhead --ids 1,2,3 -n 4 --kv-type $t
+    fh hidden once.fhead --ids-file states.safetensors --kv-type $t -o kv-$t.safetensors -q > /dev/null
+done
+! cmp -s kv-f32.safetensors kv-f16.safetensors && ! cmp -s kv-f16.safetensors kv-int8.safetensors || die '--kv-type changes nothing'
 # Every P is the dense head where nothing was rounded.
 fh build tiny -q -C plain -o plain.fhead $promise --rows bf16 --centroids f32 > /dev/null
 fh query plain.fhead --hidden states.safetensors --probes 18 --json | sed 's/.*"ids"/"ids"/; s/,"logits".*//' > all.txt

@@ -229,6 +229,39 @@ static void a_scratch_on_a_pool_answers_as_one_of_its_own_and_is_watched(void **
     fh_pool_free(pool);
 }
 
+/* The body of a checkpoint: decoding below its longest sequence and a prompt, with all threads and with one, and whole tokens. */
+static void a_checkpoint_has_its_body_timed_and_no_heads(void **state)
+{
+    fh_model m;
+    fh_bench_report b;
+    fh_bench_params p = quick;
+    fh_job job = {0};
+    fh_err err;
+    assert_int_equal(fh_pool_new(&job.pool, 2, &err), FH_OK);
+    assert_int_equal(fh_model_open(&m, "tests/golden/llama", NULL, FH_MODEL_BODY | FH_MODEL_HEAD, NULL, &err), FH_OK);
+    for (int kv = 0; kv < 2; kv++) {
+        p.kv_type = kv ? FH_I8 : FH_F32;
+        if (fh_bench(&m, &p, &job, &b, &err) < 0) fail_msg("%s", err.text);
+        assert_int_equal(b.heads.n + b.parts.n + b.batches.n + b.rivals.n, 0);
+        assert_int_equal(b.body.n, 2 * 2); /* 256 positions: on top of 16, and a prompt of all of them */
+        for (size_t i = 0; i < b.body.n; i++) is_timing(&b.body.row[i].time, 10), assert_true(b.body.row[i].roof > 0);
+        const fh_bench_row *decode = fh_bench_find(&b.body, "decode", 2, 16, true), *prefill = fh_bench_find(&b.body, "prefill", 1, 256, true);
+        assert_non_null(decode), assert_non_null(prefill);
+        const fh_config *c = m.config;
+        size_t each = 16 * c->head_dim * (kv ? 1 : 4) + (kv ? 16 * 4 * ((c->head_dim + 31) / 32) : 0), seen = 17 * (fh_round_up(each, 64) / 16);
+        assert_true(decode->time.bytes == (double)fh_body_bytes(m.body) + (double)(seen * c->layers * 2 * c->kv_heads));
+        assert_true(prefill->time.bytes == fh_body_operations(m.body, 0, 256));
+        assert_true(b.tpot[FH_HEAD_FLASH] == 0 && b.tpot[FH_HEAD_DENSE] > 0);
+        assert_true(b.dense_bytes == (double)c->vocab * (double)m.dense.rows.stride);
+    }
+    /* Two operations for each weight and token, and attention. */
+    const fh_config *c = m.config;
+    double weights = (double)c->layers * c->hidden * (2.0 * c->heads * c->head_dim + 2.0 * c->kv_heads * c->head_dim + 3.0 * c->ffn);
+    assert_true(fh_body_operations(m.body, 5, 2) == 2 * 2 * weights + (double)c->layers * 4 * c->heads * c->head_dim * (6 + 7));
+    fh_model_close(&m);
+    fh_pool_free(job.pool);
+}
+
 #ifdef FH_FAULTS
 static void running_out_of_memory_anywhere_is_a_clean_error(void **state)
 {
@@ -258,6 +291,7 @@ int main(void)
         cmocka_unit_test(what_is_not_asked_for_is_left_out),
         cmocka_unit_test(bench_stops_when_it_is_told_to),
         cmocka_unit_test(faiss_lists_answer_as_brute_force_over_the_probed_clusters),
+        cmocka_unit_test(a_checkpoint_has_its_body_timed_and_no_heads),
         cmocka_unit_test(a_scratch_on_a_pool_answers_as_one_of_its_own_and_is_watched),
 #ifdef FH_FAULTS
         cmocka_unit_test(running_out_of_memory_anywhere_is_a_clean_error),

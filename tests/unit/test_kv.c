@@ -380,6 +380,33 @@ static void a_page_takes_what_its_type_takes(void **state)
     golden_close(&t.g);
 }
 
+static void a_made_up_cache_is_as_long_as_asked_and_finite(void **state)
+{
+    text t;
+    fh_err err;
+    assert_true(open_text(&t, 0));
+    float *hidden = malloc(t.g.d * sizeof *hidden);
+    for (size_t y = 0; y < 3; y++) {
+        static const uint32_t lengths[] = {40, 7, 200, 0};
+        fh_kv *kv = new_kv(t.g.body, types[y]), *other = NULL;
+        for (size_t i = 0; i < 4; i++) {
+            ok(fh_kv_make_up(kv, lengths[i], &err), err);
+            assert_int_equal(fh_kv_length(kv), lengths[i]);
+            assert_true(fh_kv_read_bytes(kv) > lengths[i]);
+            if (i == 0) other = fork_of(kv, 40); /* keeps what it has */
+            go_on(&t.g, kv, t.ids, 1, 1, hidden);
+            for (size_t j = 0; j < t.g.d; j++) assert_true(isfinite(hidden[j]));
+        }
+        go_on(&t.g, other, t.ids, 1, 1, hidden);
+        assert_int_equal(fh_kv_length(other), 41);
+        assert_int_equal(fh_kv_make_up(kv, fh_body_max_position(t.g.body) + 1, &err), FH_EUSAGE);
+        fh_kv_free(other);
+        fh_kv_free(kv);
+    }
+    free(hidden);
+    golden_close(&t.g);
+}
+
 /* ---- refusals and failures ------------------------------------------------------------------------------------------ */
 
 static void other_types_are_refused_by_name(void **state)
@@ -452,6 +479,7 @@ int main(void)
         cmocka_unit_test(what_is_not_finite_stays_so),
         cmocka_unit_test(rounded_caches_are_off_by_as_much_as_documented),
         cmocka_unit_test(a_page_takes_what_its_type_takes),
+        cmocka_unit_test(a_made_up_cache_is_as_long_as_asked_and_finite),
         cmocka_unit_test(other_types_are_refused_by_name),
         cmocka_unit_test(every_allocation_of_a_fork_may_fail),
     };
