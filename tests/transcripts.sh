@@ -29,7 +29,7 @@ section build 'All stages at once. What is current is not run again; after an in
 show 'fhtool build prose-7m -C work -o prose-7m.fhead -q | tail -n 9'; end
 section status 'What a work directory holds, and what is stale.'
 show 'fhtool status -C work'; end
-section run 'Continues a prompt: greedy, or sampled with `--temperature`, `--top-k`, `--top-p`, `--min-p`, `--seed`, `--repetition-penalty`; ends before `--stop TEXT`. `--chat` answers a message and `-i` holds a conversation (`--system`; Ctrl-C ends a reply, `/new` begins anew, `/exit` ends), written exactly as the chat template of the model has it where that is a published one of the supported families, else as `--chat-template NAME` says. Sampling is from FlashHead'\''s candidates and says what share of the probability they hold; `--exact-sampling` draws from all tokens ([how, and how often it reads them all](docs/measurements/exact-sampling.md)).'
+section run 'Continues a prompt: greedy, or sampled with `--temperature`, `--top-k`, `--top-p`, `--min-p`, `--seed`, `--repetition-penalty`; ends before `--stop TEXT`. `--chat` answers a message and `-i` holds a conversation (`--system`; Ctrl-C ends a reply, `/new` begins anew, `/exit` ends), written exactly as the chat template of the model has it where that is a published one of the supported families, else as `--chat-template NAME` says. Sampling is from FlashHead'\''s candidates and says what share of the probability they hold; `--exact-sampling` draws from all tokens ([how, and how often it reads them all](docs/measurements/exact-sampling.md)). `--no-think` asks Qwen3 not to think aloud. `--kv-type f16` or `int8` keeps the key-value cache in half or a quarter of its size ([what that costs](docs/measurements/kv-cache.md)).'
 show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --stats"
 show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 0.8 --top-p 0.95 --seed 3"
 show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 1 --exact-sampling"; end
@@ -57,5 +57,5 @@ section estimate 'What FlashHead will bring to a model, before any work: bytes a
 show 'fhtool estimate prose-7m --k 1024 --probes 30,64'; end
 section sweep 'Every combination of K, P and encodings: quality and time of each, the frontier, and three settings by name, in JSON, CSV and one HTML page ([docs/measurements/sweep-prose-7m.html](docs/measurements/sweep-prose-7m.html)). What is there is not done again.'
 show 'fhtool sweep prose-7m -C sweep --k 512,1024 --probes 16,64,256 --tokens 50000 -o sweep-results -q'; end
-section bench 'Times the heads of an artifact, caches swept before every call, beside the memory speed of the machine.'
+section bench 'Times the heads of an artifact, caches swept before every call, beside the memory speed of the machine; and the body: decoding on caches of 16 to 32768 tokens, a prompt (`--body`: nothing else, of a checkpoint too).'
 show 'fhtool bench prose-7m.fhead'; end
