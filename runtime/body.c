@@ -24,6 +24,7 @@ typedef struct forward {
     float *frequency;            /* [global, local][half]: of the sequence being prepared */
     size_t half;                 /* pairs rotated, the larger of global and local */
     float *scratch; size_t scratch_each;
+    float *partials;             /* of attention */
     float *x;                    /* [rows, d] the residual stream: rows of the result */
 } forward;
 
@@ -215,7 +216,7 @@ static void embed(const forward *f, const uint32_t *tokens)
 /* ---- a call -------------------------------------------------------------------------------------------------------- */
 
 /* Room for everything in one allocation: rows of a chunk, scratch of each worker, pieces. */
-static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, fh_err *err)
+static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, size_t partials, fh_err *err)
 {
     const fh_body *b = f->b;
     size_t workers = fh_pool_threads(f->pool);
@@ -223,7 +224,7 @@ static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, fh
     f->scratch_each = fh_round_up(fh_max(fh_linear_scratch(rows, widest), fh_attention_scratch(b)), 16);
     f->half = b->head_dim / 2;
     size_t sizes[] = {rows * b->d, rows * b->qkv_width,      rows * b->heads * b->head_dim, rows * b->ffn, rows * 4 * f->half,
-                      f->half,     workers * f->scratch_each};
+                      f->half,     workers * f->scratch_each, partials};
     enum { PARTS = sizeof sizes / sizeof *sizes };
     size_t total = 0, bytes, list;
     bool fits = true;
@@ -234,7 +235,7 @@ static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, fh
     fits = fits && fh_mul(total, sizeof(float), &bytes) && fh_mul(pieces, sizeof *f->pieces, &list) && fh_add(bytes, list, &bytes);
     if (!fits || !(*memory = fh_malloc(bytes)))
         return fh_fail(err, FH_ENOMEM, "%s: out of memory for the forward pass of %zu tokens", b->name, rows);
-    float *at = *memory, **parts[] = {&f->h, &f->qkv, &f->att, &f->ff, &f->angles, &f->frequency, &f->scratch};
+    float *at = *memory, **parts[] = {&f->h, &f->qkv, &f->att, &f->ff, &f->angles, &f->frequency, &f->scratch, &f->partials};
     for (size_t i = 0; i < PARTS; i++) *parts[i] = at, at += sizes[i];
     f->pieces = (fh_piece *)(void *)at;
     return FH_OK;
@@ -269,7 +270,9 @@ fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *cons
     if (rc < 0 || !rows) return rc;
     forward f = {.b = b, .pool = pool};
     void *memory = NULL;
-    if ((rc = carve(&f, &memory, fh_min(rows, CHUNK_ROWS), fh_min(n, CHUNK_ROWS), err)) < 0) goto out;
+    size_t partials = 0;
+    for (size_t i = 0; i < n; i++) partials += fh_attention_partials(b, (uint64_t)kv[i]->length + lens[i]);
+    if ((rc = carve(&f, &memory, fh_min(rows, CHUNK_ROWS), fh_min(n, CHUNK_ROWS), partials, err)) < 0) goto out;
     for (size_t i = 0; i < n; i++)
         if ((rc = fh_kv_reserve(kv[i], (uint64_t)kv[i]->length + lens[i], err)) < 0) goto out;
 
@@ -280,13 +283,13 @@ fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *cons
         while (sequence < n && f.rows < CHUNK_ROWS) {
             size_t take = fh_min(lens[sequence] - done, CHUNK_ROWS - f.rows);
             f.pieces[f.n_pieces++] =
-                (fh_piece){kv[sequence], f.rows, take, kv[sequence]->length + done, (size_t)kv[sequence]->length + lens[sequence], 0};
+                (fh_piece){kv[sequence], f.rows, take, kv[sequence]->length + done, (size_t)kv[sequence]->length + lens[sequence], 0, 1, NULL};
             f.rows += take;
             done += take;
             if (done == lens[sequence]) sequence++, done = 0;
         }
         f.x = hidden + row * b->d;
-        f.attention_tasks = fh_attention_tasks(b, f.pieces, f.n_pieces);
+        f.attention_tasks = fh_attention_tasks(b, f.pieces, f.n_pieces, f.partials);
         embed(&f, tokens + row);
         set_angles(&f);
         for (size_t l = 0; l < b->n_layers; l++) run_layer(&f, l);

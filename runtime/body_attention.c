@@ -3,7 +3,9 @@
  * A task is some positions of one sequence and the query heads that share one key head.  It walks the keys in chunks of 128 and
  * keeps, for each query, the largest score so far, the sum of exp(score - largest) and the weighted sum of values, rescaled when a
  * larger score comes: memory does not grow with the length.  With many queries the keys and the values (transposed) of a chunk are
- * gathered from their pages and OpenBLAS multiplies; with the few of a decoding step they are read where they lie.
+ * gathered from their pages and OpenBLAS multiplies; with the few of a decoding step they are read where they lie.  A single token on top of
+ * many keys is several tasks, each with its largest score, sum and weighted values, which are put together in the end: fixed spans, so
+ * the same numbers for any number of threads.
  */
 #include "runtime/body_private.h"
 
@@ -16,6 +18,7 @@ enum {
     MOST_POSITIONS = 64,
     TOGETHER = 16,      /* queries that read a page of keys at once */
     FEW_POSITIONS = 2,  /* up to here gathering costs more than it saves */
+    SPAN = 2048,        /* keys of a task where a token has more: some 100 us, of which many threads can be kept busy with few key heads */
     ALONE = 1 << 19     /* products below which no other thread is woken: some 50 us */
 };
 
@@ -33,12 +36,26 @@ size_t fh_attention_scratch(const fh_body *b)
     return rows * (3 * b->head_dim + CHUNK + 2) + 2 * CHUNK * b->head_dim + 64;
 }
 
-size_t fh_attention_tasks(const fh_body *b, fh_piece *pieces, size_t n)
+/* Of a span: the weighted values of each head, then its largest score and its sum. */
+static size_t span_floats(const fh_body *b) { return b->heads * (b->head_dim + 2); }
+static size_t spans_of(uint64_t length) { return length ? (size_t)((length - 1) / SPAN) + 1 : 1; }
+
+size_t fh_attention_partials(const fh_body *b, uint64_t length)
+{
+    size_t spans = spans_of(length);
+    return spans > 1 ? spans * span_floats(b) : 0;
+}
+
+size_t fh_attention_tasks(const fh_body *b, fh_piece *pieces, size_t n, float *partials)
 {
     size_t tasks = 0, positions = block_positions(b);
     for (size_t i = 0; i < n; i++) {
-        pieces[i].tasks = tasks;
-        tasks += ((pieces[i].rows - 1) / positions + 1) * b->kv_heads;
+        fh_piece *p = &pieces[i];
+        p->tasks = tasks;
+        p->spans = p->rows == 1 ? spans_of(p->first + 1) : 1;
+        p->partial = partials;
+        if (p->spans > 1) partials += p->spans * span_floats(b);
+        tasks += ((p->rows - 1) / positions + 1) * b->kv_heads * p->spans;
     }
     return tasks;
 }
@@ -168,7 +185,8 @@ static void one_block(void *ctx, size_t task, unsigned worker)
     }
     const fh_piece *piece = &c->pieces[low];
     task -= piece->tasks;
-    size_t kv_head = task % b->kv_heads, positions = block_positions(b), from = task / b->kv_heads * positions;
+    size_t kv_head = task % b->kv_heads, positions = block_positions(b), span = 0, from = task / b->kv_heads * positions;
+    if (piece->spans > 1) span = task / b->kv_heads, from = 0;
     size_t count = fh_min(positions, piece->rows - from), g = group(b), rows = count * g, d = b->head_dim;
     bool few = count <= FEW_POSITIONS;
 
@@ -188,12 +206,21 @@ static void one_block(void *ctx, size_t task, unsigned worker)
     for (size_t r = 0; r < rows; r++) largest[r] = -INFINITY, total[r] = 0;
 
     size_t first = piece->first + from, last = first + count - 1; /* positions of the queries */
-    size_t window = c->layer->window, key = window && first + 1 > window ? first + 1 - window : 0;
-    for (key -= key % FH_PAGE_TOKENS; key <= last; key += CHUNK) {
-        size_t keys = fh_min(CHUNK, last + 1 - key), page = key / FH_PAGE_TOKENS;
+    size_t window = c->layer->window, key = window && first + 1 > window ? first + 1 - window : 0, end = last + 1;
+    key -= key % FH_PAGE_TOKENS;
+    if (piece->spans > 1) key = fh_max(key, span * SPAN), end = fh_min(end, (span + 1) * SPAN);
+    for (; key < end; key += CHUNK) {
+        size_t keys = fh_min(CHUNK, end - key), page = key / FH_PAGE_TOKENS;
         score(c, piece, kv_head, page, keys, q, rows, few, scores, gathered);
         for (size_t r = 0; r < rows; r++) soften(c, scores + r * CHUNK, keys, key, first + r / g, &largest[r], &total[r], sums + r * d);
         weigh(c, piece, kv_head, page, keys, scores, rows, few, sums, gathered + CHUNK * d, gathered, part);
+    }
+    if (piece->spans > 1) {
+        float *to = piece->partial + span * span_floats(b) + kv_head * g * (d + 2);
+        memcpy(to, sums, g * d * sizeof *to);
+        memcpy(to + g * d, largest, g * sizeof *to);
+        memcpy(to + g * (d + 1), total, g * sizeof *to);
+        return;
     }
     for (size_t i = 0; i < count; i++) {
         float *row = c->out + (piece->row + from + i) * b->heads * d + kv_head * g * d;
@@ -204,6 +231,28 @@ static void one_block(void *ctx, size_t task, unsigned worker)
     }
 }
 
+/* The heads of one key head of one piece, from all its spans, in their order. */
+static void put_together(void *ctx, size_t task, unsigned worker)
+{
+    const run *c = ctx;
+    const fh_body *b = c->body;
+    const fh_piece *piece = &c->pieces[task / b->kv_heads];
+    size_t g = group(b), d = b->head_dim, step = span_floats(b), kv_head = task % b->kv_heads;
+    if (piece->spans == 1) return;
+    for (size_t h = 0; h < g; h++) {
+        const float *from = piece->partial + kv_head * g * (d + 2), *largest = from + g * d + h, *total = largest + g;
+        float *out = c->out + piece->row * b->heads * d + (kv_head * g + h) * d, top = -INFINITY, all = 0;
+        for (size_t s = 0; s < piece->spans; s++) top = fmaxf(top, largest[s * step]);
+        memset(out, 0, d * sizeof *out);
+        for (size_t s = 0; s < piece->spans; s++) {
+            float keep = total[s * step] == 0 ? 0 : expf(largest[s * step] - top); /* nothing in a span before the window */
+            all += total[s * step] * keep;
+            for (size_t j = 0; j < d; j++) out[j] += from[s * step + h * d + j] * keep;
+        }
+        for (size_t j = 0; j < d; j++) out[j] /= all;
+    }
+}
+
 void fh_attention_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scratch_each, const fh_layer *layer, size_t layer_index,
                       const fh_piece *pieces, size_t n, size_t tasks, const float *qkv, float *out)
 {
@@ -211,4 +260,7 @@ void fh_attention_run(const fh_body *b, fh_pool *pool, float *scratch, size_t sc
     size_t work = 0;
     for (size_t i = 0; i < n && work < ALONE; i++) work += pieces[i].rows * (pieces[i].first + pieces[i].rows) * b->heads * b->head_dim;
     fh_pool_run(work < ALONE ? NULL : pool, tasks, one_block, &c);
+    bool shared = false;
+    for (size_t i = 0; i < n; i++) shared = shared || pieces[i].spans > 1;
+    if (shared) fh_pool_run(pool, n * b->kv_heads, put_together, &c);
 }

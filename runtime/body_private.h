@@ -123,10 +123,13 @@ const float *fh_kv_read(const fh_kv *kv, size_t page, size_t layer, bool value, 
 
 /* ---- attention (body_attention.c) -------------------------------------------------------------------------- */
 
-/* A run of rows of one sequence: row `row` of the call stands at position `first`; `tasks` is the number of its first task. */
-typedef struct fh_piece { const fh_kv *kv; size_t row, rows, first, length, tasks; } fh_piece;
+/* A run of rows of one sequence: row `row` of the call stands at position `first`; `tasks` is the number of its first task.  A single row on top of
+ * many keys is shared out by spans of them; what they come to lies at `partial` until it is put together. */
+typedef struct fh_piece { const fh_kv *kv; size_t row, rows, first, length, tasks, spans; float *partial; } fh_piece;
 size_t fh_attention_scratch(const fh_body *b); /* floats a worker */
-size_t fh_attention_tasks(const fh_body *b, fh_piece *pieces, size_t n); /* numbers the tasks; returns how many */
+size_t fh_attention_partials(const fh_body *b, uint64_t length); /* floats that a sequence of this length needs at most */
+/* Numbers the tasks and shares out `partials`; returns how many tasks. */
+size_t fh_attention_tasks(const fh_body *b, fh_piece *pieces, size_t n, float *partials);
 /* out [rows, heads * head_dim] from the q of qkv [rows, qkv_width] and the cache, where the keys and values of these rows already are. */
 void fh_attention_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scratch_each, const fh_layer *layer, size_t layer_index,
                       const fh_piece *pieces, size_t n, size_t tasks, const float *qkv, float *out);

@@ -92,6 +92,52 @@ static void decoding_and_prefill_in_pieces_equal_one_prefill_for_every_family_an
     say_missing(found);
 }
 
+/* A token on top of many keys is shared out by spans of 2048 of them; with windowed layers most spans are empty. */
+static void a_token_on_top_of_a_long_cache_equals_its_row_of_a_prefill_on_any_number_of_threads(void **state)
+{
+    enum { LONG = 5003 };
+    static const size_t which[] = {0, 3, 4}; /* llama, qwen3, gemma3-softcap */
+    static const uint32_t lengths[] = {5002, 4097, 4096, 4095, 2050, 2048, 2047, 100};
+    for (size_t k = 0; k < 3; k++) {
+        text t;
+        fh_err err;
+        fh_pool *pool;
+        fh_body *body;
+        assert_true(open_text(&t, which[k]));
+        fh_config c = t.g.checkpoint.config;
+        c.max_position = 8192;
+        fh_body_source source = {.config = &c, .tensors = t.g.checkpoint.tensors};
+        ok(fh_body_open(&body, &source, "long", &err), err);
+        ok(fh_pool_new(&pool, 3, &err), err);
+        uint32_t *ids = malloc(LONG * sizeof *ids), all = LONG, one = 1;
+        float *hidden = malloc(LONG * t.g.d * sizeof *hidden), *step = malloc(2 * t.g.d * sizeof *step);
+        for (size_t i = 0; i < LONG; i++) ids[i] = t.ids[i * 7 % t.n];
+        fh_kv *kv = new_kv(body, FH_F32);
+        ok(fh_body_forward(body, pool, 1, &kv, &all, ids, hidden, &err), err);
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            fh_kv_truncate(kv, lengths[i]);
+            ok(fh_body_forward(body, NULL, 1, &kv, &one, ids + lengths[i], step, &err), err);
+            fh_kv_truncate(kv, lengths[i]);
+            fh_kv *both[2] = {kv, fork_of(kv, lengths[i] < 200 ? lengths[i] : 150)}; /* beside a short one */
+            const uint32_t ones[2] = {1, 1}, two[2] = {ids[lengths[i]], 1};
+            float *again = malloc(2 * t.g.d * sizeof *again);
+            ok(fh_body_forward(body, pool, 2, both, ones, two, again, &err), err);
+            assert_memory_equal(again, step, t.g.d * sizeof *step);
+            double off = farthest(step, hidden + lengths[i] * t.g.d, t.g.d) / spread(hidden, LONG * t.g.d);
+            if (!(off <= SAME[0])) fail_msg("%s: on top of %u off by %g", cases[which[k]], lengths[i], off);
+            free(again);
+            fh_kv_free(both[1]);
+        }
+        fh_kv_free(kv);
+        free(ids);
+        free(hidden);
+        free(step);
+        fh_body_close(body);
+        fh_pool_free(pool);
+        golden_close(&t.g);
+    }
+}
+
 static void a_sequence_cut_back_anywhere_goes_on_as_if_it_had_never_been_longer(void **state)
 {
     static const uint32_t cuts[] = {0, 1, 15, 16, 17, 32, 47};
@@ -470,6 +516,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decoding_and_prefill_in_pieces_equal_one_prefill_for_every_family_and_type),
+        cmocka_unit_test(a_token_on_top_of_a_long_cache_equals_its_row_of_a_prefill_on_any_number_of_threads),
         cmocka_unit_test(a_sequence_cut_back_anywhere_goes_on_as_if_it_had_never_been_longer),
         cmocka_unit_test(drafted_tokens_are_checked_in_one_call_and_taken_back),
         cmocka_unit_test(a_fork_shares_pages_until_one_of_the_two_writes_into_them),
