@@ -28,10 +28,12 @@ POOLS = [
     "\ue000\uf8ff\ufffd\ufffe\uffff", "\x00\x01\x7f\x80\x9f\xad", "\U0001f600\U00020000\U0010ffff\U000e0041",
 ]
 KNOWN = [c for c in map(chr, list(range(0xD800)) + list(range(0xE000, 0x30000))) if unicodedata.category(c) not in ("Cn", "Cs")]
-WORDS = ["the", " quick", "Hello", "it's", "I'LL", "don't", "we’re", "x=1;", "</s>", "<s>", "<unk>", "<pad>", "<bos>", "<0x0A>", "<0xFF>", "<0xff>", "<0x>", "<|endoftext|>",
-         "<|endoftext", "|>", "[INST]", "[/INST]", "    ", "\n\n\n", "\r\n", "http://a.b/c?d=e", "3.14159", "1,000,000", "2024-01-31", "CamelCaseWord", "snake_case", "\t\tx"]
+WORDS = ["the", " quick", "Hello", "it's", "I'LL", "don't", "we’re", "x=1;", "</s>", "<s>", "<unk>", "<pad>", "<bos>", "<0x0A>", "<0xFF>", "<0xff>",
+         "<0x>", "<|endoftext|>", "<|endoftext", "|>", "[INST]", "[/INST]", "    ", "\n\n\n", "\r\n", "http://a.b/c?d=e", "3.14159", "1,000,000",
+         "2024-01-31", "CamelCaseWord", "snake_case", "\t\tx"]
 
-HOSTILE = ["a" * 200000, " " * 200000, "\n" * 100000, "ab" * 100000, "1" * 100000, "e\u0301" * 50000, "\u4f60" * 50000, "'" * 100000, " a" * 100000, ""]
+HOSTILE = ["a" * 200000, " " * 200000, "\n" * 100000, "ab" * 100000, "1" * 100000, "e\u0301" * 50000, "\u4f60" * 50000, "'" * 100000,
+           " a" * 100000, ""]
 
 
 def text_of(rng, own):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures body and whole tokens beside llama.cpp, as docs/measurements/decode.md shows them: prose-7m, and random weights of Llama-3.2-1B's shape, bf16 and Q8_0.
+# Measures body and whole tokens beside llama.cpp for docs/measurements/decode.md: prose-7m, and random weights of Llama-3.2-1B's shape, bf16 and Q8_0.
 # Needs a quiet machine, 10 GB in SCRATCH, 8 GB of memory, cmake, python3 with venv and pip; about half an hour, of which building llama.cpp takes most.
 # usage: sh tests/measure_decode.sh SCRATCH > out
 # LLAMA_BENCH=PROGRAM takes a llama-bench that is there already; without it llama-cpp-python's source is fetched with pip and built in SCRATCH.
@@ -55,7 +55,9 @@ for shape in ${SHAPES:-prose 1b}; do
     show "fhtool bench --body $shape.fhead -q | sed -n '/^whole_model/,\$p'"
 done
 printf '\n## Contexts: decoding on top of 16 to 32768 tokens, caches of half and a quarter of the size\n'
-case ${SHAPES:-prose 1b} in *1b*) for t in f32 f16 int8; do show "fhtool bench --body 1b-bf16.gguf --kv-type $t -q | sed -n '/^body/,/^whole/{/^whole/d;p}'"; done ;; esac
+case ${SHAPES:-prose 1b} in *1b*)
+    for t in f32 f16 int8; do show "fhtool bench --body 1b-bf16.gguf --kv-type $t -q | sed -n '/^body/,/^whole/{/^whole/d;p}'"; done ;;
+esac
 if [ -n "${KV:-}" ]; then
     ln -sfn "$shared/data/wikitext-2/wiki.test.raw" wiki.test.raw
     printf '\n## What a rounded cache costs\n'
