@@ -60,6 +60,18 @@ typedef struct fh_cuda_source {
     size_t n_always, n_forced;
 } fh_cuda_source;
 
+/* Attention of a decoding step, by itself: the kernel and the measure of it (see attention.cuh).  All pointers are of host memory. */
+typedef struct fh_cuda_attention {
+    const float *q;                                 /* [n, heads, d] */
+    const void *const *pages;                       /* [n, most_pages]: pages [2][kv_heads][16][d], keys and then values; those past a length may be NULL */
+    const uint32_t *lengths;                        /* [n] keys, the query's own the last; 1 to 16 * most_pages */
+    size_t n, heads, kv_heads, d, most_pages, splits; /* heads is a multiple of kv_heads; d at most 256; splits 0: as many as fill the device */
+    uint32_t window;                                /* keys that a query sees; 0: all */
+    fh_dtype dtype;                                 /* of pages: f32, f16 or bf16 */
+    float scale, softcap, constant;                 /* softcap 0: none; constant: what all splits of a unified maximum are relative to */
+    bool unified;                                   /* else running maxima */
+} fh_cuda_attention;
+
 typedef struct fh_cuda_table {
     uint32_t abi;
     const char *version;                            /* of the program it was built with */
@@ -79,6 +91,9 @@ typedef struct fh_cuda_table {
     /* Times of `runs` launches, by the device's clock, each after its L2 cache was overwritten and through a graph that was captured once.  Nothing is copied
      * within.  ids [batch] gets the last run's best tokens (k is 1).  At most FH_CUDA_BATCH states.  FH_ENOTFOUND: no cuBLAS, or no dense rows of bf16. */
     fh_status (*head_time)(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *call, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
+    /* out [n, heads, d].  *recomputed counts the pairs of query and split that left the range of the unified maximum, of *parts.  seconds [runs] (runs 0: none) by the device's
+     * clock, its L2 cache overwritten before each.  FH_EUSAGE: a shape out of range. */
+    fh_status (*attend)(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds, fh_err *err);
 } fh_cuda_table;
 
 const fh_cuda_table *fh_cuda_backend(void);

@@ -191,20 +191,13 @@ template <int N> static __device__ void dot_i4(const head_params &c, const state
     }
 }
 
-static __device__ float f16_value(uint32_t h)
-{
-    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
-    if (rest >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-    return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f)); /* exact, subnormals too */
-}
-
 /* Two elements of a float row: 16 i + 2 t and the next. */
 template <int E> static __device__ float2 two_at(const unsigned char *data, uint32_t i, uint32_t t)
 {
     if (E == FH_F32) return __ldg(reinterpret_cast<const float2 *>(data) + 8 * static_cast<size_t>(i) + t);
     uint32_t w = __ldg(reinterpret_cast<const uint32_t *>(data) + 8 * static_cast<size_t>(i) + t);
     if (E == FH_BF16) return make_float2(__uint_as_float(w << 16), __uint_as_float(w & 0xffff0000u));
-    return make_float2(f16_value(w & 0xffffu), f16_value(w >> 16));
+    return make_float2(fh_f16_value(w & 0xffffu), fh_f16_value(w >> 16));
 }
 
 template <int E, int N> static __device__ void dot_float(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row,

@@ -7,6 +7,14 @@
 
 typedef unsigned long long fh_u64; /* as CUDA's atomics have it */
 
+/* As fh_f16_to_f32: exact, subnormals too. */
+static __device__ __forceinline__ float fh_f16_value(uint32_t h)
+{
+    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
+    if (rest >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+    return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
+}
+
 /* ---- what a launch of the head is given ------------------------------------------------------------------------------------ */
 
 /* Rows in device memory, 64 bytes or a multiple apart, zeros past the last element. */
@@ -87,6 +95,12 @@ struct fh_cuda_head {
     unsigned blocks; size_t blocks_for; /* the launch that fills the device, and the shared memory it is for */
 };
 
+/* An event pair, a graph, and memory to overwrite the L2 cache with.  Zeroed at first. */
+struct stopwatch { cudaEvent_t begin, end; cudaGraph_t graph; cudaGraphExec_t exec; bool has_begin, has_end, has_graph, has_exec; void *flush; };
+/* seconds [runs] of what enqueue(ctx) puts into the device's stream, through a graph, the L2 cache overwritten before each. */
+fh_status fh_cuda_clock(fh_cuda_device *d, stopwatch *k, fh_status (*enqueue)(void *ctx, fh_err *err), void *ctx, size_t runs, double *seconds, fh_err *err);
+void fh_cuda_clock_free(stopwatch *k);
+fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds, fh_err *err);
 fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing);
 #define TRY(call, doing) \
     do { \

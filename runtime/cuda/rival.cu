@@ -211,41 +211,11 @@ static fh_status enqueue(fh_cuda_head *h, timed *t, fh_err *err)
 
 /* ---- timing ------------------------------------------------------------------------------------------------------------ */
 
-struct stopwatch { cudaEvent_t begin, end; cudaGraph_t graph; cudaGraphExec_t exec; bool has_begin, has_end, has_graph, has_exec; buffer flush; };
-
-static fh_status time_runs(fh_cuda_head *h, timed *t, stopwatch *k, size_t runs, double *seconds, fh_err *err)
+struct timing { fh_cuda_head *h; timed *t; };
+static fh_status enqueue_timed(void *ctx, fh_err *err)
 {
-    fh_cuda_device *d = h->device;
-    fh_status rc;
-    int l2 = 0;
-    TRY(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, d->ordinal), "asking for its cache");
-    size_t flush = fh_max(4 * static_cast<size_t>(l2), 1 << 20);
-    if ((rc = fh_cuda_grow(h, &k->flush, flush, err)) < 0) return rc;
-    TRY(cudaEventCreate(&k->begin), "making a clock");
-    k->has_begin = true;
-    TRY(cudaEventCreate(&k->end), "making a clock");
-    k->has_end = true;
-    if ((rc = enqueue(h, t, err)) < 0) return rc; /* whatever is loaded or allocated the first time is not for a graph */
-    TRY(cudaStreamSynchronize(d->stream), "running it");
-    TRY(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal), "capturing a graph");
-    rc = enqueue(h, t, err);
-    cudaError_t e = cudaStreamEndCapture(d->stream, &k->graph);
-    if (rc < 0) return rc;
-    TRY(e, "capturing a graph");
-    k->has_graph = true;
-    TRY(cudaGraphInstantiate(&k->exec, k->graph, 0), "making a graph");
-    k->has_exec = true;
-    for (size_t i = 0; i < runs; i++) {
-        float milliseconds = 0;
-        TRY(cudaMemsetAsync(k->flush.p, static_cast<int>(i % 256), flush, d->stream), "overwriting its cache");
-        TRY(cudaEventRecord(k->begin, d->stream), "timing it");
-        TRY(cudaGraphLaunch(k->exec, d->stream), "running it");
-        TRY(cudaEventRecord(k->end, d->stream), "timing it");
-        TRY(cudaStreamSynchronize(d->stream), "running it");
-        TRY(cudaEventElapsedTime(&milliseconds, k->begin, k->end), "timing it");
-        seconds[i] = 1e-3 * static_cast<double>(milliseconds);
-    }
-    return FH_OK;
+    timing *c = static_cast<timing *>(ctx);
+    return enqueue(c->h, c->t, err);
 }
 
 fh_status fh_cuda_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *call, size_t runs, double *seconds, uint32_t *ids, fh_err *err)
@@ -253,19 +223,17 @@ fh_status fh_cuda_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *c
     fh_cuda_device *d = h->device;
     timed t = {};
     stopwatch k = {};
+    timing c = {h, &t};
     t.what = what;
     fh_status rc = ready(h, &t, call, err);
-    if (rc == FH_OK) rc = time_runs(h, &t, &k, runs, seconds, err);
+    if (rc == FH_OK) rc = fh_cuda_clock(d, &k, enqueue_timed, &c, runs, seconds, err);
     cudaError_t e = rc == FH_OK && what != FH_CUDA_COPY ? cudaMemcpyAsync(ids, t.params.ids, call->batch * sizeof *ids, cudaMemcpyDeviceToHost, d->stream) : cudaSuccess;
     if (e == cudaSuccess) e = cudaStreamSynchronize(d->stream);
     if (rc == FH_OK && e != cudaSuccess) rc = fh_cuda_failed(d, err, e, "copying results");
     h->unsettled = rc < 0;
     close_cublas(&t);
-    if (k.has_exec) cudaGraphExecDestroy(k.exec);
-    if (k.has_graph) cudaGraphDestroy(k.graph);
-    if (k.has_begin) cudaEventDestroy(k.begin);
-    if (k.has_end) cudaEventDestroy(k.end);
-    buffer *all[] = {&t.logits, &t.halves, &k.flush};
+    fh_cuda_clock_free(&k);
+    buffer *all[] = {&t.logits, &t.halves};
     for (buffer *b : all) h->bytes -= b->bytes, cudaFree(b->p);
     return rc;
 }

@@ -1,11 +1,11 @@
 #!/bin/sh
-# tests/device/run.sh DIR: everything of the CUDA head that needs a device, in under ten minutes; results go to DIR.  Needs build/device-test (`make device-test`, on a machine with nvcc;
+# tests/device/run.sh DIR: everything of the CUDA head that needs a device, in under ten minutes; results go to DIR.  Needs build/device (`make device-test`, on a machine with nvcc;
 # it may be carried here).  compute-sanitizer is used where it is.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 dir=${1:?a directory for results}
 mkdir -p "$dir"
-program=$PWD/build/device-test
+program=$PWD/build/device/device-test
 [ -x "$program" ] || { echo "$program is not there: make device-test" >&2; exit 1; }
 bad=0
 nvidia-smi > "$dir/nvidia-smi.txt" 2>&1
