@@ -2,7 +2,7 @@
  *
  * Covered mass of a draw from FlashHead's candidates: where routing was learned, its scores are log masses of the clusters but for a
  * constant (calib/learn.c), so that the softmax over them, summed over the probed clusters, estimates it.  Otherwise calibration's average
- * at as many probes is all that is known.  Both are of temperature 1.  Measuring costs a dense head every time and is of the temperature
+ * at as many probes is all that is known; and where a GPU draws, since the scores stay there.  Both are of temperature 1.  Measuring costs a dense head every time and is of the temperature
  * in use.  docs/measurements/exact-sampling.md sets them side by side.
  */
 #include "runtime/generate_private.h"
@@ -24,7 +24,7 @@ static fh_mass_kind known_mass(fh_chooser *c)
     const fh_fhead *file = fh_head_file(c->m->head);
     const fh_json *header = file ? fh_fhead_header(file) : NULL, *head = header ? fh_json_get(header, "head") : NULL;
     const fh_json *routing = head ? fh_json_get(head, "routing") : NULL, *calibration = header ? fh_json_get(header, "calibration") : NULL;
-    if (routing && fh_json_string(routing) && !strcmp(fh_json_string(routing), "learned")) return FH_MASS_ROUTING;
+    if (!c->m->device && routing && fh_json_string(routing) && !strcmp(fh_json_string(routing), "learned")) return FH_MASS_ROUTING;
     const fh_json *curve = calibration && !c->p->query.no_hot ? fh_json_get(calibration, "curve") : NULL;
     for (const fh_json *point = curve ? fh_json_first(curve) : NULL; point; point = fh_json_next(point)) {
         uint64_t probes;
@@ -214,6 +214,11 @@ fh_status fh_chooser_choose(fh_chooser *c, const float *state, fh_generate_stats
     }
     stats->draws += !greedy(c);
     if (c->bounds) return draw_exact(c, state, c->seen ? &penalty : NULL, stats, id, err);
+    if (c->m->device && !dense && !c->seen && c->mass_kind != FH_MASS_MEASURED) {
+        double random = fh_rng_double(&c->rng);
+        stats->mass_kind = c->mass_kind, stats->mass = c->mass_known;
+        return fh_head_sample(c->m->head, c->scratch, state, 1, &c->p->query, &c->p->sampling, &random, id, err);
+    }
     if ((rc = dense ? dense_candidates(c, state, &n, err) : flash_candidates(c, state, &n, err)) < 0) return rc;
     if (!dense && !greedy(c) && (rc = count_mass(c, state, n, stats, err)) < 0) return rc;
     for (size_t i = 0; c->seen && i < n; i++) c->logits[i] = fh_penalize(&penalty, c->ids[i], c->logits[i]);

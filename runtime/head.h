@@ -99,6 +99,8 @@ uint32_t fh_head_probes(const fh_head *head, uint32_t asked);
 /* scratch->chosen [m, P]: the best clusters of each state. */
 void fh_head_choose(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t probes);
 
+/* FH_EUSAGE: what fh_sample refuses. */
+fh_status fh_sampling_check(const fh_sampling *how, const double *random, size_t n, fh_err *err);
 fh_status fh_head_need_exact(const fh_head *head, fh_err *err); /* FH_ENOTFOUND where there are none */
 fh_status fh_scratch_check(const fh_head *head, const fh_scratch *scratch, fh_err *err);
 /* Make *p hold at least `bytes`; what it held is lost. */

@@ -12,6 +12,8 @@ typedef struct fh_head_call {
     bool no_hot;
     const uint32_t *extras; size_t n_extras; /* live ids that are candidates wherever they lie, each once; NULL: the head's own */
     const uint8_t *excluded;                 /* [V] 1: forced out; NULL: none */
+    const double *random;                    /* [batch] of [0, 1): draw one a state (k is 1, temperature above 0), as fh_sample does; NULL: the best */
+    fh_sampling sampling;
     uint32_t kept, rerank, k;                /* best candidates looked at; of these, scored again; results a state, maybe more than kept */
 } fh_head_call;
 

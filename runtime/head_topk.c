@@ -189,6 +189,14 @@ static fh_status topk_there(const fh_head *head, const fh_scratch *scratch, cons
     return scratch->device->topk(scratch->device->ctx, call, ids, logits, err);
 }
 
+/* After fh_query_begin. */
+static fh_head_call call_of(const fh_head *head, const fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t n_extras)
+{
+    bool own = !query || (!query->n_include && !query->n_exclude);
+    return (fh_head_call){.states = states, .batch = batch, .probes = fh_head_probes(head, query ? query->probes : 0), .no_hot = query && query->no_hot, .n_extras = n_extras,
+                          .extras = own ? NULL : scratch->extras, .excluded = query && query->n_exclude ? scratch->excluded : NULL};
+}
+
 /* ---- FlashHead ----------------------------------------------------------------------------------------------------------------- */
 
 /* Stage 1 for m states: the clusters that any of them probes, ascending, and who probes them. */
@@ -220,10 +228,8 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
     if (!scratch->device && (rc = room_for(scratch, kept, &block, err)) < 0) return rc;
     if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
     if (scratch->device) {
-        fh_head_call call = {.states = states, .batch = batch, .probes = probes, .no_hot = query && query->no_hot, .n_extras = n_extras,
-                             .extras = query && (query->n_include || query->n_exclude) ? scratch->extras : NULL,
-                             .excluded = query && query->n_exclude ? scratch->excluded : NULL,
-                             .kept = (uint32_t)fh_min(kept, UINT32_MAX), .rerank = (uint32_t)fh_min(rerank, UINT32_MAX), .k = (uint32_t)k};
+        fh_head_call call = call_of(head, scratch, states, batch, query, n_extras);
+        call.kept = (uint32_t)fh_min(kept, UINT32_MAX), call.rerank = (uint32_t)fh_min(rerank, UINT32_MAX), call.k = (uint32_t)k;
         rc = k > UINT32_MAX ? fh_fail(err, FH_EUSAGE, "the best %zu of each state: out of range", k) : topk_there(head, scratch, &call, ids, logits, err);
         fh_query_end(scratch, query);
         return rc;
@@ -262,6 +268,47 @@ fh_status fh_head_greedy(const fh_head *head, fh_scratch *scratch, const float *
                          uint32_t *ids, fh_err *err)
 {
     return topk(head, scratch, states, batch, query, 1, ids, NULL, err);
+}
+
+/* ---- one by chance ----------------------------------------------------------------------------------------------------------- */
+
+static fh_status sample_here(const fh_head *head, fh_scratch *scratch, const float *state, const fh_query *query, const fh_sampling *how, double random, uint32_t *id, fh_err *err)
+{
+    uint32_t probes = fh_head_probes(head, query ? query->probes : 0);
+    size_t n = 0, room = fh_head_max_candidates(head, query), bytes;
+    uint32_t *ids = fh_add(room, probes, &bytes) && fh_mul(bytes, 2 * sizeof *ids, &bytes) ? fh_malloc(bytes) : NULL, *clusters = ids ? ids + room : NULL;
+    float *logits = ids ? (float *)(void *)(clusters + probes) : NULL;
+    fh_status rc = ids ? fh_head_route(head, scratch, state, 1, probes, clusters, NULL, err) : fh_fail(err, FH_ENOMEM, "sampling of %zu candidates: out of memory", room);
+    if (rc == FH_OK) rc = fh_head_score(head, scratch, state, clusters, probes, query, ids, logits, &n, err);
+    if (rc == FH_OK) rc = fh_sample(how, ids, logits, n, random, id, err);
+    fh_free(ids);
+    return rc;
+}
+
+fh_status fh_head_sample(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, const fh_sampling *how, const double *random, uint32_t *ids,
+                         fh_err *err)
+{
+    fh_status rc = fh_scratch_check(head, scratch, err);
+    if (rc == FH_OK) rc = fh_sampling_check(how, random, batch, err);
+    if (rc < 0) return rc;
+    if (how->temperature == 0 || how->top_k == 1) {
+        if ((rc = fh_head_greedy(head, scratch, states, batch, query, ids, err)) < 0) return rc;
+    } else if (scratch->device) {
+        size_t n_extras, most = fh_head_max_candidates(head, query);
+        if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
+        uint32_t rerank = (uint32_t)fh_min(head->rerank, most);
+        fh_head_call call = call_of(head, scratch, states, batch, query, n_extras);
+        call.random = random, call.sampling = *how, call.kept = (uint32_t)fh_max(rerank, 1), call.rerank = rerank, call.k = 1;
+        rc = topk_there(head, scratch, &call, ids, NULL, err);
+        fh_query_end(scratch, query);
+        if (rc < 0) return rc;
+    } else {
+        for (size_t s = 0; rc == FH_OK && s < batch; s++) rc = sample_here(head, scratch, states + s * head->parts.hidden, query, how, random[s], &ids[s], err);
+        return rc;
+    }
+    for (size_t s = 0; s < batch; s++)
+        if (ids[s] == UINT32_MAX) return fh_fail(err, FH_EUSAGE, "state %zu: nothing to draw from: no candidate has a logit above -infinity", s);
+    return FH_OK;
 }
 
 /* ---- the dense head -------------------------------------------------------------------------------------------------------------- */

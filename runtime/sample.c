@@ -3,13 +3,14 @@
 
 #include <math.h>
 
-static fh_status check(const fh_sampling *how, double random, fh_err *err)
+fh_status fh_sampling_check(const fh_sampling *how, const double *random, size_t n, fh_err *err)
 {
     if (!(how->temperature >= 0) || !isfinite(how->temperature))
         return fh_fail(err, FH_EUSAGE, "temperature %g: not a number of 0 or more", (double)how->temperature);
     if (!(how->top_p >= 0 && how->top_p <= 1)) return fh_fail(err, FH_EUSAGE, "top_p %g: not 0 to 1", (double)how->top_p);
     if (!(how->min_p >= 0 && how->min_p <= 1)) return fh_fail(err, FH_EUSAGE, "min_p %g: not 0 to 1", (double)how->min_p);
-    if (!(random >= 0 && random < 1)) return fh_fail(err, FH_EUSAGE, "the random number is %g: not in [0, 1)", random);
+    for (size_t i = 0; i < n; i++)
+        if (!(random[i] >= 0 && random[i] < 1)) return fh_fail(err, FH_EUSAGE, "the random number is %g: not in [0, 1)", random[i]);
     return FH_OK;
 }
 
@@ -37,7 +38,7 @@ fh_status fh_sample(const fh_sampling *how, const uint32_t *ids, const float *lo
     fh_status rc;
     size_t bytes, kept = 0;
     uint64_t best = UINT64_MAX, *keys = NULL;
-    if ((rc = check(how, random, err)) < 0) return rc;
+    if ((rc = fh_sampling_check(how, &random, 1, err)) < 0) return rc;
     for (size_t i = 0; i < n; i++) {
         uint64_t key = fh_key(fh_settle(logits[i]), ids[i]);
         if (logits[i] > -INFINITY && key < best) best = key;

@@ -207,7 +207,7 @@ static void head_free(fh_cuda_head *h)
 {
     if (!h) return;
     buffer *all[] = {&h->centroids, &h->centroid_scales, &h->rows, &h->row_scales, &h->exact, &h->dense_rows, &h->token_of, &h->slot_of, &h->bias, &h->always, &h->forced,
-                     &h->states, &h->falls, &h->probed, &h->list, &h->counters, &h->counts, &h->best, &h->candidates, &h->extras, &h->excluded, &h->results};
+                     &h->states, &h->falls, &h->probed, &h->list, &h->counters, &h->counts, &h->best, &h->candidates, &h->extras, &h->excluded, &h->random, &h->results};
     cudaSetDevice(h->device->ordinal);
     for (buffer *b : all) cudaFree(b->p);
     cudaFreeHost(h->pinned_in.p);
@@ -306,14 +306,17 @@ fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params
     c->kept = call->kept, c->rerank = call->dense ? 0 : call->rerank, c->k = call->k;
     c->rows = call->dense ? h->dense : h->tokens;
     size_t n = c->batch, in = n * c->hidden * sizeof(float), out = n * c->k * sizeof(uint32_t);
-    bool best = c->kept == 1 && !c->rerank;
+    bool best = c->kept == 1 && !c->rerank && !call->random;
     *shared = plan_shared(c);
     if ((rc = fill_device(h, *shared, err)) < 0 || (rc = copy_query(h, call, c, err)) < 0) return rc;
     c->room = (c->all ? c->clusters : c->probes) * c->cap + c->n_extras;
     if ((rc = fh_cuda_grow(h, &h->states, in, err)) < 0 || (rc = fh_cuda_grow(h, &h->falls, c->all ? 0 : n * c->clusters * sizeof(uint32_t), err)) < 0 ||
         (rc = fh_cuda_grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->results, 2 * out, err)) < 0 ||
+        (call->random && (rc = copy_array(h, &h->random, call->random, n * sizeof *call->random, err)) < 0) ||
         (rc = pin(h, &h->pinned_in, in, err)) < 0 || (rc = pin(h, &h->pinned_out, 2 * out, err)) < 0) return rc;
     c->states = static_cast<float *>(h->states.p), c->falls = static_cast<uint32_t *>(h->falls.p), c->candidates = static_cast<fh_u64 *>(h->candidates.p);
+    c->random = static_cast<double *>(call->random ? h->random.p : nullptr);
+    c->temperature = call->sampling.temperature, c->top_p = call->sampling.top_p, c->min_p = call->sampling.min_p, c->top_k = call->sampling.top_k;
     c->ids = static_cast<uint32_t *>(h->results.p), c->logits = reinterpret_cast<float *>(c->ids + n * c->k);
     if (h->unsettled) TRY(cudaMemsetAsync(h->counters.p, 0, 3 * sizeof(uint32_t), d->stream), "starting the head");
     h->unsettled = true;
@@ -354,6 +357,7 @@ static fh_status head_topk(fh_cuda_head *h, const fh_head_call *call, uint32_t *
     TRY(cudaSetDevice(d->ordinal), "choosing it");
     for (size_t first = 0; rc == FH_OK && first < call->batch; first += FH_CUDA_BATCH) {
         fh_head_call some = *call;
+        if (some.random) some.random += first;
         some.states += first * h->fixed.hidden, some.batch = fh_min(FH_CUDA_BATCH, call->batch - first);
         rc = run(h, &some, ids + first * call->k, logits ? logits + first * call->k : nullptr, err);
     }

@@ -254,51 +254,62 @@ template <class Use> static __device__ void each_dot(const head_params &c, const
 
 /* ---- selecting ------------------------------------------------------------------------------------------------------- */
 
-/* The bin in which the need-th key lies: words [40] its number, [41] keys in the bins before it, [42] keys in it. */
-static __device__ void find_bin(const head_shared &m, uint32_t need)
+/* The bin in which what comes in order reaches `need`; by all threads.  T counts keys, or sums their masses. */
+template <class T> struct found_bin { uint32_t bin; T before, in; };
+template <class T, uint32_t BITS> static __device__ found_bin<T> find_bin(const head_shared &m, const T *bins, T need)
 {
-    enum : uint32_t { EACH = BINS / HEAD_THREADS };
-    uint32_t tid = threadIdx.x, lane = tid % 32, warp = tid / 32, sum = 0, upto, before = 0;
-    for (uint32_t i = 0; i < EACH; i++) sum += m.bins[tid * EACH + i];
+    enum : uint32_t { EACH = (1u << BITS) / HEAD_THREADS };
+    static_assert((1u << BITS) % HEAD_THREADS == 0 && (sizeof(T) << BITS) <= sizeof(uint32_t) * BINS, "each thread sums the same number of bins, and there is room for them");
+    T *words = reinterpret_cast<T *>(m.words), sum = 0, upto, before = 0;
+    uint32_t tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+    for (uint32_t i = 0; i < EACH; i++) sum += bins[tid * EACH + i];
     upto = sum;
     for (uint32_t step = 1; step < 32; step *= 2) {
-        uint32_t left = __shfl_up_sync(EVERY_LANE, upto, step);
+        T left = __shfl_up_sync(EVERY_LANE, upto, step);
         if (lane >= step) upto += left;
     }
-    if (lane == 31) m.words[warp] = upto;
+    if (lane == 31) words[warp] = upto;
     __syncthreads();
-    for (uint32_t w = 0; w < warp; w++) before += m.words[w];
+    for (uint32_t w = 0; w < warp; w++) before += words[w];
     before += upto - sum;
     if (before < need && need <= before + sum) {
         uint32_t bin = tid * EACH;
-        while (before + m.bins[bin] < need) before += m.bins[bin++];
-        m.words[40] = bin, m.words[41] = before, m.words[42] = m.bins[bin];
+        while (before + bins[bin] < need) before += bins[bin++];
+        words[HEAD_WARPS] = bin, words[HEAD_WARPS + 1] = before, words[HEAD_WARPS + 2] = bins[bin];
     }
     __syncthreads();
+    found_bin<T> f = {static_cast<uint32_t>(words[HEAD_WARPS]), words[HEAD_WARPS + 1], words[HEAD_WARPS + 2]};
+    __syncthreads(); /* the words have been read */
+    return f;
 }
 
-/* A bound that exactly p of the n different keys do not exceed, 1 <= p <= n; by all threads of the block. */
-template <class Keys> static __device__ fh_u64 select_bound(const head_shared &m, const Keys &key, uint32_t n, uint32_t p)
+/* A bound: keys that do not exceed it, in order, have together as much mass as is needed, and no fewer of them do; 1 <= need <= the mass of all n different keys.  (Keys without mass may
+ * lie between the last of these and the bound.)  By all threads of the block. */
+template <class T, uint32_t BITS, class Keys, class Mass> static __device__ fh_u64 select_mass(const head_shared &m, const Keys &key, const Mass &mass, uint32_t n, T need)
 {
+    T *bins = reinterpret_cast<T *>(m.bins);
     fh_u64 prefix = 0;
-    uint32_t need = p;
     for (uint32_t known = 64;;) { /* bits below the prefix */
-        uint32_t shift = known > BIN_BITS ? known - BIN_BITS : 0, mask = (1u << (known - shift)) - 1;
-        for (uint32_t i = threadIdx.x; i < BINS; i += HEAD_THREADS) m.bins[i] = 0;
+        uint32_t shift = known > BITS ? known - BITS : 0, mask = (1u << (known - shift)) - 1;
+        for (uint32_t i = threadIdx.x; i < 1u << BITS; i += HEAD_THREADS) bins[i] = 0;
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) {
             fh_u64 k = key(i);
-            if (known == 64 || k >> known == prefix) atomicAdd(&m.bins[static_cast<uint32_t>(k >> shift) & mask], 1u);
+            if (known == 64 || k >> known == prefix) atomicAdd(&bins[static_cast<uint32_t>(k >> shift) & mask], mass(k));
         }
         __syncthreads();
-        find_bin(m, need);
-        prefix = prefix << (known - shift) | m.words[40];
-        need -= m.words[41];
-        bool whole = m.words[42] == need;
+        found_bin<T> f = find_bin<T, BITS>(m, bins, need);
+        prefix = prefix << (known - shift) | f.bin;
+        need -= f.before;
         known = shift;
-        __syncthreads(); /* the words have been read */
-        if (whole || !known) return prefix << known | ((1ull << known) - 1);
+        if (f.in == need || !known) return prefix << known | ((1ull << known) - 1);
     }
+}
+
+/* A bound that exactly p of the n different keys do not exceed, 1 <= p <= n. */
+template <class Keys> static __device__ fh_u64 select_bound(const head_shared &m, const Keys &key, uint32_t n, uint32_t p)
+{
+    return select_mass<uint32_t, BIN_BITS>(m, key, [](fh_u64) { return 1u; }, n, p);
 }
 
 /* ---- the steps ------------------------------------------------------------------------------------------------------- */
@@ -358,7 +369,7 @@ static __device__ position position_at(const head_params &c, uint32_t at, uint32
     return p;
 }
 
-static __device__ bool only_best(const head_params &c) { return c.kept == 1 && !c.rerank; }
+static __device__ bool only_best(const head_params &c) { return c.kept == 1 && !c.rerank && !c.random; }
 
 /* A warp's results for one state, at most one an octet, into its list of candidates. */
 static __device__ void append(const head_params &c, uint32_t s, bool mine, fh_u64 key)
@@ -427,13 +438,89 @@ static __device__ void rescore(const head_params &c, const head_shared &m, uint3
     }
 }
 
+/* ---- drawing by chance: fh_sample ---------------------------------------------------------------------------------- */
+
+/* Masses are integers, 2^40 the best one's, so that their sums do not depend on an order; what that rounds away is 2^-41 of the best one's probability a candidate. */
+#define MASS_ONE 0x1p40
+
+struct mass_rule { double best, temperature, least; fh_u64 bound; }; /* least: of a weight that counts, min_p */
+static __device__ double weight_of(const mass_rule &r, fh_u64 key)
+{
+    double logit = static_cast<double>(rising(static_cast<uint32_t>(key >> 32)));
+    if (key > r.bound || !(logit >= -3.402823466e38)) return 0; /* no candidate at all at -infinity */
+    return logit == r.best ? 1 : exp((logit - r.best) / r.temperature);
+}
+static __device__ fh_u64 mass_of(const mass_rule &r, fh_u64 key)
+{
+    double w = weight_of(r, key);
+    return w < r.least ? 0 : static_cast<fh_u64>(w * MASS_ONE + 0.5);
+}
+
+/* The sum of all masses; and the best, or the worst that has mass and does not exceed a bound, of all keys: words [0] and [1] as 64 bits. */
+template <class Each> static __device__ fh_u64 gather_u64(const head_shared &m, uint32_t n, fh_u64 begin, const Each &each)
+{
+    fh_u64 *word = m.best; /* of stage 2, which is over */
+    __syncthreads();
+    if (threadIdx.x == 0) word[0] = begin;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) each(i, word);
+    __syncthreads();
+    return word[0];
+}
+
+static __device__ fh_u64 draw(const head_params &c, const head_shared &m, uint32_t s, const fh_u64 *keys, uint32_t n)
+{
+    auto key = [=](uint32_t i) { return keys[i]; };
+    mass_rule r = {0, static_cast<double>(c.temperature), 0, FH_NO_KEY};
+    auto mass = [&r](fh_u64 k) { return mass_of(r, k); };
+    auto total = [&]() { return gather_u64(m, n, 0, [&](uint32_t i, fh_u64 *sum) { fh_u64 w = mass_of(r, keys[i]); if (w) atomicAdd(sum, w); }); };
+    fh_u64 best = gather_u64(m, n, FH_NO_KEY, [=](uint32_t i, fh_u64 *to) { atomicMin(to, keys[i]); });
+    r.best = static_cast<double>(rising(static_cast<uint32_t>(best >> 32)));
+    if (!(r.best >= -3.402823466e38)) return FH_NO_KEY; /* nothing to draw from */
+    if (c.top_k && c.top_k < n) r.bound = select_bound(m, key, n, c.top_k);
+    if (c.top_p < 1) {
+        fh_u64 need = static_cast<fh_u64>(ceil(static_cast<double>(c.top_p) * static_cast<double>(total())));
+        r.bound = select_mass<fh_u64, BIN_BITS - 1>(m, key, mass, n, need ? need : 1);
+    }
+    r.least = static_cast<double>(c.min_p);
+    fh_u64 all = total(), need = static_cast<fh_u64>(c.random[s] * static_cast<double>(all)) + 1;
+    fh_u64 bound = select_mass<fh_u64, BIN_BITS - 1>(m, key, mass, n, need < all ? need : all);
+    return gather_u64(m, n, 0, [&](uint32_t i, fh_u64 *to) { if (keys[i] <= bound && mass_of(r, keys[i])) atomicMax(to, keys[i]); });
+}
+
+/* The best `again` of the candidates get the logits of the exact rows, where they stand; all of them are in no order. */
+static __device__ void rescore_in_place(const head_params &c, const head_shared &m, uint32_t s, fh_u64 *found, uint32_t n, uint32_t again)
+{
+    fh_u64 *list = reinterpret_cast<fh_u64 *>(m.rest), *at = list + head_up(c.kept, 2);
+    fh_u64 bound = select_bound(m, [=](uint32_t i) { return found[i]; }, n, again);
+    if (threadIdx.x == 0) m.words[0] = 0;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) {
+        if (found[i] > bound) continue;
+        uint32_t to = atomicAdd(&m.words[0], 1u);
+        list[to] = found[i], at[to] = i;
+    }
+    rescore(c, m, s, list, again, reinterpret_cast<unsigned char *>(list + 2 * head_up(c.kept, 2)));
+    for (uint32_t i = threadIdx.x; i < again; i += HEAD_THREADS) found[at[i]] = list[i];
+    __syncthreads();
+}
+
+/* ---- results ------------------------------------------------------------------------------------------------------------ */
+
 /* The results of state s, by one block. */
 static __device__ void finish(const head_params &c, const head_shared &m, uint32_t s)
 {
     fh_u64 *list = reinterpret_cast<fh_u64 *>(m.rest), *ranked = list + head_up(c.kept, 2), *found = c.candidates + static_cast<size_t>(s) * c.room;
     uint32_t n = c.counts[s], kept = min(c.kept, n), again = min(c.rerank, kept);
     __syncthreads(); /* nobody reads the states of stage 2, or the words of another state's results */
-    if (only_best(c)) {
+    if (c.random) {
+        if (again) rescore_in_place(c, m, s, found, n, again);
+        fh_u64 key = n ? draw(c, m, s, found, n) : FH_NO_KEY;
+        kept = key != FH_NO_KEY;
+        __syncthreads();
+        if (threadIdx.x == 0) ranked[0] = key;
+        __syncthreads();
+    } else if (only_best(c)) {
         kept = c.best[s] != FH_NO_KEY;
         if (threadIdx.x == 0) ranked[0] = c.best[s];
         __syncthreads();

@@ -53,6 +53,8 @@ struct head_params {
     uint32_t *counts;                 /* [batch] candidates */
     fh_u64 *best;                     /* [batch] where one candidate is kept and none is reranked */
     fh_u64 *candidates;               /* [batch, room] keys */
+    const double *random;             /* [batch] numbers of [0, 1) to draw by; NULL: the best.  Then k is 1 and kept is R */
+    float temperature, top_p, min_p; uint32_t top_k;
     uint32_t *ids; float *logits;     /* [batch, k] */
 };
 
@@ -89,7 +91,7 @@ struct fh_cuda_head {
     uint32_t vocab, n_always, n_forced;
     bool has_dense, apart, unsettled; /* unsettled: a call failed, counters may be anything */
     buffer centroids, centroid_scales, rows, row_scales, exact, dense_rows, token_of, slot_of, bias, always, forced;
-    buffer states, falls, probed, list, counters, counts, best, candidates, extras, excluded, results;
+    buffer states, falls, probed, list, counters, counts, best, candidates, extras, excluded, random, results;
     buffer pinned_in, pinned_out;
     uint64_t bytes;
     unsigned blocks; size_t blocks_for; /* the launch that fills the device, and the shared memory it is for */

@@ -36,6 +36,11 @@ if [ -e "$FH_CUDA_LIBRARY" ]; then
         same want got
         [ "$(value 'r["device"]' < got.json)" = 'an emulated device' ] || die 'not on the device'
     done
+    for s in '' '--top-k 7' '--top-p 0.8 --min-p 0.01'; do
+        # shellcheck disable=SC2086
+        { fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --temperature 0.9 --seed 5 $s --json -q | value 'r["ids"]' > want; fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --temperature 0.9 --seed 5 $s --device cuda --json -q | value 'r["ids"]' > got; }
+        same want got
+    done
     for h in flash dense; do
         fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --head $h --json | value 'r["ids"]' > want
         fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --head $h --device auto --json | value 'r["ids"]' > got

@@ -244,6 +244,49 @@ static void everything_forced_out_leaves_nothing(void **state)
     pair_close(&p);
 }
 
+/* ---- by chance --------------------------------------------------------------------------------------------------------------- */
+
+static void draws_fall_as_they_do_here(void **state)
+{
+    static const fh_sampling how[] = {{1, 1, 0, 0}, {0.3f, 1, 0, 0}, {5, 1, 0, 0}, {1, 0.5f, 0, 0}, {1, 0, 0, 0}, {1, 0.9f, 0.2f, 0}, {2, 1, 0.9f, 0}, {1, 1, 0, 3}, {1, 0.7f, 0.1f, 20}, {1, 1, 1, 1000000},
+                                      {0, 1, 0, 0}, {1, 1, 0, 1}};
+    static const shape shapes[] = {{700, 24, 44, FH_I8, FH_I8, FH_BF16, .hot = true, .dead = true, .rerank = 16}, {300, 9, 20, FH_F32, FH_F32, FH_I8, .ties = true, .hot = true},
+                                   {40, 5, 4, FH_I8, FH_I4, FH_F32, .bias = true, .rerank = 1000}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        enum { BATCH = 9 };
+        pair p;
+        pair_open(&p, shapes[i]);
+        uint32_t exclude[] = {7, 2}, seen = 0;
+        for (size_t h = 0; h < sizeof how / sizeof *how; h++) {
+            fh_query q = {.probes = h % 3 ? 4 : 0, .exclude = exclude, .n_exclude = h % 2 ? 2 : 0};
+            uint32_t want[BATCH], got[BATCH];
+            double random[BATCH] = {0, 0.999999999999};
+            float *x = make_states(&p.w, BATCH);
+            fh_err err = {0};
+            for (size_t s = 2; s < BATCH; s++) random[s] = fh_rng_double(&rng), memcpy(x + s * p.w.is.d, x, p.w.is.d * sizeof *x); /* one state, many draws */
+            assert_int_equal(fh_head_sample(p.w.head, p.here, x, BATCH, &q, &how[h], random, want, &err), FH_OK);
+            fh_cuda_backend()->head_apart(p.there, h % 2);
+            memset(got, 0x5a, sizeof got);
+            if (fh_head_sample(p.w.head, p.scratch, x, BATCH, &q, &how[h], random, got, &err) < 0) fail_msg("%s", err.text);
+            for (size_t s = 0; s < BATCH; s++) {
+                if (want[s] != got[s]) fail_msg("shape %zu, sampling %zu, draw %zu (%g): token %u, not %u", i, h, s, random[s], got[s], want[s]);
+                seen |= 1u << want[s] % 32;
+            }
+            a_new_seed();
+            free(x);
+        }
+        assert_true((seen & (seen - 1)) != 0); /* not always the same one */
+        uint32_t all[700], id;
+        for (uint32_t v = 0; v < p.w.is.v; v++) all[v] = v;
+        float *x = make_states(&p.w, 1);
+        double half = 0.5, one = 1;
+        assert_int_equal(fh_head_sample(p.w.head, p.scratch, x, 1, &(fh_query){.exclude = all, .n_exclude = p.w.is.v}, &how[0], &half, &id, NULL), FH_EUSAGE);
+        assert_int_equal(fh_head_sample(p.w.head, p.scratch, x, 1, NULL, &how[0], &one, &id, NULL), FH_EUSAGE);
+        free(x);
+        pair_close(&p);
+    }
+}
+
 /* ---- measuring -------------------------------------------------------------------------------------------------------------- */
 
 /* The rivals are measured with a graph, and what they answer is looked at.  The fused dense head adds in an order of its own: where it says another token, that
@@ -445,6 +488,7 @@ int main(void)
         cmocka_unit_test(any_batch_any_number_of_blocks_and_any_order_give_the_same_bits),
         cmocka_unit_test(rows_of_nonsense_never_win),
         cmocka_unit_test(everything_forced_out_leaves_nothing),
+        cmocka_unit_test(draws_fall_as_they_do_here),
         cmocka_unit_test(what_is_measured_answers_too),
         cmocka_unit_test(what_is_wrong_with_a_device_is_said),
         cmocka_unit_test(too_little_memory_is_said_before_anything_is_copied),
