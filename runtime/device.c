@@ -78,7 +78,7 @@ static fh_status open_cuda(fh_device **out, const fh_head *head, fh_err *err)
     d->of = head;
     if ((rc = open_library(d, err)) < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0 ||
         (rc = d->cuda->head_new(&d->head, d->device, &source, err)) < 0) goto out;
-    d->does = (fh_head_device){d, topk};
+    d->does = (fh_head_device){d, FH_CUDA_KEPT, topk};
     *out = d, d = NULL;
 out:
     fh_device_close(d);

@@ -19,6 +19,7 @@ typedef struct fh_head_call {
 
 typedef struct fh_head_device {
     void *ctx;
+    uint32_t most;                           /* kept of a call; what asks for more is computed here, which gives the same */
     /* ids, logits [batch, k] as fh_head_topk gives them; logits may be NULL. */
     fh_status (*topk)(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err);
 } fh_head_device;

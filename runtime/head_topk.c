@@ -179,6 +179,8 @@ static void finish(const stage2 *t, fh_scratch *scratch, size_t rerank, size_t k
 
 /* ---- elsewhere ------------------------------------------------------------------------------------------------------------------ */
 
+static bool goes_there(const fh_scratch *scratch, size_t kept, size_t k) { return scratch->device && kept <= scratch->device->most && k <= UINT32_MAX; }
+
 /* What is asked goes to the scratch's device; the states are looked at here, so that a message names them. */
 static fh_status topk_there(const fh_head *head, const fh_scratch *scratch, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
 {
@@ -225,12 +227,13 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
     kept = fh_min(k, most), rerank = head->rerank ? fh_min(head->rerank + kept - 1, most) : 0;
     if (rerank) kept = fh_min(kept + rerank, most);
     size_t block = scratch->block;
-    if (!scratch->device && (rc = room_for(scratch, kept, &block, err)) < 0) return rc;
+    bool there = goes_there(scratch, kept, k);
+    if (!there && (rc = room_for(scratch, kept, &block, err)) < 0) return rc;
     if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
-    if (scratch->device) {
+    if (there) {
         fh_head_call call = call_of(head, scratch, states, batch, query, n_extras);
-        call.kept = (uint32_t)fh_min(kept, UINT32_MAX), call.rerank = (uint32_t)fh_min(rerank, UINT32_MAX), call.k = (uint32_t)k;
-        rc = k > UINT32_MAX ? fh_fail(err, FH_EUSAGE, "the best %zu of each state: out of range", k) : topk_there(head, scratch, &call, ids, logits, err);
+        call.kept = (uint32_t)kept, call.rerank = (uint32_t)rerank, call.k = (uint32_t)k;
+        rc = topk_there(head, scratch, &call, ids, logits, err);
         fh_query_end(scratch, query);
         return rc;
     }
@@ -293,10 +296,10 @@ fh_status fh_head_sample(const fh_head *head, fh_scratch *scratch, const float *
     if (rc < 0) return rc;
     if (how->temperature == 0 || how->top_k == 1) {
         if ((rc = fh_head_greedy(head, scratch, states, batch, query, ids, err)) < 0) return rc;
-    } else if (scratch->device) {
-        size_t n_extras, most = fh_head_max_candidates(head, query);
+    } else if (goes_there(scratch, head->rerank, 1)) {
+        size_t n_extras;
+        uint32_t rerank = (uint32_t)fh_min(head->rerank, fh_head_max_candidates(head, query));
         if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
-        uint32_t rerank = (uint32_t)fh_min(head->rerank, most);
         fh_head_call call = call_of(head, scratch, states, batch, query, n_extras);
         call.random = random, call.sampling = *how, call.kept = (uint32_t)fh_max(rerank, 1), call.rerank = rerank, call.k = 1;
         rc = topk_there(head, scratch, &call, ids, NULL, err);
@@ -322,7 +325,7 @@ fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const flo
     if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
     if ((rc = fh_head_need_exact(head, err)) < 0) return rc;
     if (!k) return fh_fail(err, FH_EUSAGE, "the best 0 of each state: ask for 1 or more");
-    if (scratch->device && k <= UINT32_MAX) {
+    if (goes_there(scratch, kept, k)) {
         fh_head_call call = {.states = states, .batch = batch, .probes = p->clusters, .dense = true, .kept = (uint32_t)kept, .k = (uint32_t)k};
         return topk_there(head, scratch, &call, ids, logits, err);
     }

@@ -159,6 +159,35 @@ static size_t source_bytes(const fh_cuda_source *s)
            p->clusters * (16 + fh_scale_bytes(p->centroids.dtype, p->hidden)) + v * (p->bias ? 8 : 4) + FH_CUDA_BATCH * 4ull * (p->clusters + p->hidden);
 }
 
+/* Shared memory of a block, in bytes, and how many states it holds at a time.  48 KiB need no leave; one state may. */
+static size_t plan_shared(head_params *c)
+{
+    enum : size_t { PLAIN = 48 << 10 };
+    bool routed = !c->all;
+    fh_dtype t[2] = {c->rows.dtype, routed ? c->centroids.dtype : c->rows.dtype};
+    bool integers = fh_dtype_is_integer(t[0]) || fh_dtype_is_integer(t[1]), floats = fh_dtype_is_float(t[0]) || fh_dtype_is_float(t[1]);
+    c->layout = layout_for(c->hidden, floats, integers, t[0] == FH_I4 || t[1] == FH_I4);
+    size_t fit = (PLAIN - SHARED_FIXED) / c->layout.bytes;
+    c->tile = static_cast<uint32_t>(fh_min(c->batch, fh_max(fit, 1)));
+    return SHARED_FIXED + fh_max(static_cast<size_t>(c->tile) * c->layout.bytes, finish_bytes(c->kept, c->hidden));
+}
+
+static fh_status too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err)
+{
+    return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): a hidden size of %u takes %zu bytes of shared memory, it has %zu: use --device cpu", d->ordinal, d->info.name, hidden, shared,
+                         d->shared);
+}
+
+/* One state and what its reranking keeps have to fit. */
+static fh_status check_width(const fh_cuda_device *d, const fh_cuda_source *s, fh_err *err)
+{
+    head_params c = {};
+    c.hidden = s->parts->hidden, c.batch = 1, c.kept = static_cast<uint32_t>(fh_min(FH_CUDA_KEPT, s->parts->rerank + 1ull));
+    c.rows.dtype = s->parts->tokens.dtype, c.centroids.dtype = s->parts->centroids.dtype;
+    size_t shared = plan_shared(&c);
+    return shared > d->shared ? too_wide(d, c.hidden, shared, err) : FH_OK;
+}
+
 static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err)
 {
     fh_cuda_device *d = h->device;
@@ -166,6 +195,7 @@ static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err
     head_params *c = &h->fixed;
     size_t slots = static_cast<size_t>(p->clusters) * p->cap, free_bytes = 0, total = 0;
     fh_status rc;
+    if ((rc = check_width(d, s, err)) < 0) return rc;
     TRY(cudaSetDevice(d->ordinal), "choosing it");
     TRY(cudaMemGetInfo(&free_bytes, &total), "asking for its free memory");
     if (source_bytes(s) > free_bytes)
@@ -231,28 +261,13 @@ static void head_apart(fh_cuda_head *h, bool apart) { h->apart = apart; }
 
 /* ---- a call ------------------------------------------------------------------------------------------------------------ */
 
-/* Shared memory of a block, in bytes, and how many states it holds at a time.  48 KiB need no leave; one state may. */
-static size_t plan_shared(head_params *c)
-{
-    enum : size_t { PLAIN = 48 << 10 };
-    bool routed = !c->all;
-    fh_dtype t[2] = {c->rows.dtype, routed ? c->centroids.dtype : c->rows.dtype};
-    bool integers = fh_dtype_is_integer(t[0]) || fh_dtype_is_integer(t[1]), floats = fh_dtype_is_float(t[0]) || fh_dtype_is_float(t[1]);
-    c->layout = layout_for(c->hidden, floats, integers, t[0] == FH_I4 || t[1] == FH_I4);
-    size_t fit = (PLAIN - SHARED_FIXED) / c->layout.bytes;
-    c->tile = static_cast<uint32_t>(fh_min(c->batch, fh_max(fit, 1)));
-    return SHARED_FIXED + fh_max(static_cast<size_t>(c->tile) * c->layout.bytes, finish_bytes(c->kept, c->hidden));
-}
-
 /* Blocks that fill the device, all there at once. */
 static fh_status fill_device(fh_cuda_head *h, size_t shared, fh_err *err)
 {
     fh_cuda_device *d = h->device;
     int each = 0;
     if (h->blocks && h->blocks_for == shared) return FH_OK;
-    if (shared > d->shared)
-        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): a hidden size of %u takes %zu bytes of shared memory, it has %zu: use --device cpu", d->ordinal,
-                             d->info.name, h->fixed.hidden, shared, d->shared);
+    if (shared > d->shared) return too_wide(d, h->fixed.hidden, shared, err);
     int bytes = static_cast<int>(shared);
     TRY(cudaFuncSetAttribute(head_together, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
     TRY(cudaFuncSetAttribute(head_stage1, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");

@@ -1,6 +1,6 @@
 /* tests/device/device.c: the CUDA head on a real device, in one program that needs nothing there but the driver.
  *
- *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times
+ *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times of heads and of attention
  *
  * First answers: every pair of encodings, odd shapes and the five real ones, P from 1 to K, batches of 1 to 64, one kernel and several, against the CPU's definition, bit for
  * bit, from fresh random rows and into poisoned memory.  Then times at the five real shapes, the L2 cache overwritten before every run.  Exit status 1 where an answer differs. */
@@ -35,7 +35,7 @@ static void pair_open(pair *p, fh_cuda_device *d, shape is)
     fh_cuda_source source = {.parts = &h->parts, .dense = h->exact, .slot_of = h->slot_of, .dead = h->dead_map, .always = h->always, .forced = h->forced,
                              .n_always = h->n_always, .n_forced = h->n_forced};
     if (fh_scratch_new(&p->here, h, 0, &err) < 0 || fh_scratch_new(&p->scratch, h, 1, &err) < 0 || fh_cuda_backend()->head_new(&p->there, d, &source, &err) < 0) fail_msg("%s", err.text);
-    p->does = (fh_head_device){p->there, topk_there};
+    p->does = (fh_head_device){p->there, FH_CUDA_KEPT, topk_there};
     p->scratch->device = &p->does;
 }
 
@@ -135,12 +135,11 @@ static void time_one(FILE *out, pair *p, const float *x, const timed *t, size_t 
     *first = false;
 }
 
-static void time_all(FILE *out, fh_cuda_device *d)
+static void time_heads(FILE *out, fh_cuda_device *d, bool *first)
 {
     static const struct { uint32_t v, d, k; } shapes[] = {{128256, 2048, 8016}, {151936, 1024, 9496}, {262144, 640, 16384}, {262144, 1152, 16384}, {50304, 2560, 3144}};
     static const timed work[] = {{"flash", FH_CUDA_CALL, false, false}, {"flash apart", FH_CUDA_CALL, false, true}, {"dense", FH_CUDA_CALL, true, false},
                                  {"fused dense bf16", FH_CUDA_FUSED, true, false}, {"cuBLAS dense bf16", FH_CUDA_CUBLAS, true, false}, {"copy", FH_CUDA_COPY, true, false}};
-    bool first = true;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int four = 0; four < 2; four++) {
             pair p;
@@ -153,11 +152,49 @@ static void time_all(FILE *out, fh_cuda_device *d)
             if (!four) compare(&p, x, 2, NULL, 2, true);
             for (size_t w = 0; w < (four ? 2 : sizeof work / sizeof *work); w++) {
                 bool many = work[w].which == FH_CUDA_CALL || work[w].which == FH_CUDA_CUBLAS;
-                for (size_t batch = 1; batch <= (many && !small_shapes ? 64u : 1u); batch = batch < 8 ? 2 * batch : 4 * batch) time_one(out, &p, x, &work[w], fh_min(batch, 64), &first);
+                for (size_t batch = 1; batch <= (many && !small_shapes ? 64u : 1u); batch = batch < 8 ? 2 * batch : 4 * batch) time_one(out, &p, x, &work[w], fh_min(batch, 64), first);
             }
             free(x);
             pair_close(&p);
         }
+}
+
+/* ---- attention of a decoding step ------------------------------------------------------------------------------------------- */
+
+/* Unified maximum beside running maxima: 32 heads on 8 of 64 values, keys and values in f16, contexts of 512 to 16384; and a constant that nothing lies near. */
+static void time_attention(FILE *out, fh_cuda_device *d, bool *first)
+{
+    enum { HEADS = 32, KV_HEADS = 8, DIM = 64, VALUES = 2 * KV_HEADS * 16 * DIM, MOST = 1024 };
+    uint16_t *pages = malloc((size_t)MOST * VALUES * sizeof *pages);
+    const void *table[8 * MOST];
+    float q[8 * HEADS * DIM], *result[2] = {malloc(sizeof q), malloc(sizeof q)};
+    for (size_t i = 0; i < (size_t)MOST * VALUES; i++) pages[i] = fh_f32_to_f16(small(false));
+    for (size_t i = 0; i < sizeof q / sizeof *q; i++) q[i] = 4 * small(false);
+    for (uint32_t context = small_shapes ? 64 : 512; context <= (small_shapes ? 64 : 16384); context *= 2)
+        for (size_t n = 1; n <= (small_shapes ? 1 : 8); n *= 8)
+            for (int how = 0; how < 3; how++) { /* unified, running, unified about a constant that is too far */
+                double seconds[RUNS];
+                size_t runs = small_shapes ? 3 : RUNS;
+                uint32_t lengths[8];
+                uint64_t again = 0, parts = 0;
+                fh_err err = {0};
+                fh_cuda_attention a = {.q = q, .pages = table, .lengths = lengths, .n = n, .heads = HEADS, .kv_heads = KV_HEADS, .d = DIM, .most_pages = context / 16, .dtype = FH_F16, .scale = 0.125f,
+                                       .unified = how != 1, .constant = how == 2 ? 500 : 0};
+                for (size_t i = 0; i < n; i++) lengths[i] = context;
+                for (size_t i = 0; i < n * a.most_pages; i++) table[i] = pages + (i % MOST) * VALUES;
+                if (fh_cuda_backend()->attend(d, &a, result[how == 1], &again, &parts, runs, seconds, &err) < 0) fail_msg("attention: %s", err.text);
+                qsort(seconds, runs, sizeof *seconds, by_value);
+                double bytes = (double)(n * context) * KV_HEADS * DIM * 2 * 2, worst = 0;
+                for (size_t i = 0; how && i < n * HEADS * DIM; i++) worst = fmax(worst, fabs((double)result[0][i] - (double)result[1][i]));
+                if (how && !(worst <= 4 * (context + 300) * 0x1p-24)) different++, fprintf(stderr, "attention: context %u, %zu sequences: results %g apart\n", context, n, worst);
+                const char *what = how == 1 ? "running maxima" : how ? "unified, all done again" : "unified maximum";
+                fprintf(out, "%s\n  {\"what\": \"%s\", \"context\": %u, \"batch\": %zu, \"microseconds\": %.3f, \"gigabytes_per_second\": %.1f, \"recomputed\": %llu, \"parts\": %llu}", *first ? "" : ",", what,
+                        context, n, 1e6 * seconds[runs / 2], bytes / seconds[runs / 2] / 1e9, (unsigned long long)again, (unsigned long long)parts);
+                printf("attention, context %-6u batch %zu  %-24s %9.2f us  %7.0f GB/s, %llu of %llu parts done again\n", context, n, what, 1e6 * seconds[runs / 2], bytes / seconds[runs / 2] / 1e9,
+                       (unsigned long long)again, (unsigned long long)parts);
+                *first = false;
+            }
+    free(pages), free(result[0]), free(result[1]);
 }
 
 int main(int argc, char **argv)
@@ -181,7 +218,11 @@ int main(int argc, char **argv)
     check_answers(d);
     printf("%zu answers compared, %zu different\n", compared, different);
     fflush(stdout);
-    time_all(out, d);
+    bool first = true;
+    time_heads(out, d, &first);
+    fprintf(out, "],\n \"attention\": [");
+    first = true;
+    time_attention(out, d, &first);
     fprintf(out, "],\n \"compared\": %zu, \"different\": %zu}\n", compared, different);
     if (fclose(out)) fail_msg("%s: %s", path, strerror(errno));
     fh_cuda_backend()->device_close(d);

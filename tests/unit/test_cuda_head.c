@@ -52,7 +52,7 @@ static void pair_open(pair *p, shape is)
     assert_int_equal(fh_scratch_new(&p->here, p->w.head, 1, &err), FH_OK);
     assert_int_equal(fh_scratch_new(&p->scratch, p->w.head, 1, &err), FH_OK);
     if (copy_there(p, &err) < 0) fail_msg("%s", err.text);
-    p->does = (fh_head_device){p->there, topk_there};
+    p->does = (fh_head_device){p->there, FH_CUDA_KEPT, topk_there};
     p->scratch->device = &p->does;
 }
 
@@ -381,22 +381,31 @@ static void a_width_that_shared_memory_does_not_hold_is_refused(void **state)
 {
     pair p;
     fh_err err = {0};
-    uint32_t id;
     pair_open(&p, (shape){20, 4096, 4, FH_F32, FH_F32, FH_F32, .hot = false});
-    float *x = make_states(&p.w, 1);
-    fh_cuda_backend()->head_free(p.there), fh_cuda_backend()->device_close(p.device), fh_cuda_backend()->head_free(NULL);
-    p.there = NULL;
+    fh_cuda_backend()->head_free(p.there), fh_cuda_backend()->device_close(p.device);
+    p.there = NULL, p.device = NULL;
     emu.shared = 20 << 10;
-    assert_int_equal(fh_cuda_backend()->device_open(&p.device, 0, &host, &err), FH_OK);
-    fh_cuda_head *narrow = NULL;
-    const fh_head *h = p.w.head;
-    fh_cuda_source source = {.parts = &h->parts, .dense = h->exact, .slot_of = h->slot_of, .dead = h->dead_map};
-    assert_int_equal(fh_cuda_backend()->head_new(&narrow, p.device, &source, &err), FH_OK);
-    p.does.ctx = narrow;
-    assert_int_equal(fh_head_greedy(p.w.head, p.scratch, x, 1, NULL, &id, &err), FH_EUNSUPPORTED);
+    assert_int_equal(copy_there(&p, &err), FH_EUNSUPPORTED);
     assert_non_null(strstr(err.text, "a hidden size of 4096 takes"));
+    assert_int_equal(emu_allocated(), 0);
     emu.shared = 227 << 10;
-    fh_cuda_backend()->head_free(narrow);
+    pair_close(&p);
+}
+
+static void what_a_device_does_not_keep_is_computed_here(void **state)
+{
+    pair p;
+    pair_open(&p, (shape){6000, 4, 60, FH_I8, FH_I8, FH_F32, .hot = true, .rerank = 3000});
+    float *x = make_states(&p.w, 2);
+    uint64_t before = emu_launches();
+    compare(&p, x, 2, &(fh_query){.probes = 60}, 2100, false);
+    compare(&p, x, 2, NULL, 2049, true);
+    double random[2] = {0.25, 0.75};
+    uint32_t want[2], got[2];
+    assert_int_equal(fh_head_sample(p.w.head, p.here, x, 2, NULL, &(fh_sampling){1, 1, 0, 0}, random, want, NULL), FH_OK);
+    assert_int_equal(fh_head_sample(p.w.head, p.scratch, x, 2, NULL, &(fh_sampling){1, 1, 0, 0}, random, got, NULL), FH_OK);
+    assert_memory_equal(want, got, sizeof got);
+    assert_true(emu_launches() == before);
     free(x);
     pair_close(&p);
 }
@@ -409,6 +418,7 @@ static void misuse_is_refused(void **state)
     float *logits = malloc(5000 * sizeof *logits);
     pair_open(&p, (shape){6000, 4, 60, FH_I8, FH_I8, FH_I8, .hot = false});
     float *x = make_states(&p.w, 2);
+    p.does.most = UINT32_MAX;
     assert_int_equal(fh_head_topk(p.w.head, p.scratch, x, 1, &(fh_query){.probes = 60}, 5000, ids, logits, &err), FH_EUSAGE);
     assert_non_null(strstr(err.text, "2048 at most"));
     assert_int_equal(fh_head_dense_topk(p.w.head, p.scratch, x, 1, 1, ids, logits, &err), FH_ENOTFOUND);
@@ -493,6 +503,7 @@ int main(void)
         cmocka_unit_test(what_is_wrong_with_a_device_is_said),
         cmocka_unit_test(too_little_memory_is_said_before_anything_is_copied),
         cmocka_unit_test(a_width_that_shared_memory_does_not_hold_is_refused),
+        cmocka_unit_test(what_a_device_does_not_keep_is_computed_here),
         cmocka_unit_test(misuse_is_refused),
         cmocka_unit_test(a_device_that_fails_anywhere_is_a_clean_error),
 #ifdef FH_FAULTS
