@@ -25,7 +25,8 @@ static fh_json *report_of(const fh_bench_list *rows, const fh_device *d, const f
         fh_json_add_u64(j, "samples", r->time.samples);
         fh_json_add_double(j, "megabytes", r->time.bytes / 1e6);
         fh_json_add_double(j, "gigabytes_per_second", r->time.gigabytes_per_second);
-        fh_json_add_double(j, "share_of_copy", copy && r != copy && copy->time.gigabytes_per_second > 0 ? r->time.gigabytes_per_second / copy->time.gigabytes_per_second : NAN);
+        fh_json_add_double(j, "share_of_copy", copy && r != copy && copy->time.gigabytes_per_second > 0
+                           ? r->time.gigabytes_per_second / copy->time.gigabytes_per_second : NAN);
         fh_json_add_double(j, "speedup_over_fused", fused && r->batch == 1 && r->time.median > 0 ? fused->time.median / r->time.median : NAN);
         fh_json_add_double(j, "same_tokens", r->share);
     }

@@ -54,7 +54,8 @@ static fh_status open_library(fh_device *d, fh_err *err)
     memcpy(&backend, &symbol, sizeof backend); /* POSIX lets a function be an object pointer, C does not */
     if (!backend) { rc = fh_fail(err, FH_EUNSUPPORTED, "%s: has no " FH_CUDA_SYMBOL ": is it of this program?", path); goto out; }
     if (backend()->abi == FH_CUDA_ABI) d->cuda = backend();
-    else rc = fh_fail(err, FH_EUNSUPPORTED, "%s: is of another build (interface %u, this program has %d): install both together", path, backend()->abi, FH_CUDA_ABI);
+    else rc = fh_fail(err, FH_EUNSUPPORTED, "%s: is of another build (interface %u, this program has %d): install both together", path, backend()->abi,
+                      FH_CUDA_ABI);
 out:
     fh_free(path);
     return rc;
@@ -73,7 +74,8 @@ static fh_status open_cuda(fh_device **out, const fh_head *head, fh_err *err)
     fh_status rc;
     fh_device *d = fh_calloc(1, sizeof *d);
     if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
-    fh_cuda_source source = {.parts = &head->parts, .dense = head->exact, .slot_of = head->slot_of, .dead = head->dead_map, .always = head->always, .forced = head->forced,
+    fh_cuda_source source = {.parts = &head->parts, .dense = head->exact, .slot_of = head->slot_of, .dead = head->dead_map, .always = head->always,
+                             .forced = head->forced,
                              .n_always = head->n_always, .n_forced = head->n_forced};
     d->of = head;
     if ((rc = open_library(d, err)) < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0 ||
@@ -106,14 +108,17 @@ void fh_device_close(fh_device *d)
     fh_free(d);
 }
 
-fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *states, size_t batch, uint32_t probes, size_t runs, double *seconds, uint32_t *ids, fh_err *err)
+fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *states, size_t batch, uint32_t probes, size_t runs, double *seconds,
+                         uint32_t *ids, fh_err *err)
 {
     static const fh_cuda_what what[] = {FH_CUDA_CALL, FH_CUDA_CALL, FH_CUDA_CALL, FH_CUDA_FUSED, FH_CUDA_CUBLAS, FH_CUDA_COPY};
     const fh_head *head = d->of;
     fh_query q = {.probes = probes};
     bool dense = work == FH_DEVICE_DENSE;
-    uint32_t p = dense ? head->parts.clusters : fh_head_probes(head, probes), rerank = dense ? 0 : (uint32_t)fh_min(head->rerank, fh_head_max_candidates(head, &q));
-    fh_head_call call = {.states = states, .batch = batch, .probes = p, .dense = dense, .kept = (uint32_t)fh_min(1 + rerank, fh_head_max_candidates(head, &q)), .rerank = rerank, .k = 1};
+    size_t most = fh_head_max_candidates(head, &q);
+    uint32_t rerank = dense ? 0 : (uint32_t)fh_min(head->rerank, most);
+    fh_head_call call = {.states = states, .batch = batch, .probes = dense ? head->parts.clusters : fh_head_probes(head, probes), .dense = dense,
+                         .kept = (uint32_t)fh_min(1 + rerank, most), .rerank = rerank, .k = 1};
     d->cuda->head_apart(d->head, work == FH_DEVICE_APART);
     fh_status rc = d->cuda->head_time(d->head, what[work], &call, runs, seconds, ids, err);
     d->cuda->head_apart(d->head, false);

@@ -17,7 +17,8 @@ static double share_of_same(const uint32_t *a, const uint32_t *b, size_t n)
 }
 
 /* What the CPU says to the same states: FlashHead's tokens, and the dense head's where there is one. */
-static fh_status expected(const fh_head *head, const fh_bench_params *p, uint32_t probes, size_t n, const fh_job *job, uint32_t *flash, uint32_t *dense, fh_err *err)
+static fh_status expected(const fh_head *head, const fh_bench_params *p, uint32_t probes, size_t n, const fh_job *job, uint32_t *flash, uint32_t *dense,
+                          fh_err *err)
 {
     fh_scratch *scratch = NULL;
     float *logits = fh_malloc(n * sizeof *logits);

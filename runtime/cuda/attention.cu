@@ -16,11 +16,13 @@ static fh_status check(const fh_cuda_device *d, const fh_cuda_attention *a, size
 {
     const fh_cuda_host *host = d->host;
     *longest = 0;
-    if (!a->n || !a->kv_heads || !a->heads || a->heads % a->kv_heads) return host->fail(err, FH_EUSAGE, "attention: %zu sequences, %zu heads on %zu key heads", a->n, a->heads, a->kv_heads);
+    if (!a->n || !a->kv_heads || !a->heads || a->heads % a->kv_heads)
+        return host->fail(err, FH_EUSAGE, "attention: %zu sequences, %zu heads on %zu key heads", a->n, a->heads, a->kv_heads);
     if (!a->d || a->d > ATT_MOST_DIM) return host->fail(err, FH_EUSAGE, "attention: heads of %zu values: 1 to %u", a->d, ATT_MOST_DIM);
     if (!fh_dtype_is_float(a->dtype)) return host->fail(err, FH_EUSAGE, "attention: keys and values of %d: f32, f16 or bf16", static_cast<int>(a->dtype));
     for (size_t i = 0; i < a->n; i++) {
-        if (!a->lengths[i] || a->lengths[i] > ATT_PAGE * a->most_pages) return host->fail(err, FH_EUSAGE, "attention: sequence %zu has %u keys: 1 to %zu", i, a->lengths[i], ATT_PAGE * a->most_pages);
+        if (!a->lengths[i] || a->lengths[i] > ATT_PAGE * a->most_pages)
+            return host->fail(err, FH_EUSAGE, "attention: sequence %zu has %u keys: 1 to %zu", i, a->lengths[i], ATT_PAGE * a->most_pages);
         *longest = fh_max(*longest, a->lengths[i]);
     }
     return FH_OK;
@@ -55,7 +57,8 @@ static fh_status copy_pages(fh_cuda_device *d, const fh_cuda_attention *a, const
     return FH_OK;
 }
 
-fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds, fh_err *err)
+fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds,
+                         fh_err *err)
 {
     enum { Q, PAGES, TABLE, LENGTHS, PARTIAL, COUNT, OUT, ALL };
     void *at[ALL] = {};
@@ -69,14 +72,19 @@ fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *o
     const void **table = static_cast<const void **>(d->host->allocate(all, sizeof *table));
     if (!table) return d->host->fail(err, FH_ENOMEM, "out of memory");
     attention_params *p = &c.params;
-    p->n = static_cast<uint32_t>(a->n), p->heads = static_cast<uint32_t>(a->heads), p->kv_heads = static_cast<uint32_t>(a->kv_heads), p->d = static_cast<uint32_t>(a->d);
-    p->most_pages = static_cast<uint32_t>(a->most_pages), p->window = a->window, p->dtype = a->dtype, p->scale = a->scale, p->softcap = a->softcap, p->constant = a->constant, p->unified = a->unified;
+    p->n = static_cast<uint32_t>(a->n), p->heads = static_cast<uint32_t>(a->heads), p->kv_heads = static_cast<uint32_t>(a->kv_heads),
+        p->d = static_cast<uint32_t>(a->d);
+    p->most_pages = static_cast<uint32_t>(a->most_pages), p->window = a->window, p->dtype = a->dtype, p->scale = a->scale, p->softcap = a->softcap,
+        p->constant = a->constant, p->unified = a->unified;
     cut(p, d, a->splits, longest);
     if ((rc = carve(d, &at[Q], a->q, rows * a->d * sizeof(float), err)) < 0 || (rc = carve(d, &at[PAGES], nullptr, all * page_bytes, err)) < 0 ||
-        (rc = copy_pages(d, a, table, static_cast<char *>(at[PAGES]), page_bytes, err)) < 0 || (rc = carve(d, &at[TABLE], table, all * sizeof *table, err)) < 0 ||
-        (rc = carve(d, &at[LENGTHS], a->lengths, a->n * sizeof *a->lengths, err)) < 0 || (rc = carve(d, &at[COUNT], &count, sizeof count, err)) < 0 ||
-        (rc = carve(d, &at[PARTIAL], nullptr, rows * p->splits * (a->d + 2) * sizeof(float), err)) < 0 || (rc = carve(d, &at[OUT], nullptr, rows * a->d * sizeof(float), err)) < 0) goto done;
-    p->q = static_cast<float *>(at[Q]), p->pages = static_cast<const void **>(at[TABLE]), p->lengths = static_cast<uint32_t *>(at[LENGTHS]), p->partial = static_cast<float *>(at[PARTIAL]);
+        (rc = copy_pages(d, a, table, static_cast<char *>(at[PAGES]), page_bytes, err)) < 0 ||
+        (rc = carve(d, &at[TABLE], table, all * sizeof *table, err)) < 0 || (rc = carve(d, &at[LENGTHS], a->lengths, a->n * sizeof *a->lengths, err)) < 0 ||
+        (rc = carve(d, &at[COUNT], &count, sizeof count, err)) < 0 ||
+        (rc = carve(d, &at[PARTIAL], nullptr, rows * p->splits * (a->d + 2) * sizeof(float), err)) < 0 ||
+        (rc = carve(d, &at[OUT], nullptr, rows * a->d * sizeof(float), err)) < 0) goto done;
+    p->q = static_cast<float *>(at[Q]), p->pages = static_cast<const void **>(at[TABLE]), p->lengths = static_cast<uint32_t *>(at[LENGTHS]),
+        p->partial = static_cast<float *>(at[PARTIAL]);
     p->recomputed = static_cast<uint32_t *>(at[COUNT]), p->out = static_cast<float *>(at[OUT]);
     c.device = d, c.blocks = p->n * p->kv_heads * p->splits, c.shared = attention_shared(p->d);
     if ((rc = enqueue(&c, err)) < 0) goto done;

@@ -2,15 +2,17 @@
  *
  *   out [heads, d] = softmax(scale q k^T) v       q [heads, d]; k, v [length, d] of each of kv_heads heads, in pages of 16 positions
  *
- * The keys of a sequence are split among blocks.  Usually partial softmaxes wait for each other's largest score, or rescale what they summed whenever a larger one comes.  Here all splits
- * share one constant instead (the unified maximum of FlashDecoding++, arXiv 2311.01282): exp(score - constant) is summed as it comes, and partial sums are added as they are.  That is good
- * while a split's largest score lies within SAFE of the constant.  A split whose does not is done again with its own maximum, running, and counted; partial results therefore carry
- * the maximum that they are relative to, and what is put together is right whichever way they were made.
+ * The keys of a sequence are split among blocks. Usually partial softmaxes wait for each other's largest score, or rescale what they summed whenever a
+ * larger one comes. Here all splits share one constant instead (the unified maximum of FlashDecoding++, arXiv 2311.01282): exp(score - constant) is summed
+ * as it comes, and partial sums are added as they are. That is good while a split's largest score lies within SAFE of the constant. A split whose does not
+ * is done again with its own maximum, running, and counted; partial results therefore carry the maximum that they are relative to, and what is put together
+ * is right whichever way they were made.
  *
- * SAFE = 60: exp(60) times 2^17 keys times values up to 2^20 stays below the largest float; and of a split whose largest is exp(-60), what counts beside it, down to 2^-24 of it,
- * is still a normal number (exp(-87)).
+ * SAFE = 60: exp(60) times 2^17 keys times values up to 2^20 stays below the largest float; and of a split whose largest is exp(-60), what counts beside it,
+ * down to 2^-24 of it, is still a normal number (exp(-87)).
  *
- * A block takes one sequence, one key head, one split: its four warps take pages in turn, an octet of lanes a key; the queries that share the key head read it together. */
+ * A block takes one sequence, one key head, one split: its four warps take pages in turn, an octet of lanes a key; the queries that share the key head read
+ * it together. */
 #ifndef FH_ATTENTION_CUH
 #define FH_ATTENTION_CUH
 
@@ -51,7 +53,8 @@ static __device__ float page_value(fh_dtype t, const void *p, size_t i)
 struct softmax_part { float top[ATT_TOGETHER], sum[ATT_TOGETHER], value[ATT_TOGETHER][ATT_EACH]; bool outside[ATT_TOGETHER]; };
 
 /* Keys [first, last) of a page, by one warp.  q [ATT_TOGETHER, d] in shared memory, scaled. */
-template <bool UNIFIED> static __device__ void attend_page(const attention_params &c, const void *page, uint32_t kv_head, uint32_t first, uint32_t last, const float *q, softmax_part &s)
+template <bool UNIFIED> static __device__ void attend_page(const attention_params &c, const void *page, uint32_t kv_head, uint32_t first, uint32_t last,
+                                                           const float *q, softmax_part &s)
 {
     uint32_t lane = threadIdx.x % 32, octet = lane / 8, t = lane % 8;
     size_t keys = static_cast<size_t>(kv_head) * ATT_PAGE * c.d, values = keys + static_cast<size_t>(c.kv_heads) * ATT_PAGE * c.d;
@@ -84,14 +87,16 @@ template <bool UNIFIED> static __device__ void attend_page(const attention_param
                 if (four + k < first || four + k >= last) continue;
                 FH_UNROLL(8)
                 for (uint32_t e = 0; e < ATT_EACH; e++)
-                    if (lane + 32 * e < c.d) s.value[i][e] = fmaf(w, page_value(c.dtype, page, values + static_cast<size_t>(four + k) * c.d + lane + 32 * e), s.value[i][e]);
+                    if (lane + 32 * e < c.d) s.value[i][e] = fmaf(w, page_value(c.dtype, page, values + static_cast<size_t>(four + k) * c.d + lane + 32 * e),
+                                                                  s.value[i][e]);
             }
         }
     }
 }
 
 /* One split for some queries: every warp's part. */
-template <bool UNIFIED> static __device__ void attend_split(const attention_params &c, const void *const *pages, uint32_t kv_head, uint32_t first, uint32_t last, const float *q, softmax_part &s)
+template <bool UNIFIED> static __device__ void attend_split(const attention_params &c, const void *const *pages, uint32_t kv_head, uint32_t first,
+                                                            uint32_t last, const float *q, softmax_part &s)
 {
     for (uint32_t i = 0; i < ATT_TOGETHER; i++) {
         s.top[i] = __uint_as_float(0xff800000u), s.sum[i] = 0;
@@ -103,8 +108,8 @@ template <bool UNIFIED> static __device__ void attend_split(const attention_para
     }
 }
 
-/* The warps' parts of query i put together and stored: relative to the constant, where nothing was rescaled, else to the largest score.  Says whether the split left the safe range.
- * room [ATT_WARPS * (d + 2)]. */
+/* The warps' parts of query i put together and stored: relative to the constant, where nothing was rescaled, else to the largest score. Says whether the
+ * split left the safe range. room [ATT_WARPS * (d + 2)]. */
 template <bool UNIFIED> static __device__ bool store_part(const attention_params &c, const softmax_part &s, uint32_t i, float *room, float *to, bool store)
 {
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, each = c.d + 2;

@@ -28,9 +28,10 @@ static fh_status no_devices(const fh_cuda_host *host, cudaError_t e, fh_err *err
     cudaGetLastError();
     if (e == cudaErrorInsufficientDriver && !driver) return host->fail(err, FH_ENOTFOUND, "there is no NVIDIA driver on this machine");
     if (e == cudaErrorInsufficientDriver)
-        return host->fail(err, FH_EUNSUPPORTED, "the NVIDIA driver is for CUDA %d.%d, this build needs %d.%d: update the driver", driver / 1000, driver % 1000 / 10,
-                          runtime / 1000, runtime % 1000 / 10);
-    if (e == cudaErrorNoDevice || e == cudaSuccess) return host->fail(err, FH_ENOTFOUND, "the NVIDIA driver is there, but no GPU that it sees (CUDA_VISIBLE_DEVICES hides some)");
+        return host->fail(err, FH_EUNSUPPORTED, "the NVIDIA driver is for CUDA %d.%d, this build needs %d.%d: update the driver", driver / 1000,
+                          driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (e == cudaErrorNoDevice || e == cudaSuccess)
+        return host->fail(err, FH_ENOTFOUND, "the NVIDIA driver is there, but no GPU that it sees (CUDA_VISIBLE_DEVICES hides some)");
     return host->fail(err, FH_EFAIL, "the NVIDIA driver does not work: %s (%s): does nvidia-smi?", cudaGetErrorString(e), cudaGetErrorName(e));
 }
 
@@ -54,8 +55,8 @@ static fh_status learn(fh_cuda_device *d, fh_err *err)
     cudaError_t e = cudaFuncGetAttributes(&code, head_stage1);
     if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction || e == cudaErrorUnsupportedPtxVersion || e == cudaErrorInvalidPtx) {
         cudaGetLastError();
-        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s) is of compute capability %d.%d, this build has code for %s: %s", d->ordinal, d->info.name, p.major,
-                             p.minor, FH_CUDA_ARCHS, cudaGetErrorString(e));
+        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s) is of compute capability %d.%d, this build has code for %s: %s", d->ordinal,
+                             d->info.name, p.major, p.minor, FH_CUDA_ARCHS, cudaGetErrorString(e));
     }
     TRY(e, "loading the head's code");
     TRY(cudaDeviceGetAttribute(&together, cudaDevAttrCooperativeLaunch, d->ordinal), "asking what it can do");
@@ -133,7 +134,8 @@ static fh_status copy_rows(fh_cuda_head *h, head_rows *out, buffer *b, buffer *s
     fh_status rc = fh_cuda_grow(h, b, rows_bytes(m), err);
     if (rc < 0) return rc;
     TRY(cudaMemsetAsync(b->p, 0, rows_bytes(m), d->stream), "copying the head");
-    TRY(cudaMemcpy2DAsync(b->p, device_stride(m), m->data, m->stride, fh_row_bytes(m->dtype, m->cols), m->rows, cudaMemcpyHostToDevice, d->stream), "copying the head");
+    TRY(cudaMemcpy2DAsync(b->p, device_stride(m), m->data, m->stride, fh_row_bytes(m->dtype, m->cols), m->rows, cudaMemcpyHostToDevice, d->stream),
+        "copying the head");
     if (scales && (rc = copy_array(h, scales, from_scales, m->rows * fh_scale_bytes(m->dtype, m->cols), err)) < 0) return rc;
     out->data = static_cast<const unsigned char *>(b->p), out->scales = scales ? scales->p : nullptr;
     out->stride = device_stride(m), out->groups = static_cast<uint32_t>(fh_scale_bytes(FH_I4, m->cols) / 2), out->dtype = m->dtype;
@@ -155,8 +157,10 @@ static size_t source_bytes(const fh_cuda_source *s)
 {
     const fh_head_parts *p = s->parts;
     size_t slots = static_cast<size_t>(p->clusters) * p->cap, v = p->vocab;
-    return rows_bytes(&p->centroids) + rows_bytes(&p->tokens) + rows_bytes(&p->exact) + (s->dense.data != p->exact.data ? rows_bytes(&s->dense) : 0) + slots * (4 + fh_scale_bytes(p->tokens.dtype, p->hidden)) +
-           p->clusters * (16 + fh_scale_bytes(p->centroids.dtype, p->hidden)) + v * (p->bias ? 8 : 4) + FH_CUDA_BATCH * 4ull * (p->clusters + p->hidden);
+    size_t rows = rows_bytes(&p->centroids) + rows_bytes(&p->tokens) + rows_bytes(&p->exact);
+    size_t a_slot = 4 + fh_scale_bytes(p->tokens.dtype, p->hidden), a_cluster = 16 + fh_scale_bytes(p->centroids.dtype, p->hidden);
+    if (s->dense.data != p->exact.data) rows += rows_bytes(&s->dense);
+    return rows + slots * a_slot + p->clusters * a_cluster + v * (p->bias ? 8 : 4) + FH_CUDA_BATCH * 4ull * (p->clusters + p->hidden);
 }
 
 /* Shared memory of a block, in bytes, and how many states it holds at a time.  48 KiB need no leave; one state may. */
@@ -174,8 +178,8 @@ static size_t plan_shared(head_params *c)
 
 static fh_status too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err)
 {
-    return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): a hidden size of %u takes %zu bytes of shared memory, it has %zu: use --device cpu", d->ordinal, d->info.name, hidden, shared,
-                         d->shared);
+    return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): a hidden size of %u takes %zu bytes of shared memory, it has %zu: use --device cpu",
+                         d->ordinal, d->info.name, hidden, shared, d->shared);
 }
 
 /* One state and what its reranking keeps have to fit. */
@@ -221,7 +225,8 @@ static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err
         (rc = copy_array(h, &h->bias, p->bias, p->vocab * sizeof *p->bias, err)) < 0 ||
         (rc = copy_array(h, &h->always, s->always, s->n_always * sizeof *s->always, err)) < 0 ||
         (rc = copy_array(h, &h->forced, s->forced, s->n_forced * sizeof *s->forced, err)) < 0 ||
-        (rc = fh_cuda_grow(h, &h->probed, p->clusters * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->list, p->clusters * sizeof(uint32_t), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->probed, p->clusters * sizeof(fh_u64), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->list, p->clusters * sizeof(uint32_t), err)) < 0 ||
         (rc = fh_cuda_grow(h, &h->counters, 3 * sizeof(uint32_t), err)) < 0 || (rc = fh_cuda_grow(h, &h->counts, FH_CUDA_BATCH * sizeof(uint32_t), err)) < 0 ||
         (rc = fh_cuda_grow(h, &h->best, FH_CUDA_BATCH * sizeof(fh_u64), err)) < 0) return rc;
     c->token_of = static_cast<uint32_t *>(h->token_of.p), c->slot_of = static_cast<uint32_t *>(h->slot_of.p), c->bias = static_cast<float *>(h->bias.p);
@@ -236,8 +241,9 @@ static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err
 static void head_free(fh_cuda_head *h)
 {
     if (!h) return;
-    buffer *all[] = {&h->centroids, &h->centroid_scales, &h->rows, &h->row_scales, &h->exact, &h->dense_rows, &h->token_of, &h->slot_of, &h->bias, &h->always, &h->forced,
-                     &h->states, &h->falls, &h->probed, &h->list, &h->counters, &h->counts, &h->best, &h->candidates, &h->extras, &h->excluded, &h->random, &h->results};
+    buffer *all[] = {&h->centroids, &h->centroid_scales, &h->rows, &h->row_scales, &h->exact, &h->dense_rows, &h->token_of, &h->slot_of, &h->bias,
+                     &h->always, &h->forced, &h->states, &h->falls, &h->probed, &h->list, &h->counters, &h->counts, &h->best, &h->candidates, &h->extras,
+                     &h->excluded, &h->random, &h->results};
     cudaSetDevice(h->device->ordinal);
     for (buffer *b : all) cudaFree(b->p);
     cudaFreeHost(h->pinned_in.p);
@@ -275,7 +281,9 @@ static fh_status fill_device(fh_cuda_head *h, size_t shared, fh_err *err)
     TRY(cudaFuncSetAttribute(head_stage2, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
     TRY(cudaFuncSetAttribute(head_finish, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
     TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, head_together, HEAD_THREADS, shared), "planning a launch");
-    if (each < 1) return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): no block of the head fits a multiprocessor: use --device cpu", d->ordinal, d->info.name);
+    if (each < 1)
+        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): no block of the head fits a multiprocessor: use --device cpu", d->ordinal,
+                             d->info.name);
     h->blocks = static_cast<unsigned>(each) * static_cast<unsigned>(d->info.multiprocessors);
     h->blocks_for = shared;
     return FH_OK;
@@ -359,8 +367,10 @@ static fh_status check(const fh_cuda_head *h, const fh_head_call *call, fh_err *
 {
     const fh_cuda_host *host = h->device->host;
     if (call->kept > FH_CUDA_KEPT)
-        return host->fail(err, FH_EUSAGE, "the best %u of each state: on a CUDA device %d at most, those that are reranked counted: use --device cpu", call->kept, FH_CUDA_KEPT);
-    if (call->dense && !h->has_dense) return host->fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
+        return host->fail(err, FH_EUSAGE, "the best %u of each state: on a CUDA device %d at most, those that are reranked counted: use --device cpu",
+                          call->kept, FH_CUDA_KEPT);
+    if (call->dense && !h->has_dense)
+        return host->fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
     return FH_OK;
 }
 
@@ -391,7 +401,7 @@ static fh_status head_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_cal
 
 extern "C" const fh_cuda_table *fh_cuda_backend(void)
 {
-    static const fh_cuda_table table = {FH_CUDA_ABI, FH_TOOL_VERSION, FH_CUDA_ARCHS, device_open, device_close, device_info, head_new, head_free, head_bytes, head_topk,
-                                        head_apart, head_time, fh_cuda_attend};
+    static const fh_cuda_table table = {FH_CUDA_ABI, FH_TOOL_VERSION, FH_CUDA_ARCHS, device_open, device_close, device_info, head_new, head_free, head_bytes,
+                                        head_topk, head_apart, head_time, fh_cuda_attend};
     return &table;
 }

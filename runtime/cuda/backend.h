@@ -31,8 +31,8 @@ enum {
 typedef struct fh_cuda_device fh_cuda_device;
 typedef struct fh_cuda_head fh_cuda_head; /* a head's arrays in device memory, and the scratch of one caller */
 
-/* What is timed.  FUSED reads the dense bf16 rows 16 bytes at a time, multiplies and keeps the best, batch 1: the fastest that a head which reads everything can be;
- * CUBLAS multiplies and looks for the largest after; COPY moves the dense rows' bytes from one place of the device's memory to another. */
+/* What is timed. FUSED reads the dense bf16 rows 16 bytes at a time, multiplies and keeps the best, batch 1: the fastest that a head which reads everything
+ * can be; CUBLAS multiplies and looks for the largest after; COPY moves the dense rows' bytes from one place of the device's memory to another. */
 typedef enum fh_cuda_what { FH_CUDA_CALL, FH_CUDA_FUSED, FH_CUDA_CUBLAS, FH_CUDA_COPY } fh_cuda_what;
 
 /* What the shared object uses of the program. */
@@ -91,9 +91,10 @@ typedef struct fh_cuda_table {
     /* Times of `runs` launches, by the device's clock, each after its L2 cache was overwritten and through a graph that was captured once.  Nothing is copied
      * within.  ids [batch] gets the last run's best tokens (k is 1).  At most FH_CUDA_BATCH states.  FH_ENOTFOUND: no cuBLAS, or no dense rows of bf16. */
     fh_status (*head_time)(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *call, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
-    /* out [n, heads, d].  *recomputed counts the pairs of query and split that left the range of the unified maximum, of *parts.  seconds [runs] (runs 0: none) by the device's
-     * clock, its L2 cache overwritten before each.  FH_EUSAGE: a shape out of range. */
-    fh_status (*attend)(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds, fh_err *err);
+    /* out [n, heads, d]. *recomputed counts the pairs of query and split that left the range of the unified maximum, of *parts. seconds [runs] (runs 0:
+     * none) by the device's clock, its L2 cache overwritten before each. FH_EUSAGE: a shape out of range. */
+    fh_status (*attend)(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds,
+                        fh_err *err);
 } fh_cuda_table;
 
 const fh_cuda_table *fh_cuda_backend(void);

@@ -32,7 +32,10 @@ static_assert(BINS % HEAD_THREADS == 0, "each thread sums the same number of bin
 enum : uint32_t { SHARED_WORDS = 64, SHARED_FIXED = 4 * SHARED_WORDS + 8 * FH_CUDA_BATCH + 4 * BINS + 4 * HEAD_WARPS * FH_CUDA_BATCH };
 struct head_shared { uint32_t *words, *bins; fh_u64 *best; float *partial; unsigned char *rest; };
 
-static inline __host__ __device__ uint32_t finish_bytes(uint32_t kept, uint32_t hidden) { return 16 * head_up(kept, 2) + layout_for(hidden, true, false, false).bytes; }
+static inline __host__ __device__ uint32_t finish_bytes(uint32_t kept, uint32_t hidden)
+{
+    return 16 * head_up(kept, 2) + layout_for(hidden, true, false, false).bytes;
+}
 
 static __device__ head_shared shared_parts(void)
 {
@@ -136,8 +139,8 @@ static __device__ float octet_tree(float even, float odd)
     return even + odd;
 }
 
-template <int N> static __device__ void dot_i8(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row, const unsigned char *const *states,
-                                               uint32_t t, float *out)
+template <int N> static __device__ void dot_i8(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row,
+                                               const unsigned char *const *states, uint32_t t, float *out)
 {
     const unsigned char *data = m.data + static_cast<size_t>(row) * m.stride;
     uint32_t chunks = (c.hidden + 15) / 16;
@@ -162,8 +165,8 @@ static __device__ float bf16_at(const void *p, size_t i) { return __uint_as_floa
 
 /* Lane t has words 2 t and 2 t + 1 of each line of 64 bytes: in their low halves the quads 2 t and 2 t + 1 of the definition, in their high halves
  * 16 more.  v = value + 8 in each byte; what 8 times the state is too much, `quads` takes off. */
-template <int N> static __device__ void dot_i4(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row, const unsigned char *const *states,
-                                               uint32_t t, float *out)
+template <int N> static __device__ void dot_i4(const head_params &c, const state_layout &l, const head_rows &m, uint32_t row,
+                                               const unsigned char *const *states, uint32_t t, float *out)
 {
     const unsigned char *data = m.data + static_cast<size_t>(row) * m.stride;
     const uint16_t *scales = static_cast<const uint16_t *>(m.scales) + static_cast<size_t>(row) * m.groups;
@@ -231,8 +234,8 @@ template <int N> static __device__ void dots(const head_params &c, const state_l
 }
 
 /* Every lane's row against the states of `which` (bits of a tile, the same for all lanes of the warp); use(s, value) for each. */
-template <class Use> static __device__ void each_dot(const head_params &c, const head_rows &m, uint32_t row, const unsigned char *tile, fh_u64 which, uint32_t t,
-                                                     const Use &use)
+template <class Use> static __device__ void each_dot(const head_params &c, const head_rows &m, uint32_t row, const unsigned char *tile, fh_u64 which,
+                                                     uint32_t t, const Use &use)
 {
     while (which) {
         const unsigned char *states[SEVERAL];
@@ -259,7 +262,8 @@ template <class T> struct found_bin { uint32_t bin; T before, in; };
 template <class T, uint32_t BITS> static __device__ found_bin<T> find_bin(const head_shared &m, const T *bins, T need)
 {
     enum : uint32_t { EACH = (1u << BITS) / HEAD_THREADS };
-    static_assert((1u << BITS) % HEAD_THREADS == 0 && (sizeof(T) << BITS) <= sizeof(uint32_t) * BINS, "each thread sums the same number of bins, and there is room for them");
+    static_assert((1u << BITS) % HEAD_THREADS == 0 && (sizeof(T) << BITS) <= sizeof(uint32_t) * BINS,
+                  "each thread sums the same number of bins, and there is room for them");
     T *words = reinterpret_cast<T *>(m.words), sum = 0, upto, before = 0;
     uint32_t tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
     for (uint32_t i = 0; i < EACH; i++) sum += bins[tid * EACH + i];
@@ -283,9 +287,10 @@ template <class T, uint32_t BITS> static __device__ found_bin<T> find_bin(const 
     return f;
 }
 
-/* A bound: keys that do not exceed it, in order, have together as much mass as is needed, and no fewer of them do; 1 <= need <= the mass of all n different keys.  (Keys without mass may
- * lie between the last of these and the bound.)  By all threads of the block. */
-template <class T, uint32_t BITS, class Keys, class Mass> static __device__ fh_u64 select_mass(const head_shared &m, const Keys &key, const Mass &mass, uint32_t n, T need)
+/* A bound: keys that do not exceed it, in order, have together as much mass as is needed, and no fewer of them do; 1 <= need <= the mass of all n different
+ * keys. (Keys without mass may lie between the last of these and the bound.) By all threads of the block. */
+template <class T, uint32_t BITS, class Keys, class Mass> static __device__ fh_u64 select_mass(const head_shared &m, const Keys &key, const Mass &mass,
+                                                                                               uint32_t n, T need)
 {
     T *bins = reinterpret_cast<T *>(m.bins);
     fh_u64 prefix = 0;
@@ -440,7 +445,8 @@ static __device__ void rescore(const head_params &c, const head_shared &m, uint3
 
 /* ---- drawing by chance: fh_sample ---------------------------------------------------------------------------------- */
 
-/* Masses are integers, 2^40 the best one's, so that their sums do not depend on an order; what that rounds away is 2^-41 of the best one's probability a candidate. */
+/* Masses are integers, 2^40 the best one's, so that their sums do not depend on an order; what that rounds away is 2^-41 of the best one's probability a
+ * candidate. */
 #define MASS_ONE 0x1p40
 
 struct mass_rule { double best, temperature, least; fh_u64 bound; }; /* least: of a weight that counts, min_p */

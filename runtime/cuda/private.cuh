@@ -102,7 +102,8 @@ struct stopwatch { cudaEvent_t begin, end; cudaGraph_t graph; cudaGraphExec_t ex
 /* seconds [runs] of what enqueue(ctx) puts into the device's stream, through a graph, the L2 cache overwritten before each. */
 fh_status fh_cuda_clock(fh_cuda_device *d, stopwatch *k, fh_status (*enqueue)(void *ctx, fh_err *err), void *ctx, size_t runs, double *seconds, fh_err *err);
 void fh_cuda_clock_free(stopwatch *k);
-fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds, fh_err *err);
+fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds,
+                         fh_err *err);
 fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing);
 #define TRY(call, doing) \
     do { \
@@ -112,7 +113,8 @@ fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, co
 
 /* At least so many bytes; what was there is lost. */
 fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err);
-/* Everything that a launch for `call` (at most FH_CUDA_BATCH states) needs, with the states on the device; results will be in h->results, ids and then logits. */
+/* Everything that a launch for `call` (at most FH_CUDA_BATCH states) needs, with the states on the device; results will be in h->results, ids and then
+ * logits. */
 fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params *c, size_t *shared, fh_err *err);
 /* The launch itself: nothing is allocated, copied or waited for. */
 fh_status fh_cuda_enqueue(fh_cuda_head *h, const head_params *c, size_t shared, fh_err *err);

@@ -91,7 +91,8 @@ static fh_status enqueue_fused(fh_cuda_head *h, timed *t, fh_err *err)
     const head_params *c = &t->params;
     fused_params p = {h->dense.data, h->dense.stride, c->token_of, c->clusters * c->cap, c->hidden, c->bias, c->softcap, c->states, c->best};
     TRY(fh_launch(fused_clear, 1, FUSED_THREADS, 0, d->stream, p, false), "starting a fused dense head");
-    TRY(fh_launch(fused_best, static_cast<unsigned>(4 * d->info.multiprocessors), FUSED_THREADS, 4 * fh_round_up(c->hidden, 8), d->stream, p, false), "starting a fused dense head");
+    TRY(fh_launch(fused_best, static_cast<unsigned>(4 * d->info.multiprocessors), FUSED_THREADS, 4 * fh_round_up(c->hidden, 8), d->stream, p, false),
+        "starting a fused dense head");
     TRY(fh_launch(store_ids, 1, FUSED_THREADS, 0, d->stream, store_params{c->best, c->ids, 1}, false), "starting a fused dense head");
     return FH_OK;
 }
@@ -129,8 +130,9 @@ static __global__ void __launch_bounds__(FUSED_THREADS) halve(halve_params c)
 typedef cublasStatus_t (*cublas_create)(cublasHandle_t *);
 typedef cublasStatus_t (*cublas_destroy)(cublasHandle_t);
 typedef cublasStatus_t (*cublas_set_stream)(cublasHandle_t, cudaStream_t);
-typedef cublasStatus_t (*cublas_gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *, const void *, cudaDataType, int, const void *, cudaDataType, int,
-                                      const void *, void *, cudaDataType, int, cublasComputeType_t, cublasGemmAlgo_t);
+typedef cublasStatus_t (*cublas_gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, int n, int k, const void *alpha, const void *a,
+                                      cudaDataType, int lda, const void *b, cudaDataType, int ldb, const void *beta, void *c, cudaDataType, int ldc,
+                                      cublasComputeType_t, cublasGemmAlgo_t);
 
 static fh_status open_cublas(fh_cuda_head *h, timed *t, fh_err *err)
 {
@@ -141,7 +143,8 @@ static fh_status open_cublas(fh_cuda_head *h, timed *t, fh_err *err)
     cublas_create create = t->library ? reinterpret_cast<cublas_create>(dlsym(t->library, "cublasCreate_v2")) : nullptr;
     cublas_set_stream set_stream = t->library ? reinterpret_cast<cublas_set_stream>(dlsym(t->library, "cublasSetStream_v2")) : nullptr;
     if (!create || !set_stream) return d->host->fail(err, FH_ENOTFOUND, "there is no libcublas.so.13 or .12 to measure against");
-    if (create(&handle) != CUBLAS_STATUS_SUCCESS || set_stream(handle, d->stream) != CUBLAS_STATUS_SUCCESS) return d->host->fail(err, FH_EFAIL, "cuBLAS does not start");
+    if (create(&handle) != CUBLAS_STATUS_SUCCESS || set_stream(handle, d->stream) != CUBLAS_STATUS_SUCCESS)
+        return d->host->fail(err, FH_EFAIL, "cuBLAS does not start");
     t->cublas = handle;
     return FH_OK;
 }
@@ -153,8 +156,8 @@ static void close_cublas(timed *t)
     if (t->library) dlclose(t->library);
 }
 
-/* logits [batch, slots] = states [batch, D] W^T, all row-major: for cuBLAS, whose matrices are column-major, W as it lies is [D, slots] and is transposed, the states
- * are [D, batch], and the result [slots, batch] lies as we want it. */
+/* logits [batch, slots] = states [batch, D] W^T, all row-major: for cuBLAS, whose matrices are column-major, W as it lies is [D, slots] and is transposed,
+ * the states are [D, batch], and the result [slots, batch] lies as we want it. */
 static fh_status enqueue_cublas(fh_cuda_head *h, timed *t, fh_err *err)
 {
     fh_cuda_device *d = h->device;
@@ -162,18 +165,23 @@ static fh_status enqueue_cublas(fh_cuda_head *h, timed *t, fh_err *err)
     uint32_t slots = c->clusters * c->cap, n = c->batch * c->hidden;
     const float one = 1, zero = 0;
     cublas_gemm gemm = reinterpret_cast<cublas_gemm>(dlsym(t->library, "cublasGemmEx"));
-    TRY(fh_launch(halve, (n + FUSED_THREADS - 1) / FUSED_THREADS, FUSED_THREADS, 0, d->stream, halve_params{c->states, static_cast<uint16_t *>(t->halves.p), n}, false), "starting cuBLAS");
-    if (!gemm || gemm(static_cast<cublasHandle_t>(t->cublas), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(slots), static_cast<int>(c->batch), static_cast<int>(c->hidden), &one, h->dense.data,
-                      CUDA_R_16BF, static_cast<int>(h->dense.stride / 2), t->halves.p, CUDA_R_16BF, static_cast<int>(c->hidden), &zero, t->logits.p, CUDA_R_32F, static_cast<int>(slots),
-                      CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
+    TRY(fh_launch(halve, (n + FUSED_THREADS - 1) / FUSED_THREADS, FUSED_THREADS, 0, d->stream,
+                  halve_params{c->states, static_cast<uint16_t *>(t->halves.p), n}, false), "starting cuBLAS");
+    int v = static_cast<int>(slots), batch = static_cast<int>(c->batch), hidden = static_cast<int>(c->hidden), stride = static_cast<int>(h->dense.stride / 2);
+    if (!gemm || gemm(static_cast<cublasHandle_t>(t->cublas), CUBLAS_OP_T, CUBLAS_OP_N, v, batch, hidden, &one, h->dense.data, CUDA_R_16BF, stride,
+                      t->halves.p, CUDA_R_16BF, hidden, &zero, t->logits.p, CUDA_R_32F, v, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
         return d->host->fail(err, FH_EFAIL, "cuBLAS does not multiply");
-    TRY(fh_launch(argmax, c->batch, 1024, 1024 * sizeof(fh_u64), d->stream, argmax_params{static_cast<float *>(t->logits.p), c->token_of, slots, c->ids}, false), "starting cuBLAS");
+    TRY(fh_launch(argmax, c->batch, 1024, 1024 * sizeof(fh_u64), d->stream, argmax_params{static_cast<float *>(t->logits.p), c->token_of, slots, c->ids},
+                  false), "starting cuBLAS");
     return FH_OK;
 }
 
 #else
 
-static fh_status open_cublas(fh_cuda_head *h, timed *, fh_err *err) { return h->device->host->fail(err, FH_ENOTFOUND, "this build knows no cuBLAS to measure against"); }
+static fh_status open_cublas(fh_cuda_head *h, timed *, fh_err *err)
+{
+    return h->device->host->fail(err, FH_ENOTFOUND, "this build knows no cuBLAS to measure against");
+}
 static fh_status enqueue_cublas(fh_cuda_head *, timed *, fh_err *) { return FH_OK; }
 static void close_cublas(timed *) {}
 
@@ -192,7 +200,8 @@ static fh_status ready(fh_cuda_head *h, timed *t, const fh_head_call *call, fh_e
         if (call->batch != 1) return d->host->fail(err, FH_EUSAGE, "the fused dense head takes one state");
         return FH_OK;
     }
-    if ((rc = fh_cuda_grow(h, &t->logits, call->batch * slots * sizeof(float), err)) < 0 || (rc = fh_cuda_grow(h, &t->halves, call->batch * t->params.hidden * 2, err)) < 0) return rc;
+    if ((rc = fh_cuda_grow(h, &t->logits, call->batch * slots * sizeof(float), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &t->halves, call->batch * t->params.hidden * 2, err)) < 0) return rc;
     return open_cublas(h, t, err);
 }
 
@@ -203,7 +212,8 @@ static fh_status enqueue(fh_cuda_head *h, timed *t, fh_err *err)
     case FH_CUDA_FUSED: return enqueue_fused(h, t, err);
     case FH_CUDA_CUBLAS: return enqueue_cublas(h, t, err);
     case FH_CUDA_COPY:
-        TRY(cudaMemcpyAsync(t->logits.p, h->dense.data, static_cast<size_t>(t->params.clusters) * t->params.cap * h->dense.stride, cudaMemcpyDeviceToDevice, d->stream), "copying");
+        TRY(cudaMemcpyAsync(t->logits.p, h->dense.data, static_cast<size_t>(t->params.clusters) * t->params.cap * h->dense.stride, cudaMemcpyDeviceToDevice,
+                            d->stream), "copying");
         return FH_OK;
     default: return fh_cuda_enqueue(h, &t->params, t->shared, err);
     }
@@ -227,7 +237,8 @@ fh_status fh_cuda_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *c
     t.what = what;
     fh_status rc = ready(h, &t, call, err);
     if (rc == FH_OK) rc = fh_cuda_clock(d, &k, enqueue_timed, &c, runs, seconds, err);
-    cudaError_t e = rc == FH_OK && what != FH_CUDA_COPY ? cudaMemcpyAsync(ids, t.params.ids, call->batch * sizeof *ids, cudaMemcpyDeviceToHost, d->stream) : cudaSuccess;
+    cudaError_t e = cudaSuccess;
+    if (rc == FH_OK && what != FH_CUDA_COPY) e = cudaMemcpyAsync(ids, t.params.ids, call->batch * sizeof *ids, cudaMemcpyDeviceToHost, d->stream);
     if (e == cudaSuccess) e = cudaStreamSynchronize(d->stream);
     if (rc == FH_OK && e != cudaSuccess) rc = fh_cuda_failed(d, err, e, "copying results");
     h->unsettled = rc < 0;

@@ -2,8 +2,9 @@
  *
  *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times of heads and of attention
  *
- * First answers: every pair of encodings, odd shapes and the five real ones, P from 1 to K, batches of 1 to 64, one kernel and several, against the CPU's definition, bit for
- * bit, from fresh random rows and into poisoned memory.  Then times at the five real shapes, the L2 cache overwritten before every run.  Exit status 1 where an answer differs. */
+ * First answers: every pair of encodings, odd shapes and the five real ones, P from 1 to K, batches of 1 to 64, one kernel and several, against the CPU's
+ * definition, bit for bit, from fresh random rows and into poisoned memory. Then times at the five real shapes, the L2 cache overwritten before every run.
+ * Exit status 1 where an answer differs. */
 #include "runtime/cuda/backend.h"
 #include "runtime/head.h"
 
@@ -24,7 +25,10 @@ static bool small_shapes;
 
 typedef struct pair { world w; fh_cuda_head *there; fh_head_device does; fh_scratch *here, *scratch; } pair;
 
-static fh_status topk_there(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err) { return fh_cuda_backend()->head_topk(ctx, call, ids, logits, err); }
+static fh_status topk_there(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
+{
+    return fh_cuda_backend()->head_topk(ctx, call, ids, logits, err);
+}
 
 static void pair_open(pair *p, fh_cuda_device *d, shape is)
 {
@@ -34,7 +38,8 @@ static void pair_open(pair *p, fh_cuda_device *d, shape is)
     const fh_head *h = p->w.head;
     fh_cuda_source source = {.parts = &h->parts, .dense = h->exact, .slot_of = h->slot_of, .dead = h->dead_map, .always = h->always, .forced = h->forced,
                              .n_always = h->n_always, .n_forced = h->n_forced};
-    if (fh_scratch_new(&p->here, h, 0, &err) < 0 || fh_scratch_new(&p->scratch, h, 1, &err) < 0 || fh_cuda_backend()->head_new(&p->there, d, &source, &err) < 0) fail_msg("%s", err.text);
+    if (fh_scratch_new(&p->here, h, 0, &err) < 0 || fh_scratch_new(&p->scratch, h, 1, &err) < 0 ||
+        fh_cuda_backend()->head_new(&p->there, d, &source, &err) < 0) fail_msg("%s", err.text);
     p->does = (fh_head_device){p->there, FH_CUDA_KEPT, topk_there};
     p->scratch->device = &p->does;
 }
@@ -53,14 +58,21 @@ static void compare(pair *p, const float *x, size_t batch, const fh_query *q, si
     float *want_logits = malloc(4 * n), *got_logits = malloc(4 * n);
     fh_err err = {0};
     memset(got, 0x5a, 4 * n), memset(got_logits, 0x5a, 4 * n);
-    fh_status a = dense ? fh_head_dense_topk(p->w.head, p->here, x, batch, k, want, want_logits, &err) : fh_head_topk(p->w.head, p->here, x, batch, q, k, want, want_logits, &err);
-    if (a == FH_OK) a = dense ? fh_head_dense_topk(p->w.head, p->scratch, x, batch, k, got, got_logits, &err) : fh_head_topk(p->w.head, p->scratch, x, batch, q, k, got, got_logits, &err);
-    if (a < 0) fail_msg("%s", err.text);
+    fh_status a;
+    for (int there = 0; there < 2; there++) {
+        fh_scratch *scratch = there ? p->scratch : p->here;
+        uint32_t *ids = there ? got : want;
+        float *logits = there ? got_logits : want_logits;
+        a = dense ? fh_head_dense_topk(p->w.head, scratch, x, batch, k, ids, logits, &err)
+                  : fh_head_topk(p->w.head, scratch, x, batch, q, k, ids, logits, &err);
+        if (a < 0) fail_msg("%s", err.text);
+    }
     for (size_t i = 0; i < n; i++) {
         bool same = want[i] == got[i] && want_logits[i] == got_logits[i];
         if (p->w.is.softcap > 0 && isfinite(want_logits[i])) same = fabsf(want_logits[i] - got_logits[i]) <= 4 * p->w.is.softcap * 0x1p-24f; /* tanhf */
         if (!same && different++ < 20)
-            fprintf(stderr, "V %u, D %u, K %u, %s and %s, P %u, batch %zu, result %zu: token %u at %a, not %u at %a\n", p->w.is.v, p->w.is.d, p->w.is.k, fh_dtype_name(p->w.is.centroids),
+            fprintf(stderr, "V %u, D %u, K %u, %s and %s, P %u, batch %zu, result %zu: token %u at %a, not %u at %a\n", p->w.is.v, p->w.is.d, p->w.is.k,
+                    fh_dtype_name(p->w.is.centroids),
                     fh_dtype_name(p->w.is.tokens), q ? q->probes : p->w.is.k, batch, i, got[i], (double)got_logits[i], want[i], (double)want_logits[i]);
     }
     compared += n;
@@ -94,14 +106,18 @@ static void check_answers(fh_cuda_device *d)
 {
     static const fh_dtype all[] = {FH_F32, FH_BF16, FH_F16, FH_I8, FH_I4};
     static const shape odd[] = {
-        {2, 3, 2, FH_F32, FH_F32, FH_F32, .hot = false}, {40, 1, 8, FH_F32, FH_BF16, FH_I8, .ties = true, .dead = true}, {41, 1, 8, FH_I8, FH_I4, FH_F32, .hot = true, .rerank = 2},
-        {64, 17, 64, FH_F32, FH_I8, FH_F32, .ties = true, .hot = true}, {97, 17, 2, FH_F16, FH_BF16, FH_F16, .bias = true, .hot = true, .dead = true, .softcap = 1.5f},
+        {2, 3, 2, FH_F32, FH_F32, FH_F32, .hot = false}, {40, 1, 8, FH_F32, FH_BF16, FH_I8, .ties = true, .dead = true},
+            {41, 1, 8, FH_I8, FH_I4, FH_F32, .hot = true, .rerank = 2},
+        {64, 17, 64, FH_F32, FH_I8, FH_F32, .ties = true, .hot = true}, {97, 17, 2, FH_F16, FH_BF16, FH_F16, .bias = true, .hot = true, .dead = true,
+                                                                         .softcap = 1.5f},
         {700, 4096, 50, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 16}, {700, 4097, 50, FH_I4, FH_F16, FH_BF16, .rerank = 4},
-        {70000, 24, 35000, FH_I8, FH_BF16, FH_BF16, .hot = true, .dead = true, .ties = true}, {90, 20, 9, FH_I8, FH_I8, FH_F16, .dead = true, .rerank = 1000}, {1, 5, 1, FH_I8, FH_I8, FH_F32, .rerank = 1}};
+        {70000, 24, 35000, FH_I8, FH_BF16, FH_BF16, .hot = true, .dead = true, .ties = true}, {90, 20, 9, FH_I8, FH_I8, FH_F16, .dead = true, .rerank = 1000},
+            {1, 5, 1, FH_I8, FH_I8, FH_F32, .rerank = 1}};
     size_t most = small_shapes ? 3 : 64;
     for (size_t c = 0; c < 5; c++)
         for (size_t t = 0; t < 5; t++)
-            check_shape(d, (shape){small_shapes ? 300 : 3000, 33 + 100 * (uint32_t)t, small_shapes ? 24 : 190, all[c], all[t], all[(c + t) % 3], .hot = true, .dead = true, .ties = c == 2, .rerank = 3 * (uint32_t)t}, most);
+            check_shape(d, (shape){small_shapes ? 300 : 3000, 33 + 100 * (uint32_t)t, small_shapes ? 24 : 190, all[c], all[t], all[(c + t) % 3], .hot = true,
+                                   .dead = true, .ties = c == 2, .rerank = 3 * (uint32_t)t}, most);
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++)
         if (!small_shapes || odd[i].v < 1000) check_shape(d, odd[i], i == 7 ? 3 : most);
 }
@@ -120,7 +136,8 @@ static void time_one(FILE *out, pair *p, const float *x, const timed *t, size_t 
     double seconds[RUNS], bytes = t->dense ? fh_head_dense_bytes(p->w.head) : fh_head_step_bytes(p->w.head, info->probes, info->n_hot);
     uint32_t ids[64], rerank = t->dense ? 0 : info->rerank;
     fh_err err = {0};
-    fh_head_call call = {.states = x, .batch = batch, .probes = t->dense ? info->clusters : info->probes, .dense = t->dense, .kept = 1 + rerank, .rerank = rerank, .k = 1};
+    fh_head_call call = {.states = x, .batch = batch, .probes = t->dense ? info->clusters : info->probes, .dense = t->dense, .kept = 1 + rerank,
+                         .rerank = rerank, .k = 1};
     fh_cuda_backend()->head_apart(p->there, t->apart);
     if (fh_cuda_backend()->head_time(p->there, t->which, &call, runs, seconds, ids, &err) < 0) {
         fprintf(stderr, "%s: left out: %s\n", t->what, err.text);
@@ -129,17 +146,21 @@ static void time_one(FILE *out, pair *p, const float *x, const timed *t, size_t 
     qsort(seconds, runs, sizeof *seconds, by_value);
     double median = seconds[runs / 2];
     if (t->which == FH_CUDA_COPY) bytes *= 2;
-    fprintf(out, "%s\n  {\"vocab\": %u, \"hidden\": %u, \"k\": %u, \"probes\": %u, \"what\": \"%s\", \"batch\": %zu, \"microseconds\": %.3f, \"p10\": %.3f, \"p90\": %.3f, \"gigabytes_per_second\": %.1f}",
-            *first ? "" : ",", info->vocab, info->hidden, info->clusters, info->probes, t->what, batch, 1e6 * median, 1e6 * seconds[runs / 10], 1e6 * seconds[runs - 1 - runs / 10], bytes / median / 1e9);
+    fprintf(out, "%s\n  {\"vocab\": %u, \"hidden\": %u, \"k\": %u, \"probes\": %u, \"what\": \"%s\", \"batch\": %zu, "
+            "\"microseconds\": %.3f, \"p10\": %.3f, \"p90\": %.3f, \"gigabytes_per_second\": %.1f}",
+            *first ? "" : ",", info->vocab, info->hidden, info->clusters, info->probes, t->what, batch, 1e6 * median, 1e6 * seconds[runs / 10],
+                1e6 * seconds[runs - 1 - runs / 10], bytes / median / 1e9);
     printf("%7u x %-5u %-20s batch %-3zu %9.2f us  %7.0f GB/s\n", info->vocab, info->hidden, t->what, batch, 1e6 * median, bytes / median / 1e9);
     *first = false;
 }
 
 static void time_heads(FILE *out, fh_cuda_device *d, bool *first)
 {
-    static const struct { uint32_t v, d, k; } shapes[] = {{128256, 2048, 8016}, {151936, 1024, 9496}, {262144, 640, 16384}, {262144, 1152, 16384}, {50304, 2560, 3144}};
+    static const struct { uint32_t v, d, k; } shapes[] = {{128256, 2048, 8016}, {151936, 1024, 9496}, {262144, 640, 16384}, {262144, 1152, 16384},
+                                                          {50304, 2560, 3144}};
     static const timed work[] = {{"flash", FH_CUDA_CALL, false, false}, {"flash apart", FH_CUDA_CALL, false, true}, {"dense", FH_CUDA_CALL, true, false},
-                                 {"fused dense bf16", FH_CUDA_FUSED, true, false}, {"cuBLAS dense bf16", FH_CUDA_CUBLAS, true, false}, {"copy", FH_CUDA_COPY, true, false}};
+                                 {"fused dense bf16", FH_CUDA_FUSED, true, false}, {"cuBLAS dense bf16", FH_CUDA_CUBLAS, true, false},
+                                     {"copy", FH_CUDA_COPY, true, false}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int four = 0; four < 2; four++) {
             pair p;
@@ -152,7 +173,8 @@ static void time_heads(FILE *out, fh_cuda_device *d, bool *first)
             if (!four) compare(&p, x, 2, NULL, 2, true);
             for (size_t w = 0; w < (four ? 2 : sizeof work / sizeof *work); w++) {
                 bool many = work[w].which == FH_CUDA_CALL || work[w].which == FH_CUDA_CUBLAS;
-                for (size_t batch = 1; batch <= (many && !small_shapes ? 64u : 1u); batch = batch < 8 ? 2 * batch : 4 * batch) time_one(out, &p, x, &work[w], fh_min(batch, 64), first);
+                for (size_t batch = 1; batch <= (many && !small_shapes ? 64u : 1u); batch *= batch < 8 ? 2 : 4)
+                    time_one(out, &p, x, &work[w], fh_min(batch, 64), first);
             }
             free(x);
             pair_close(&p);
@@ -161,7 +183,7 @@ static void time_heads(FILE *out, fh_cuda_device *d, bool *first)
 
 /* ---- attention of a decoding step ------------------------------------------------------------------------------------------- */
 
-/* Unified maximum beside running maxima: 32 heads on 8 of 64 values, keys and values in f16, contexts of 512 to 16384; and a constant that nothing lies near. */
+/* Unified maximum beside running maxima: 32 heads on 8 of 64 values, keys and values in f16, contexts of 512 to 16384; and a constant that nothing is near. */
 static void time_attention(FILE *out, fh_cuda_device *d, bool *first)
 {
     enum { HEADS = 32, KV_HEADS = 8, DIM = 64, VALUES = 2 * KV_HEADS * 16 * DIM, MOST = 1024 };
@@ -178,7 +200,8 @@ static void time_attention(FILE *out, fh_cuda_device *d, bool *first)
                 uint32_t lengths[8];
                 uint64_t again = 0, parts = 0;
                 fh_err err = {0};
-                fh_cuda_attention a = {.q = q, .pages = table, .lengths = lengths, .n = n, .heads = HEADS, .kv_heads = KV_HEADS, .d = DIM, .most_pages = context / 16, .dtype = FH_F16, .scale = 0.125f,
+                fh_cuda_attention a = {.q = q, .pages = table, .lengths = lengths, .n = n, .heads = HEADS, .kv_heads = KV_HEADS, .d = DIM,
+                                       .most_pages = context / 16, .dtype = FH_F16, .scale = 0.125f,
                                        .unified = how != 1, .constant = how == 2 ? 500 : 0};
                 for (size_t i = 0; i < n; i++) lengths[i] = context;
                 for (size_t i = 0; i < n * a.most_pages; i++) table[i] = pages + (i % MOST) * VALUES;
@@ -186,11 +209,15 @@ static void time_attention(FILE *out, fh_cuda_device *d, bool *first)
                 qsort(seconds, runs, sizeof *seconds, by_value);
                 double bytes = (double)(n * context) * KV_HEADS * DIM * 2 * 2, worst = 0;
                 for (size_t i = 0; how && i < n * HEADS * DIM; i++) worst = fmax(worst, fabs((double)result[0][i] - (double)result[1][i]));
-                if (how && !(worst <= 4 * (context + 300) * 0x1p-24)) different++, fprintf(stderr, "attention: context %u, %zu sequences: results %g apart\n", context, n, worst);
+                if (how && !(worst <= 4 * (context + 300) * 0x1p-24)) different++,
+                    fprintf(stderr, "attention: context %u, %zu sequences: results %g apart\n", context, n, worst);
                 const char *what = how == 1 ? "running maxima" : how ? "unified, all done again" : "unified maximum";
-                fprintf(out, "%s\n  {\"what\": \"%s\", \"context\": %u, \"batch\": %zu, \"microseconds\": %.3f, \"gigabytes_per_second\": %.1f, \"recomputed\": %llu, \"parts\": %llu}", *first ? "" : ",", what,
-                        context, n, 1e6 * seconds[runs / 2], bytes / seconds[runs / 2] / 1e9, (unsigned long long)again, (unsigned long long)parts);
-                printf("attention, context %-6u batch %zu  %-24s %9.2f us  %7.0f GB/s, %llu of %llu parts done again\n", context, n, what, 1e6 * seconds[runs / 2], bytes / seconds[runs / 2] / 1e9,
+                fprintf(out, "%s\n  {\"what\": \"%s\", \"context\": %u, \"batch\": %zu, \"microseconds\": %.3f, "
+                        "\"gigabytes_per_second\": %.1f, \"recomputed\": %llu, \"parts\": %llu}",
+                        *first ? "" : ",", what, context, n, 1e6 * seconds[runs / 2], bytes / seconds[runs / 2] / 1e9, (unsigned long long)again,
+                        (unsigned long long)parts);
+                printf("attention, context %-6u batch %zu  %-24s %9.2f us  %7.0f GB/s, %llu of %llu parts done again\n", context, n, what,
+                       1e6 * seconds[runs / 2], bytes / seconds[runs / 2] / 1e9,
                        (unsigned long long)again, (unsigned long long)parts);
                 *first = false;
             }
@@ -211,9 +238,11 @@ int main(int argc, char **argv)
     if (!out) fail_msg("%s: %s", path, strerror(errno));
     uint64_t seed = (uint64_t)time(NULL);
     fh_rng_seed(&rng, seed, 0);
-    printf("%s, sm_%d%d, %d multiprocessors, driver %d, runtime %d, one kernel: %s, seed %llu\n", info->name, info->major, info->minor, info->multiprocessors, info->driver, info->runtime,
+    printf("%s, sm_%d%d, %d multiprocessors, driver %d, runtime %d, one kernel: %s, seed %llu\n", info->name, info->major, info->minor, info->multiprocessors,
+           info->driver, info->runtime,
            info->together ? "yes" : "no", (unsigned long long)seed);
-    fprintf(out, "{\"device\": \"%s\", \"capability\": \"%d.%d\", \"multiprocessors\": %d, \"driver\": %d, \"runtime\": %d, \"seed\": %llu,\n \"times\": [", info->name, info->major, info->minor,
+    fprintf(out, "{\"device\": \"%s\", \"capability\": \"%d.%d\", \"multiprocessors\": %d, \"driver\": %d, \"runtime\": %d, \"seed\": %llu,\n \"times\": [",
+            info->name, info->major, info->minor,
             info->multiprocessors, info->driver, info->runtime, (unsigned long long)seed);
     check_answers(d);
     printf("%zu answers compared, %zu different\n", compared, different);

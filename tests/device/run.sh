@@ -1,5 +1,6 @@
 #!/bin/sh
-# tests/device/run.sh DIR: everything of the CUDA head that needs a device, in under ten minutes; results go to DIR.  Needs build/device (`make device-test`, on a machine with nvcc;
+# tests/device/run.sh DIR: everything of the CUDA head that needs a device, in under ten minutes; results go to DIR. Needs build/device (`make device-test`,
+# on a machine with nvcc;
 # it may be carried here).  compute-sanitizer is used where it is.
 set -u
 cd "$(dirname "$0")/../.." || exit 1

@@ -264,7 +264,8 @@ static cudaError_t perform(cudaStream_t s, const std::function<cudaError_t()> &w
     return cudaSuccess;
 }
 
-cudaError_t emu_launch(void (*call)(const void *), const void *params, size_t bytes, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream, bool together)
+cudaError_t emu_launch(void (*call)(const void *), const void *params, size_t bytes, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
+                       bool together)
 {
     bool fits = blocks && threads && threads % WARP == 0 && threads <= 1024 && shared <= emu.shared;
     if (together) fits = fits && emu.together && blocks <= static_cast<unsigned>(emu.multiprocessors * emu.blocks_each);
@@ -432,5 +433,6 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g) { delete g; return cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { delete e; return cudaSuccess; }
 
 cudaError_t emu_function_attributes(cudaFuncAttributes *a) { a->binaryVersion = 10 * emu.major + emu.minor; return called(emu.image_error); }
-cudaError_t emu_set_function_attribute(cudaFuncAttribute, int value) { return called(value <= static_cast<int>(emu.shared) ? cudaSuccess : cudaErrorInvalidValue); }
+cudaError_t emu_set_function_attribute(cudaFuncAttribute, int value) { return called(value <= static_cast<int>(emu.shared) ? cudaSuccess
+                                                                                     : cudaErrorInvalidValue); }
 cudaError_t emu_occupancy(int *blocks, int, size_t shared) { *blocks = shared <= emu.shared ? emu.blocks_each : 0; return called(cudaSuccess); }

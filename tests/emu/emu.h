@@ -60,7 +60,8 @@ template <class T> T emu_shuffle(unsigned mask, T value, unsigned from)
 }
 template <class T> T __shfl_sync(unsigned mask, T value, unsigned from) { return emu_shuffle(mask, value, from % 32); }
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits) { return emu_shuffle(mask, value, (emu_thread.x % 32) ^ static_cast<unsigned>(bits)); }
-template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by) { unsigned lane = emu_thread.x % 32; return emu_shuffle(mask, value, lane >= by ? lane - by : lane); }
+template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by) { unsigned lane = emu_thread.x % 32; return emu_shuffle(mask, value, lane >= by
+    ? lane - by : lane); }
 
 /* ---- arithmetic and memory ----------------------------------------------------------------------------------------- */
 
@@ -92,13 +93,15 @@ template <class T> T atomicMax(T *p, T v) { T old = *p; if (v > old) *p = v; ret
 typedef int cudaError_t;
 typedef struct emu_stream *cudaStream_t;
 /* Run `call(params)` once for every thread.  together: all blocks take turns; else one block after another. */
-cudaError_t emu_launch(void (*call)(const void *params), const void *params, size_t bytes, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
+cudaError_t emu_launch(void (*call)(const void *params), const void *params, size_t bytes, unsigned blocks, unsigned threads, size_t shared,
+                       cudaStream_t stream,
                        bool together);
 template <class P> struct emu_call { void (*kernel)(P); P params; };
 template <class P> cudaError_t fh_launch(void (*kernel)(P), unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream, P params, bool together)
 {
     emu_call<P> call = {kernel, params};
-    return emu_launch([](const void *p) { const emu_call<P> *c = static_cast<const emu_call<P> *>(p); c->kernel(c->params); }, &call, sizeof call, blocks, threads,
+    return emu_launch([](const void *p) { const emu_call<P> *c = static_cast<const emu_call<P> *>(p); c->kernel(c->params); }, &call, sizeof call, blocks,
+                      threads,
                       shared, stream, together);
 }
 
@@ -152,6 +155,7 @@ cudaError_t emu_set_function_attribute(cudaFuncAttribute what, int value);
 cudaError_t emu_occupancy(int *blocks, int threads, size_t shared);
 template <class F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, F) { return emu_function_attributes(a); }
 template <class F> cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute what, int value) { return emu_set_function_attribute(what, value); }
-template <class F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F, int threads, size_t shared) { return emu_occupancy(blocks, threads, shared); }
+template <class F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F, int threads,
+                                                                             size_t shared) { return emu_occupancy(blocks, threads, shared); }
 
 #endif

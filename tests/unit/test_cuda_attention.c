@@ -38,7 +38,8 @@ static double get(const caches *c, size_t sequence, bool value, size_t kv_head, 
 
 static caches make(shape is, float keys)
 {
-    caches c = {.a = {.n = is.n, .heads = is.heads, .kv_heads = is.kv_heads, .d = is.d, .window = is.window, .dtype = is.dtype, .scale = is.scale, .softcap = is.softcap}};
+    caches c = {.a = {.n = is.n, .heads = is.heads, .kv_heads = is.kv_heads, .d = is.d, .window = is.window, .dtype = is.dtype, .scale = is.scale,
+                      .softcap = is.softcap}};
     size_t values = 2 * is.kv_heads * 16 * is.d;
     for (size_t i = 0; i < is.n; i++) c.lengths[i] = is.lengths[i], c.a.most_pages = fh_max(c.a.most_pages, (is.lengths[i] + 15) / 16);
     c.pages = calloc(is.n * c.a.most_pages, sizeof *c.pages);
@@ -82,8 +83,9 @@ static double score_of(const caches *c, size_t i, size_t h, size_t key, double *
     return sum;
 }
 
-/* Weights are exp of a score that is `error` and, for the difference to what it is relative to (some 60 at most where that was left as it is, twice that where maxima were mixed), 128 roundings off; sums
- * over `length` keys add a rounding a key.  A mean of values within [-1, 1] moves by at most twice the relative error of its weights. */
+/* Weights are exp of a score that is `error` and, for the difference to what it is relative to (some 60 at most where that was left as it is, twice that
+ * where maxima were mixed), 128 roundings off; sums over `length` keys add a rounding a key. A mean of values within [-1, 1] moves by at most twice the
+ * relative error of its weights. */
 static void check(const caches *c, const float *out)
 {
     const fh_cuda_attention *a = &c->a;
@@ -139,7 +141,8 @@ static void every_shape_is_softmax_whichever_maximum(void **state)
 static void what_leaves_the_range_is_done_again_and_counted(void **state)
 {
     static const struct { float constant, keys; bool all, none; } cases[] = {
-        {0, 1, .none = true}, {200, 1, .all = true}, {-200, 1, .all = true}, {1e30f, 1, .all = true}, {-1e30f, 1, .all = true}, {0, 300, .all = false}, {90, 40, .all = false}};
+        {0, 1, .none = true}, {200, 1, .all = true}, {-200, 1, .all = true}, {1e30f, 1, .all = true}, {-1e30f, 1, .all = true}, {0, 300, .all = false},
+            {90, 40, .all = false}};
     fh_cuda_device *d;
     uint64_t recomputed, parts;
     assert_int_equal(fh_cuda_backend()->device_open(&d, 0, &host, NULL), FH_OK);

@@ -89,9 +89,11 @@ static void compare(pair *p, const float *x, size_t batch, const fh_query *q, si
     uint32_t *want = poisoned(n), *got = poisoned(n);
     float *want_logits = poisoned(n), *got_logits = poisoned(n);
     fh_err err = {0};
-    fh_status a = dense ? fh_head_dense_topk(p->w.head, p->here, x, batch, k, want, want_logits, &err) : fh_head_topk(p->w.head, p->here, x, batch, q, k, want, want_logits, &err);
+    fh_status a = dense ? fh_head_dense_topk(p->w.head, p->here, x, batch, k, want, want_logits,
+                                             &err) : fh_head_topk(p->w.head, p->here, x, batch, q, k, want, want_logits, &err);
     assert_int_equal(a, FH_OK);
-    fh_status b = dense ? fh_head_dense_topk(p->w.head, p->scratch, x, batch, k, got, got_logits, &err) : fh_head_topk(p->w.head, p->scratch, x, batch, q, k, got, got_logits, &err);
+    fh_status b = dense ? fh_head_dense_topk(p->w.head, p->scratch, x, batch, k, got, got_logits,
+                                             &err) : fh_head_topk(p->w.head, p->scratch, x, batch, q, k, got, got_logits, &err);
     if (b < 0) fail_msg("%s", err.text);
     unharmed(got, n), unharmed(got_logits, n);
     same(p, want, want_logits, got, got_logits, n);
@@ -150,8 +152,10 @@ static void odd_shapes_give_the_same_bits(void **state)
         size_t batch = p.w.is.d > 1000 ? 4 : 6;
         float *x = make_states(&p.w, batch);
         uint32_t v = p.w.is.v, include[] = {v - 1, 0, v / 2, v / 2, v / 3, 0}, exclude[] = {v / 2, v > 1, v - 1, v > 1};
-        const fh_query queries[] = {{0}, {.probes = 1}, {.probes = UINT32_MAX}, {.probes = (p.w.is.k + 1) / 2, .no_hot = true}, {.include = include, .n_include = 6},
-                                    {.probes = 2, .include = include, .n_include = 6, .exclude = exclude, .n_exclude = 4}, {.probes = UINT32_MAX, .exclude = exclude, .n_exclude = 4}};
+        const fh_query queries[] = {{0}, {.probes = 1}, {.probes = UINT32_MAX}, {.probes = (p.w.is.k + 1) / 2, .no_hot = true},
+                                    {.include = include, .n_include = 6},
+                                    {.probes = 2, .include = include, .n_include = 6, .exclude = exclude, .n_exclude = 4},
+                                        {.probes = UINT32_MAX, .exclude = exclude, .n_exclude = 4}};
         for (size_t q = 0; q < sizeof queries / sizeof *queries; q++) {
             fh_cuda_backend()->head_apart(p.there, q % 3 == 2);
             compare(&p, x, 1 + q % batch, &queries[q], q % 2 ? 1 : 5, false);
@@ -248,9 +252,11 @@ static void everything_forced_out_leaves_nothing(void **state)
 
 static void draws_fall_as_they_do_here(void **state)
 {
-    static const fh_sampling how[] = {{1, 1, 0, 0}, {0.3f, 1, 0, 0}, {5, 1, 0, 0}, {1, 0.5f, 0, 0}, {1, 0, 0, 0}, {1, 0.9f, 0.2f, 0}, {2, 1, 0.9f, 0}, {1, 1, 0, 3}, {1, 0.7f, 0.1f, 20}, {1, 1, 1, 1000000},
+    static const fh_sampling how[] = {{1, 1, 0, 0}, {0.3f, 1, 0, 0}, {5, 1, 0, 0}, {1, 0.5f, 0, 0}, {1, 0, 0, 0}, {1, 0.9f, 0.2f, 0}, {2, 1, 0.9f, 0},
+                                      {1, 1, 0, 3}, {1, 0.7f, 0.1f, 20}, {1, 1, 1, 1000000},
                                       {0, 1, 0, 0}, {1, 1, 0, 1}};
-    static const shape shapes[] = {{700, 24, 44, FH_I8, FH_I8, FH_BF16, .hot = true, .dead = true, .rerank = 16}, {300, 9, 20, FH_F32, FH_F32, FH_I8, .ties = true, .hot = true},
+    static const shape shapes[] = {{700, 24, 44, FH_I8, FH_I8, FH_BF16, .hot = true, .dead = true, .rerank = 16},
+                                   {300, 9, 20, FH_F32, FH_F32, FH_I8, .ties = true, .hot = true},
                                    {40, 5, 4, FH_I8, FH_I4, FH_F32, .bias = true, .rerank = 1000}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         enum { BATCH = 9 };
@@ -319,7 +325,8 @@ static void what_is_measured_answers_too(void **state)
             assert_int_equal(t->head_time(p.there, FH_CUDA_FUSED, &one, 2, seconds, got, &err), FH_OK);
             for (uint32_t i = 0; i < d; i++) magnitude += fabsf(x[s * d + i]); /* rows are at most 1 */
             assert_true(got[0] < 500 && !p.w.is_dead[got[0]]);
-            if (!(logits[0] - all[got[0]] <= 2 * (float)d * 0x1p-24f * (magnitude + 1))) fail_msg("token %u at %a, not %u at %a", got[0], (double)all[got[0]], want[0], (double)logits[0]);
+            if (!(logits[0] - all[got[0]] <= 2 * (float)d * 0x1p-24f * (magnitude + 1))) fail_msg("token %u at %a, not %u at %a", got[0], (double)all[got[0]],
+                                                                                                  want[0], (double)logits[0]);
         }
         call.dense = true, call.kept = 1;
         assert_int_equal(t->head_time(p.there, FH_CUDA_COPY, &call, 2, seconds, got, &err), FH_OK);
