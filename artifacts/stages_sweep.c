@@ -163,8 +163,8 @@ static fh_token_timing tokens_of(const fh_json *j)
     return isfinite(t.tpot) ? t : (fh_token_timing){0};
 }
 
-static fh_status time_tokens(fh_json *list, const char *artifact, fh_head_kind kind, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, const fh_job *job,
-                             fh_err *err)
+static fh_status time_tokens(fh_json *list, const char *artifact, fh_head_kind kind, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p,
+                             const fh_job *job, fh_err *err)
 {
     for (size_t i = 0; i < n; i++) {
         fh_model m = {0};
@@ -177,7 +177,8 @@ static fh_status time_tokens(fh_json *list, const char *artifact, fh_head_kind k
         if (rc < 0) return rc;
         bool counts = fh_peak_reset(); /* a process of its own would have opened the model, too */
         if ((rc = fh_model_open(&m, artifact, NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err)) < 0) return rc;
-        if (bundled) rc = fh_bench_tokens(&t, &m, kind, FH_F32, probes ? probes[i] : 0, p->prompt ? p->prompt : SPOKEN, p->tokens_spoken ? p->tokens_spoken : SPOKEN, PASSES, job, err);
+        uint32_t prompt = p->prompt ? p->prompt : SPOKEN, spoken = p->tokens_spoken ? p->tokens_spoken : SPOKEN;
+        if (bundled) rc = fh_bench_tokens(&t, &m, kind, FH_F32, probes ? probes[i] : 0, prompt, spoken, PASSES, job, err);
         if (bundled && counts) peak = (double)fh_peak_bytes();
         fh_model_close(&m);
         if (rc < 0) return rc;
@@ -190,12 +191,13 @@ static fh_status time_tokens(fh_json *list, const char *artifact, fh_head_kind k
     return FH_OK;
 }
 
-static fh_status time_heads(fh_json *body, fh_json *list, const char *artifact, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, const fh_job *job, fh_err *err)
+static fh_status time_heads(fh_json *body, fh_json *list, const char *artifact, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p,
+                            const fh_job *job, fh_err *err)
 {
     fh_model m = {0};
     fh_bench_report b;
-    fh_bench_params how = {.probes = probes[n - 1], .runs = p->runs ? p->runs : RUNS, .curve = probes, .n_curve = n, .no_batches = true, .no_rivals = true, .brief = true,
-                           .no_tokens = true};
+    fh_bench_params how = {.probes = probes[n - 1], .runs = p->runs ? p->runs : RUNS, .curve = probes, .n_curve = n, .no_batches = true, .no_rivals = true,
+                           .brief = true, .no_tokens = true};
     fh_status rc = fh_model_open(&m, artifact, NULL, FH_MODEL_HEAD, job, err);
     if (rc == FH_OK) rc = fh_bench(&m, &how, job, &b, err);
     fh_model_close(&m);
@@ -300,8 +302,8 @@ static fh_status sweep_head(fh_sweep *sweep, fh_stage_env *e, const char *beside
     if (fh_json_u64(fh_json_get(good, "positions"), &positions)) sweep->positions = (size_t)positions;
     for (size_t i = 0; i < n; i++) {
         s.probes = p->probes[i];
-        fill_point(&sweep->points[sweep->n++], &sweep->shape, &s, at_probes(fh_json_get(good, "curve"), s.probes), at_probes(fh_json_get(quick, "points"), s.probes),
-                   fh_json_get(quick, "dense"));
+        const fh_json *curve = fh_json_get(good, "curve"), *points = fh_json_get(quick, "points");
+        fill_point(&sweep->points[sweep->n++], &sweep->shape, &s, at_probes(curve, s.probes), at_probes(points, s.probes), fh_json_get(quick, "dense"));
     }
 out:
     fh_json_free(good);

@@ -206,19 +206,23 @@ static fh_status same_head(const fh_json *e, const fh_head *head, unsigned threa
     const struct { const char *key, *here; } words[] = {{"centroids", info->centroids}, {"tokens", info->tokens}};
     uint64_t there;
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        if (!fh_json_u64(fh_json_get(e, numbers[i].key), &there)) return fh_fail(err, FH_EFORMAT, "%s: has no \"%s\": is it what 'fhtool estimate --json' printed?", file, numbers[i].key);
+        const char *key = numbers[i].key;
+        if (!fh_json_u64(fh_json_get(e, key), &there))
+            return fh_fail(err, FH_EFORMAT, "%s: has no \"%s\": is it what 'fhtool estimate --json' printed?", file, key);
         if (there != numbers[i].here)
-            return fh_fail(err, FH_EUSAGE, "%s: estimated with %s %llu, the artifact has %llu: estimate it with the artifact's own settings", file, numbers[i].key,
+            return fh_fail(err, FH_EUSAGE, "%s: estimated with %s %llu, the artifact has %llu: estimate it with the artifact's own settings", file, key,
                            (unsigned long long)there, (unsigned long long)numbers[i].here);
     }
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         const char *said = fh_json_string(fh_json_get(e, words[i].key));
         if (!said || strcmp(said, words[i].here))
-            return fh_fail(err, FH_EUSAGE, "%s: estimated with %s in %s, the artifact has them in %s: estimate it with the artifact's own settings", file, words[i].key,
-                           said ? said : "?", words[i].here);
+            return fh_fail(err, FH_EUSAGE, "%s: estimated with %s in %s, the artifact has them in %s: estimate it with the artifact's own settings", file,
+                           words[i].key, said ? said : "?", words[i].here);
     }
-    if (!fh_json_u64(fh_json_get(fh_json_get(e, "machine"), "threads"), &there)) return fh_fail(err, FH_EUSAGE, "%s: was made with --no-measure: nothing to compare", file);
-    if (there != threads) return fh_fail(err, FH_EUSAGE, "%s: estimated for %llu threads, not %u: give the same --threads", file, (unsigned long long)there, threads);
+    if (!fh_json_u64(fh_json_get(fh_json_get(e, "machine"), "threads"), &there))
+        return fh_fail(err, FH_EUSAGE, "%s: was made with --no-measure: nothing to compare", file);
+    if (there != threads)
+        return fh_fail(err, FH_EUSAGE, "%s: estimated for %llu threads, not %u: give the same --threads", file, (unsigned long long)there, threads);
     return FH_OK;
 }
 
@@ -243,7 +247,8 @@ static void compared(fh_json *list, const char *what, const char *unit, double e
 
 static fh_status against(fh_json *report, const fh_json *e, const fh_bench_report *b, const char *file, fh_err *err)
 {
-    const fh_json *expected = fh_json_get(e, "expected"), *dense = named(expected, "dense"), *flash = named(expected, "flash"), *curve = fh_json_get(e, "curve");
+    const fh_json *expected = fh_json_get(e, "expected"), *curve = fh_json_get(e, "curve");
+    const fh_json *dense = named(expected, "dense"), *flash = named(expected, "flash");
     fh_head_time *times = fh_calloc(fh_max(fh_json_count(curve), 1), sizeof *times);
     const fh_bench_row *head[2] = {fh_bench_find(&b->heads, "flash", b->threads, 1, false), NULL};
     size_t n = 0;
@@ -255,7 +260,10 @@ static fh_status against(fh_json *report, const fh_json *e, const fh_bench_repor
         double us = number(j, "head_microseconds");
         if (fh_json_u64(fh_json_get(j, "probes"), &probes) && probes <= UINT32_MAX && isfinite(us)) times[n++] = (fh_head_time){(uint32_t)probes, us};
     }
-    if (!n || !dense || !flash) { fh_free(times); return fh_fail(err, FH_EFORMAT, "%s: has no \"curve\" or \"expected\": is it what 'fhtool estimate --json' printed?", file); }
+    if (!n || !dense || !flash || !head[0]) {
+        fh_free(times);
+        return fh_fail(err, FH_EFORMAT, "%s: has no \"curve\" or \"expected\": is it what 'fhtool estimate --json' printed?", file);
+    }
     double here = fh_head_time_at(times, n, b->probes), more = here - number(flash, "head_microseconds"); /* where another P was estimated */
     double whole = number(flash, "milliseconds_per_token") + 1e-3 * more;
     fh_json *list = fh_json_add_array(report, "against_estimate");
@@ -289,6 +297,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     const char *path = a->common.args[0];
     bool checkpoint = fh_is_checkpoint(path);
     if (checkpoint && (a->probes.set || a->hidden.set)) return fh_fail(err, FH_EUSAGE, "bench: --%s: goes with an artifact, %s is a checkpoint", a->probes.set ? "probes" : "hidden", path);
+    if (a->against.set && (checkpoint || a->body)) return fh_fail(err, FH_EUSAGE, "bench: --against-estimate: goes with the heads of an artifact");
     fh_status rc = checkpoint ? FH_OK : fh_fhead_open(&f, path, err);
     bool bundled = checkpoint || (rc == FH_OK && fh_fhead_find(f, "body.tensors"));
     fh_fhead_close(f);
@@ -299,9 +308,10 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
         rc = same_head(estimate, m.head, fh_pool_threads(fh_job_pool(job)), a->against.v, err);
     if (rc == FH_OK) rc = fh_model_use(&m, (fh_device_kind)a->device.v, job, err);
     bool there = rc == FH_OK && m.device;
-    if (there) rc = fh_bench_on_device(&report, m.device, m.head, &how, job, err);
+    if (there && estimate) rc = fh_fail(err, FH_EUSAGE, "bench: --against-estimate: says what the CPU does: leave --device out");
+    else if (there) rc = fh_bench_on_device(&report, m.device, m.head, &how, job, err);
     else if (rc == FH_OK && (rc = fh_bench(&m, &how, job, &b, err)) == FH_OK) report = report_of(&b, how.states != NULL);
-    if (rc == FH_OK && estimate && !there) rc = against(report, estimate, &b, a->against.v, err);
+    if (rc == FH_OK && estimate) rc = against(report, estimate, &b, a->against.v, err);
     rc = fh_finish(report, &a->common, rc, err);
     fh_json_free(estimate);
     fh_free(owned);

@@ -12,7 +12,7 @@ static const fh_opt options[] = {
     {"probes", FH_OPT_STR, offsetof(args, probes), "P,P,...", "clusters probed; the first is the setting (default K/16, or the artifact's)", 0, 0, NULL},
     {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
     {"rows", FH_OPT_PICK, offsetof(args, rows), "E", "encoding of token rows (default int8)", 0, 0, "int8,int4,bf16,f16,f32"},
-    {"rerank", FH_OPT_UINT, offsetof(args, rerank), "N", "best rows scored again from the exact ones (default 16, for int4 32; 0: none)", 0, FH_MAX_RERANK, NULL},
+    {"rerank", FH_OPT_UINT, offsetof(args, rerank), "N", "best rows scored again from the exact ones (default 16, int4: 32; 0: none)", 0, FH_MAX_RERANK, NULL},
     {"hot", FH_OPT_UINT, offsetof(args, hot), "N", "tokens scored on every step (default 0)", 0, 1e6, NULL},
     {"context", FH_OPT_UINT, offsetof(args, context), "N", "tokens in the cache (default 1024, or the model's limit)", 1, 1e9, NULL},
     {"tokens", FH_OPT_UINT, offsetof(args, tokens), "N", "of text that the build learns from (default 100000)", 1, 1e9, NULL},
@@ -136,8 +136,10 @@ static void named(fh_json *r, const fh_estimate *e)
     const fh_machine *m = fh_machines(&n);
     fh_json *list = fh_json_add_array(r, "machines");
     for (size_t i = 0; i < n; i++) {
-        double speed = 1e9 * m[i].gigabytes_per_second, flops = 1e12 * m[i].teraflops, body = fh_cost_seconds(e->costs, FH_COST_EMBED, FH_COST_MLP, speed, flops);
-        double dense = fh_cost_seconds(e->costs, FH_COST_DENSE, FH_COST_DENSE, speed, flops), flash = fh_cost_seconds(e->costs, FH_COST_ROUTE, FH_COST_RERANK, speed, flops);
+        double speed = 1e9 * m[i].gigabytes_per_second, flops = 1e12 * m[i].teraflops;
+        double body = fh_cost_seconds(e->costs, FH_COST_EMBED, FH_COST_MLP, speed, flops);
+        double dense = fh_cost_seconds(e->costs, FH_COST_DENSE, FH_COST_DENSE, speed, flops);
+        double flash = fh_cost_seconds(e->costs, FH_COST_ROUTE, FH_COST_RERANK, speed, flops);
         fh_json *j = fh_json_add_object(list, NULL);
         fh_json_add_string(j, "name", m[i].name);
         fh_json_add_double(j, "gigabytes_per_second", m[i].gigabytes_per_second);

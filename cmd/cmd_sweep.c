@@ -6,7 +6,14 @@
 #include "cmd/text_opts.h"
 #include "validate/validate.h"
 
-typedef struct args { fh_common common; fh_str k, probes, bits, output; fh_uint positions, runs, prompt, spoken; fh_pick routing; fh_text_args text; bool again; } args;
+typedef struct args {
+    fh_common common;
+    fh_str k, probes, bits, output;
+    fh_uint positions, runs, prompt, spoken;
+    fh_pick routing;
+    fh_text_args text;
+    bool again;
+} args;
 static const fh_opt options[] = {
     {"k", FH_OPT_STR, offsetof(args, k), "K,K,...", "clusters (default V/32, V/16, V/8)", 0, 0, NULL},
     {"probes", FH_OPT_STR, offsetof(args, probes), "P,P,...", "clusters probed (default 16,32,64,128,256,512)", 0, 0, NULL},
@@ -44,7 +51,8 @@ static fh_status parse_bits(fh_dtype *centroids, fh_dtype *tokens, size_t *n, co
         if ((slash = strchr(word, '/'))) *slash++ = 0;
         if (*n == ENCODINGS) return fh_fail(err, FH_EUSAGE, "sweep: --bits: more than %d", ENCODINGS);
         if (len >= sizeof word || !fh_dtype_parse(&centroids[*n], word) || !fh_dtype_parse(&tokens[*n], slash ? slash : word))
-            return fh_fail(err, FH_EUSAGE, "sweep: --bits: '%.*s' is none of int8, int4, bf16, f16, f32, nor two of them as in int4/int8", (int)fh_min(len, 40), s);
+            return fh_fail(err, FH_EUSAGE, "sweep: --bits: '%.*s' is none of int8, int4, bf16, f16, f32, nor two of them as in int4/int8",
+                           (int)fh_min(len, 40), s);
         (*n)++;
         s += len;
         if (!*s) return FH_OK;
@@ -70,7 +78,8 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     uint32_t v = shape.vocab;
     snprintf(usual, sizeof usual, "%u,%u,%u", v / 32 > 2 ? v / 32 : 2, v / 16 > 2 ? v / 16 : 2, v / 8 > 2 ? v / 8 : 2);
     if ((rc = fh_parse_list(&k, &how.n_k, a->k.set ? a->k.v : usual, "sweep: --k", 2, v, err)) < 0) goto out;
-    if ((rc = fh_parse_list(&probes, &how.n_probes, a->probes.set ? a->probes.v : "16,32,64,128,256,512", "sweep: --probes", 1, a->probes.set ? v : UINT32_MAX, err)) < 0) goto out;
+    uint32_t most = a->probes.set ? v : UINT32_MAX; /* of those that are usual, what passes K is left out */
+    if ((rc = fh_parse_list(&probes, &how.n_probes, a->probes.set ? a->probes.v : "16,32,64,128,256,512", "sweep: --probes", 1, most, err)) < 0) goto out;
     settle(k, &how.n_k), settle(probes, &how.n_probes);
     if (how.n_probes > FH_BENCH_ROWS) { rc = fh_fail(err, FH_EUSAGE, "sweep: --probes: at most %d", FH_BENCH_ROWS); goto out; }
     how.k = k, how.probes = probes;

@@ -117,7 +117,8 @@ def write_header(f, tensors, metadata):
 def body_tensors(hidden, body):
     """[(name, shape)] of a Llama's layers and final norm."""
     q, kv = body["heads"] * body["head_dim"], body["kv_heads"] * body["head_dim"]
-    layer = [("input_layernorm", [hidden]), ("mlp.down_proj", [hidden, body["ffn"]]), ("mlp.gate_proj", [body["ffn"], hidden]), ("mlp.up_proj", [body["ffn"], hidden]),
+    ffn = body["ffn"]
+    layer = [("input_layernorm", [hidden]), ("mlp.down_proj", [hidden, ffn]), ("mlp.gate_proj", [ffn, hidden]), ("mlp.up_proj", [ffn, hidden]),
              ("post_attention_layernorm", [hidden]), ("self_attn.k_proj", [kv, hidden]), ("self_attn.o_proj", [hidden, q]), ("self_attn.q_proj", [q, hidden]),
              ("self_attn.v_proj", [kv, hidden])]
     names = [(f"model.layers.{i}.{name}.weight", shape) for i in range(body["layers"]) for name, shape in layer]
@@ -128,8 +129,8 @@ def write_head(directory, vocab, hidden, seed, body):
     os.makedirs(directory, exist_ok=True)
     shape = body or {"layers": 1, "heads": 1, "kv_heads": 1, "head_dim": hidden, "ffn": 4 * hidden}
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": shape["ffn"],
-              "num_hidden_layers": shape["layers"], "num_attention_heads": shape["heads"], "num_key_value_heads": shape["kv_heads"], "head_dim": shape["head_dim"],
-              "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": bool(body),
+              "num_hidden_layers": shape["layers"], "num_attention_heads": shape["heads"], "num_key_value_heads": shape["kv_heads"],
+              "head_dim": shape["head_dim"], "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": bool(body),
               "torch_dtype": "bfloat16"}
     with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as f:
         json.dump(config, f, indent=1)

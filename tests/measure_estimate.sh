@@ -1,6 +1,6 @@
 #!/bin/sh
-# Holds estimate to bench as docs/measurements/estimate.md shows it: on the demo model, and on a generated checkpoint of Llama-3.2-1B's shape (its body and head are
-# noise and a synthetic head: they say nothing, at the speed of a real one).  Needs numpy, a quiet machine, 9 GB in SCRATCH and 4 GB of memory; some fifteen
+# Holds estimate to bench as docs/measurements/estimate.md shows it: on the demo model, and on a generated checkpoint of Llama-3.2-1B's shape (its body
+# is noise and its head a synthetic one: they say nothing, at the speed of a real model).  Needs numpy, a quiet machine, 9 GB in SCRATCH and 4 GB of memory; some fifteen
 # minutes.  What it made is removed, KEEP=1 keeps it.
 # usage: sh tests/measure_estimate.sh SCRATCH > out
 set -eu

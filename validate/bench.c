@@ -161,7 +161,8 @@ static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind
     for (int s = 0; watched && s < FH_STEPS; s++) {
         t = fh_bench_timing(a.steps[s], a.n_steps, bytes[s]);
         row->steps[s] = t.median;
-        if (parts && (s != FH_STEP_RERANK || b->info->rerank)) fh_bench_add(&b->out->parts, step_names[s], e, 1, warm, &t, bytes[s] / (s == FH_STEP_ROUTE ? stream : blocks));
+        if (!parts || (s == FH_STEP_RERANK && !b->info->rerank)) continue;
+        fh_bench_add(&b->out->parts, step_names[s], e, 1, warm, &t, bytes[s] / (s == FH_STEP_ROUTE ? stream : blocks));
     }
 out:
     fh_scratch_free(a.scratch);
@@ -205,8 +206,8 @@ static fh_status time_batches(bench *b, fh_err *err)
 
 /* ---- whole tokens --------------------------------------------------------------------------------------------- */
 
-fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
-                          const fh_job *job, fh_err *err)
+fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens,
+                          unsigned passes, const fh_job *job, fh_err *err)
 {
     fh_generate_params g = {.tokens = tokens, .ignore_eos = true, .kv_type = kv_type, .query = {.probes = probes}, .head = head};
     fh_status rc = FH_OK;

@@ -67,7 +67,10 @@ static fh_status of_directory(fh_shape *s, fh_setting *own, const char *dir, con
     if (fh_file_exists(beside) && (rc = fh_file_read(&generation, &generation_len, beside, MAX_CONFIG, err)) < 0) goto out;
     if ((rc = fh_config_parse(&c, text, len, generation, path, job, err)) < 0 || (rc = of_config(s, &c, dir, job, err)) < 0) goto out;
     own->extras = (uint32_t)c.n_always;
-    if (!s->vocab || !s->hidden) { rc = fh_fail(err, FH_EUNSUPPORTED, "%s: says neither vocab_size nor hidden_size in a way we know: there is nothing to count", path); goto out; }
+    if (!s->vocab || !s->hidden) {
+        rc = fh_fail(err, FH_EUNSUPPORTED, "%s: says neither vocab_size nor hidden_size in a way we know: there is nothing to count", path);
+        goto out;
+    }
     if (!fh_file_exists(one) && !fh_file_exists(many)) goto out;
     if ((rc = fh_tensors_open_dir(&tensors, dir, job, err)) == FH_OK) of_headers(s, tensors);
 out:
@@ -126,7 +129,8 @@ fh_status fh_shape_read(fh_shape *out, fh_setting *own, const char *path, const 
 
 fh_status fh_setting_fill(fh_setting *s, const fh_shape *shape, fh_err *err)
 {
-    if (s->cap > shape->vocab || s->k > shape->vocab) return fh_fail(err, FH_EUSAGE, "%u clusters of %u tokens: the vocabulary has %u", s->k, s->cap, shape->vocab);
+    if (s->cap > shape->vocab || s->k > shape->vocab)
+        return fh_fail(err, FH_EUSAGE, "%u clusters of %u tokens: the vocabulary has %u", s->k, s->cap, shape->vocab);
     if (!s->k) s->k = s->cap ? (shape->vocab + s->cap - 1) / s->cap : (uint32_t)fh_max(2, shape->vocab / DEFAULT_CAP);
     if (s->k < 2) return fh_fail(err, FH_EUSAGE, "%u clusters: at least 2 are needed", s->k);
     s->cap = (shape->vocab + s->k - 1) / s->k;
@@ -150,7 +154,8 @@ static double keys_in_sight(const fh_shape *s, uint32_t context)
 
 void fh_costs(fh_cost out[FH_COSTS], const fh_shape *s, const fh_setting *h, uint32_t context)
 {
-    double d = s->hidden, layers = s->layers, q = (double)s->heads * s->head_dim, kv = (double)s->kv_heads * s->head_dim, each = (double)fh_dtype_size(s->body_dtype);
+    double d = s->hidden, layers = s->layers, q = (double)s->heads * s->head_dim, kv = (double)s->kv_heads * s->head_dim;
+    double each = (double)fh_dtype_size(s->body_dtype);
     double qkv = layers * d * (q + 2 * kv), o = layers * q * d, mlp = layers * d * s->ffn * (s->gated ? 3 : 2), keys = keys_in_sight(s, context);
     double dense = (double)s->vocab * d, rows = (double)h->probes * h->cap + h->extras, again = fmin(h->rerank, rows);
     const fh_cost all[FH_COSTS] = {

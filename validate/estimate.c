@@ -22,7 +22,8 @@ const char *const fh_build_stages[4] = {"hidden", "cluster", "route", "calibrate
 /* ---- the build ------------------------------------------------------------------------------------------------------ */
 
 /* Products at the speed of sgemm, times what the work around them was measured to add on the demo model and on a head of 128256 x 2048
- * (docs/measurements/estimate.md): exponentials, drawing, sums, and matrices of other forms.  Clustering: seconds for each number of the head, on two threads. */
+ * (docs/measurements/small-model.md): exponentials, drawing, sums, and matrices of other forms.  Clustering: seconds for each number of the head, on two
+ * threads. */
 static void build_costs(fh_estimate *e, size_t text)
 {
     static const double hidden = 2.2, route = 1.5, calibrate = 1.4, cluster = 2e-7;
@@ -96,8 +97,8 @@ static fh_status measure(fh_estimate *e, const fh_estimate_params *p, const uint
     /* Where it was cut, no more than half of its clusters are probed: some have to lie between. */
     uint32_t most = in.clusters < e->setting.k ? in.clusters / 2 : in.clusters;
     for (size_t i = 0; i < n; i++) there[i] = (uint32_t)fh_min(probes[i], most);
-    fh_bench_params how = {.probes = (uint32_t)fh_min(e->setting.probes, most), .runs = p->runs ? p->runs : RUNS, .curve = there, .n_curve = n, .no_batches = true,
-                           .no_rivals = true, .brief = true, .memory_bytes = p->memory_bytes};
+    fh_bench_params how = {.probes = (uint32_t)fh_min(e->setting.probes, most), .runs = p->runs ? p->runs : RUNS, .curve = there, .n_curve = n,
+                           .no_batches = true, .no_rivals = true, .brief = true, .memory_bytes = p->memory_bytes};
     if ((rc = fh_bench(&in.model, &how, job, &b, err)) == FH_OK) {
         e->threads = b.threads, e->isa = b.isa, e->peak = b.peaks[0];
         scale(e, &b, &in, probes, n);
@@ -120,7 +121,10 @@ static fh_status list_probes(uint32_t **out, size_t *n, const fh_estimate_params
     size_t have = 0;
     list[have++] = s->probes;
     for (size_t i = 0; i < p->n_probes; i++) {
-        if (!p->probes[i] || p->probes[i] > s->k) { fh_free(list); return fh_fail(err, FH_EUSAGE, "%u of %u clusters probed: 1 to %u can be", p->probes[i], s->k, s->k); }
+        if (!p->probes[i] || p->probes[i] > s->k) {
+            fh_free(list);
+            return fh_fail(err, FH_EUSAGE, "%u of %u clusters probed: 1 to %u can be", p->probes[i], s->k, s->k);
+        }
         list[have++] = p->probes[i];
     }
     qsort(list, have, sizeof *list, rising);

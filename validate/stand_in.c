@@ -45,8 +45,8 @@ static void add_layer(plan *p, uint32_t i, const fh_shape *s, uint32_t ffn)
 static void fill(void *chunk, size_t bytes, const part *p, uint64_t first, fh_rng *r)
 {
     static const struct { uint64_t keep, set; } noise[FH_I4 + 1] = {
-        [FH_F32] = {0x807fffff807fffff, 0x3c0000003c000000}, [FH_BF16] = {0x807f807f807f807f, 0x3c003c003c003c00}, [FH_F16] = {0x83ff83ff83ff83ff, 0x2000200020002000},
-        [FH_I8] = {UINT64_MAX, 0x0101010101010101}, [FH_I4] = {UINT64_MAX, 0x1111111111111111},
+        [FH_F32] = {0x807fffff807fffff, 0x3c0000003c000000}, [FH_BF16] = {0x807f807f807f807f, 0x3c003c003c003c00},
+        [FH_F16] = {0x83ff83ff83ff83ff, 0x2000200020002000}, [FH_I8] = {UINT64_MAX, 0x0101010101010101}, [FH_I4] = {UINT64_MAX, 0x1111111111111111},
     };
     uint64_t *words = chunk;
     uint32_t *ids = chunk;
@@ -74,8 +74,8 @@ static fh_status write_part(fh_fhead_writer *w, const part *p, fh_rng *r, uint64
 }
 
 /* Laid out and written as an artifact is, sections on pages and pieces of 4 MiB: how large the pages are that the system keeps a file in depends on it, and
- * that shows in every time.  (Written as safetensors in pieces of 1 MiB, the dense head of the demo model took 415 us instead of 330 to 380, an artifact's 315 to
- * 350, on a loaded machine; in a tmpfs, whose pages are small, 620.) */
+ * that shows in every time.  (Written as safetensors in pieces of 1 MiB, the dense head of the demo model took 415 us instead of 330 to 380, an
+ * artifact's 315 to 350, on a loaded machine; in a tmpfs, whose pages are small, 620.) */
 static fh_status write_all(const plan *p, const char *path, const fh_job *job, fh_err *err)
 {
     fh_fhead_writer *w = NULL;
@@ -83,7 +83,8 @@ static fh_status write_all(const plan *p, const char *path, const fh_job *job, f
     char digest[65], *header = NULL;
     size_t bytes;
     uint64_t *chunk = fh_malloc(CHUNK);
-    fh_status rc = chunk ? fh_fhead_create(&w, path, 0, "{\"format\":\"fhead\",\"requires\":[]}", p->n_head + 1, err) : fh_fail(err, FH_ENOMEM, "estimate: out of memory");
+    static const char facts[] = "{\"format\":\"fhead\",\"requires\":[]}";
+    fh_status rc = chunk ? fh_fhead_create(&w, path, 0, facts, p->n_head + 1, err) : fh_fail(err, FH_ENOMEM, "estimate: out of memory");
     fh_rng_seed(&r, 1, 0x73);
     for (size_t i = 0; rc == FH_OK && i < p->n_head; i++) {
         rc = fh_fhead_begin(w, p->parts[i].name, FH_CODEC_RAW, 0, err);
@@ -127,7 +128,8 @@ static fh_status open_head(fh_stand_in *out, const fh_shape *shape, const fh_set
     if (!(out->hot = fh_malloc(fh_max(extras, 1) * sizeof *out->hot))) return fh_fail(err, FH_ENOMEM, "estimate: out of memory");
     for (uint32_t i = 0; i < extras; i++) out->hot[i] = (uint32_t)((uint64_t)i * v / extras);
     p.hot = out->hot;
-    if ((rc = rows_of(&p.centroids, f, "centroids", s->centroids, out->clusters, d, err)) < 0 || (rc = array(&p.centroid_scales, f, "centroid_scales", err)) < 0 ||
+    if ((rc = rows_of(&p.centroids, f, "centroids", s->centroids, out->clusters, d, err)) < 0 ||
+        (rc = array(&p.centroid_scales, f, "centroid_scales", err)) < 0 ||
         (rc = rows_of(&p.tokens, f, "tokens", s->tokens, v, d, err)) < 0 || (rc = array(&p.token_scales, f, "token_scales", err)) < 0 ||
         (rc = rows_of(&p.exact, f, "exact", shape->dtype, v, d, err)) < 0 || (rc = array(&permutation, f, "permutation", err)) < 0) return rc;
     p.permutation = permutation;
@@ -143,8 +145,8 @@ static fh_status open_body(fh_stand_in *out, const fh_shape *s, uint32_t vocab, 
     fh_model *m = &out->model;
     char *text = fh_sprintf("{\"model_type\":\"llama\",\"vocab_size\":%u,\"hidden_size\":%u,\"intermediate_size\":%u,\"num_hidden_layers\":%u,"
                             "\"num_attention_heads\":%u,\"num_key_value_heads\":%u,\"head_dim\":%u,\"max_position_embeddings\":2048,\"hidden_act\":\"silu\","
-                            "\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"tie_word_embeddings\":true}", vocab, s->hidden, ffn, out->layers, s->heads, s->kv_heads,
-                            s->head_dim);
+                            "\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"tie_word_embeddings\":true}",
+                            vocab, s->hidden, ffn, out->layers, s->heads, s->kv_heads, s->head_dim);
     if (!text) return fh_fail(err, FH_ENOMEM, "estimate: out of memory");
     fh_status rc = fh_config_parse(&m->bundle_config, text, strlen(text), NULL, "the stand-in", job, err);
     fh_free(text);

@@ -19,7 +19,8 @@ static int by_time(const void *x, const void *y)
     return (a > b) - (a < b);
 }
 
-/* order [n]: the frontier, faster first, so that agreement rises along it.  From the most demanding name on, each is given among what is faster than the last. */
+/* order [n]: the frontier, faster first, so that agreement rises along it.  From the most demanding name on, each is given among what is faster than the
+ * last. */
 static void name_points(fh_sweep_point **order, size_t n)
 {
     static const struct { const char *name; double least; } wanted[] = {
@@ -140,7 +141,8 @@ fh_json *fh_sweep_json(const fh_sweep *s)
     }
     list = fh_json_add_array(r, "frontier"); /* short, for people */
     for (size_t i = 0; i < s->n; i++) {
-        static const char *const shown[] = {"k", "probes", "agreement", "mass", "head_microseconds", "head_speedup", "tpot_milliseconds", "model_speedup", "step_bytes"};
+        static const char *const shown[] = {"k", "probes", "agreement", "mass", "head_microseconds", "head_speedup", "tpot_milliseconds", "model_speedup",
+                                            "step_bytes"};
         const fh_sweep_point *p = &s->points[i];
         if (!p->frontier) continue;
         j = fh_json_add_object(list, NULL);

@@ -58,7 +58,8 @@ static void summary(fh_page *page, const fh_sweep *s)
         const fh_sweep_point *p = &s->points[i];
         if (!p->name) continue;
         fh_page_fact(page, FH_GOOD, p->name, "K %u, P %u, %s/%s: %.2f %% agreement, %.1f us, %.2f times the dense head", p->setting.k, p->setting.probes,
-                     fh_dtype_name(p->setting.centroids), fh_dtype_name(p->setting.tokens), 100 * p->quality.agreement, 1e6 * p->head.median, p->dense_head / p->head.median);
+                     fh_dtype_name(p->setting.centroids), fh_dtype_name(p->setting.tokens), 100 * p->quality.agreement, 1e6 * p->head.median,
+                     p->dense_head / p->head.median);
     }
     fh_page_fact(page, FH_PLAIN, "Settings", "%zu", s->n);
     fh_page_fact(page, FH_PLAIN, "Head", "%u tokens of %u, %s", s->shape.vocab, s->shape.hidden, fh_dtype_name(s->shape.dtype));
@@ -69,9 +70,9 @@ static void summary(fh_page *page, const fh_sweep *s)
 static void table(fh_page *page, const fh_sweep *s, bool all)
 {
     static const fh_column columns[] = {
-        {"", true}, {"K", false}, {"P", false}, {"centroids", true}, {"rows", true}, {"agreement", false}, {"top-1", false}, {"top-10", false}, {"mass", false}, {"KL", false},
-        {"head us", false}, {"p10", false}, {"p90", false}, {"x dense", false}, {"TTFT ms", false}, {"TPOT ms", false}, {"tokens/s", false}, {"x dense model", false},
-        {"head MB", false}, {"token MB", false}, {"MFLOP", false}, {"peak MiB", false},
+        {"", true}, {"K", false}, {"P", false}, {"centroids", true}, {"rows", true}, {"agreement", false}, {"top-1", false}, {"top-10", false},
+        {"mass", false}, {"KL", false}, {"head us", false}, {"p10", false}, {"p90", false}, {"x dense", false}, {"TTFT ms", false}, {"TPOT ms", false},
+        {"tokens/s", false}, {"x dense model", false}, {"head MB", false}, {"token MB", false}, {"MFLOP", false}, {"peak MiB", false},
     };
     fh_page_table(page, all ? NULL : "Settings on the frontier, the fastest of their agreement", columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < s->n; i++) {
@@ -115,7 +116,8 @@ fh_status fh_sweep_page(const fh_sweep *s, const char *path, fh_err *err)
     size_t n = families(f, s), drawn = 0;
     double *room = fh_malloc(fh_max(2 * s->n, 1) * sizeof *room);
     char *title = fh_sprintf("Sweep of %s", s->name);
-    fh_page *p = title ? fh_page_new(title, "FlashHead at many settings: clusters K, probes P, encodings. Quality against the dense head on text that no earlier stage saw; "
+    fh_page *p = title ? fh_page_new(title, "FlashHead at many settings: clusters K, probes P, encodings. Quality against the dense head on text that no "
+                                            "earlier stage saw; "
                                             "time of one token's head with cold caches.") : NULL;
     fh_status rc = FH_OK;
     if (!room || !p) {
@@ -125,7 +127,8 @@ fh_status fh_sweep_page(const fh_sweep *s, const char *path, fh_err *err)
     }
     for (size_t i = 0; i < n; i++) drawn += f[i].n;
     const fh_axis time = {.name = "head, microseconds", .log = 2}, read = {.name = "bytes a token", .log = 2}, p_axis = {.name = "P", .log = 2};
-    const fh_axis share = {.name = "agreement", .percent = true}, missed = {.name = "share missed", .log = 10}, covered = {.name = "covered mass", .percent = true};
+    const fh_axis share = {.name = "agreement", .percent = true}, covered = {.name = "covered mass", .percent = true};
+    const fh_axis missed = {.name = "share missed", .log = 10};
     const fh_axis ms = {.name = "milliseconds a token"};
     summary(p, s);
     fh_page_section(p, "Curves");
@@ -136,7 +139,8 @@ fh_status fh_sweep_page(const fh_sweep *s, const char *path, fh_err *err)
     plot(p, s, f, n, "Covered mass by time", time, microseconds, covered, mass, room);
     if (s->n && s->points[0].flash.tpot > 0) plot(p, s, f, n, "Whole model: time of a token by P", p_axis, probes, ms, token_ms, room);
     fh_page_section(p, "The frontier");
-    fh_page_text(p, "High accuracy, balanced and fast are the fastest settings that agree with the dense head on %.1f, %.0f and %.0f %% of positions (or the most accurate where none does).",
+    fh_page_text(p, "High accuracy, balanced and fast are the fastest settings that agree with the dense head on %.1f, %.0f and %.0f %% of positions "
+                    "(or the most accurate where none does).",
                  100 * FH_SWEEP_ACCURATE, 100 * FH_SWEEP_BALANCED, 100 * FH_SWEEP_FAST);
     table(p, s, false);
     fh_page_section(p, "All settings");

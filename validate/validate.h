@@ -95,10 +95,11 @@ fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *jo
 fh_status fh_bench_device(const fh_device *d, const fh_head *head, const fh_bench_params *p, const fh_job *job, fh_bench_list *out, fh_err *err);
 /* Gaussian states [n], always the same. */
 void fh_bench_states(float *out, size_t n);
-/* Whole tokens as a model runs alone, the best of `passes` runs (of two where they take more than a few seconds): a prompt of `prompt` tokens, then `tokens` greedy ones. */
+/* Whole tokens as a model runs alone, the best of `passes` runs (of two where they take more than a few seconds): a prompt of `prompt` tokens, then
+ * `tokens` greedy ones. */
 typedef struct fh_token_timing { double ttft, tpot, head_share; } fh_token_timing; /* seconds; as fh_generate_stats has them */
-fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens, unsigned passes,
-                          const fh_job *job, fh_err *err);
+fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens,
+                          unsigned passes, const fh_job *job, fh_err *err);
 /* The row of that name, or NULL. */
 const fh_bench_row *fh_bench_find(const fh_bench_list *list, const char *what, unsigned threads, uint32_t batch, bool warm);
 
@@ -242,7 +243,7 @@ fh_kv_cost fh_kv_costs(const fh_shape *shape, uint32_t context);
 /* ---- estimate -------------------------------------------------------------------------------------------------------- */
 
 /* Machines by their makers' figures. */
-typedef struct fh_machine { const char *name; double gigabytes_per_second, teraflops; const char *source; } fh_machine; /* 16-bit, dense; teraflops 0: not published */
+typedef struct fh_machine { const char *name; double gigabytes_per_second, teraflops; const char *source; } fh_machine; /* 16-bit, dense; 0: not published */
 const fh_machine *fh_machines(size_t *n);
 
 typedef struct fh_estimate_params {

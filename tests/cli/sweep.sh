@@ -26,6 +26,7 @@ python3 "$TOP/tests/cli/has_fields.py" 'against_estimate[].what:str' 'against_es
     'against_estimate[].estimated_over_measured:num' < bench.json
 fh estimate model.fhead --cap 4 --runs 10 --json -q > other.json
 fails 2 "estimated with k" fh bench model.fhead --runs 10 --no-batches --no-rivals -q --against-estimate other.json
+fails 2 'goes with the heads' fh bench tiny --runs 10 --against-estimate own.json -q
 fails 1 'is it what' fh bench model.fhead --runs 10 --no-batches --no-rivals -q --against-estimate bench.json
 fails 2 'no-measure' fh bench model.fhead --runs 10 --no-batches --no-rivals -q --against-estimate alone.json
 

@@ -14,7 +14,8 @@
 
 static fh_sweep_point point(uint32_t k, uint32_t probes, double seconds, double agreement)
 {
-    fh_sweep_point p = {.setting = {.k = k, .cap = 16, .probes = probes, .centroids = FH_I8, .tokens = FH_I8}, .head = {.median = seconds, .low = seconds, .high = seconds},
+    fh_sweep_point p = {.setting = {.k = k, .cap = 16, .probes = probes, .centroids = FH_I8, .tokens = FH_I8},
+                        .head = {.median = seconds, .low = seconds, .high = seconds},
                         .quality = {.probes = probes, .top1 = agreement, .agreement = agreement}, .dense_head = 1, .step_bytes = 1000.0 * probes};
     return p;
 }
@@ -60,8 +61,8 @@ static void each_name_is_given_once_and_the_best_there_is_takes_it_where_none_is
 static fh_sweep some(fh_sweep_point *p, size_t n)
 {
     fh_sweep_judge(p, n);
-    return (fh_sweep){.shape = {.model_type = "llama", .vocab = 800, .hidden = 96, .dtype = FH_BF16}, .name = "a <model> & \"more\"", .text = "self", .positions = 123,
-                      .threads = 2, .isa = "ref", .prompt = 4, .tokens = 8, .points = p, .n = n};
+    return (fh_sweep){.shape = {.model_type = "llama", .vocab = 800, .hidden = 96, .dtype = FH_BF16}, .name = "a <model> & \"more\"", .text = "self",
+                      .positions = 123, .threads = 2, .isa = "ref", .prompt = 4, .tokens = 8, .points = p, .n = n};
 }
 
 static void a_line_of_csv_is_a_point_and_what_is_not_known_is_empty(void **state)
@@ -79,7 +80,8 @@ static void a_line_of_csv_is_a_point_and_what_is_not_known_is_empty(void **state
         for (const char *c = line; *c; c++) columns[n] += *c == ',';
         if (n == 0) assert_true(!strncmp(line, "centroids,rows,k,cap,probes,", 28));
         if (n == 1) assert_true(!strncmp(line, "int8,int8,8,16,1,0,0.5,", 23)), assert_non_null(strstr(line, ",100,100,100,1000000,10000,,,,,"));
-        if (n == 2) assert_true(!strncmp(line, "int8,bf16,8,16,2,0,1,", 21)), assert_non_null(strstr(line, ",250,500,2,1,")), assert_non_null(strstr(line, ",yes,high accuracy"));
+        if (n == 2) assert_true(!strncmp(line, "int8,bf16,8,16,2,0,1,", 21)), assert_non_null(strstr(line, ",250,500,2,1,"));
+        if (n == 2) assert_non_null(strstr(line, ",yes,high accuracy"));
     }
     assert_int_equal(n, 3);
     assert_int_equal(*line, 0);
@@ -93,7 +95,7 @@ static void a_line_of_csv_is_a_point_and_what_is_not_known_is_empty(void **state
 
 static char *page_of(const fh_sweep *s)
 {
-    char path[] = "/tmp/fh-sweep-XXXXXX.html", *text;
+    char path[] = "/tmp/fh-sweep-XXXXXX.html", *text = NULL;
     size_t len;
     fh_err err;
     int fd = mkstemps(path, 5);
