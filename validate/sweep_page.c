@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { NAME = 48 };
@@ -34,22 +35,27 @@ static double agreement(const fh_sweep_point *p) { return p->quality.agreement; 
 static double misses(const fh_sweep_point *p) { return 1 - p->quality.top1; }
 static double mass(const fh_sweep_point *p) { return p->quality.mass; }
 static double probes(const fh_sweep_point *p) { return p->setting.probes; }
-static double bytes(const fh_sweep_point *p) { return p->step_bytes; }
+static double kilobytes(const fh_sweep_point *p) { return p->step_bytes / 1e3; }
 static double token_ms(const fh_sweep_point *p) { return p->flash.tpot > 0 ? 1e3 * p->flash.tpot : NAN; }
 
-/* A line for each family, and the three named points over them. */
-static void plot(fh_page *page, const fh_sweep *s, const family *f, size_t n, const char *title, fh_axis x, value *of_x, fh_axis y, value *of_y, double *room)
+typedef struct room { double *numbers; const char **labels; } room; /* for all that is drawn at once */
+
+/* A line for each family; named points have their names beside them. */
+static void plot(fh_page *page, const family *f, size_t n, const char *title, fh_axis x, value *of_x, fh_axis y, value *of_y, const room *r)
 {
     fh_series series[FH_PAGE_SERIES];
-    double *at = room;
+    double *at = r->numbers;
+    const char **label = r->labels;
     fh_plot p = {.title = title, .x = x, .y = y, .series = series, .n_series = n};
     for (size_t i = 0; i < n; i++) {
-        series[i] = (fh_series){.name = f[i].name, .x = at, .y = at + f[i].n, .n = f[i].n, .line = true, .dots = true};
-        for (size_t j = 0; j < f[i].n; j++) at[j] = of_x(&f[i].first[j]), at[f[i].n + j] = of_y(&f[i].first[j]);
-        at += 2 * f[i].n;
+        series[i] = (fh_series){.name = f[i].name, .x = at, .y = at + f[i].n, .n = f[i].n, .labels = label, .line = true, .dots = true};
+        for (size_t j = 0; j < f[i].n; j++) {
+            const fh_sweep_point *point = &f[i].first[j];
+            at[j] = of_x(point), at[f[i].n + j] = of_y(point), label[j] = point->name;
+        }
+        at += 2 * f[i].n, label += f[i].n;
     }
     fh_page_plot(page, &p);
-    (void)s;
 }
 
 static void summary(fh_page *page, const fh_sweep *s)
@@ -67,16 +73,24 @@ static void summary(fh_page *page, const fh_sweep *s)
     fh_page_fact(page, FH_PLAIN, "Timed", "%s, %u thread%s", s->isa, s->threads, s->threads == 1 ? "" : "s");
 }
 
-static void table(fh_page *page, const fh_sweep *s, bool all)
+static int by_time(const void *x, const void *y)
+{
+    const fh_sweep_point *a = *(fh_sweep_point *const *)x, *b = *(fh_sweep_point *const *)y;
+    bool later = a->head.median > b->head.median || !isfinite(a->head.median), earlier = a->head.median < b->head.median || !isfinite(b->head.median);
+    return later != earlier ? (later ? 1 : -1) : (a > b) - (a < b);
+}
+
+/* The frontier, fastest first; or all of them in the order of the sweep. */
+static void table(fh_page *page, const fh_sweep_point *const *points, size_t n, bool all)
 {
     static const fh_column columns[] = {
-        {"", true}, {"K", false}, {"P", false}, {"centroids", true}, {"rows", true}, {"agreement", false}, {"top-1", false}, {"top-10", false},
-        {"mass", false}, {"KL", false}, {"head us", false}, {"p10", false}, {"p90", false}, {"x dense", false}, {"TTFT ms", false}, {"TPOT ms", false},
+        {"", true}, {"K", false}, {"P", false}, {"centroids", true}, {"rows", true}, {"agreement %", false}, {"top-1 %", false}, {"top-10 %", false},
+        {"mass %", false}, {"KL", false}, {"head us", false}, {"p10", false}, {"p90", false}, {"x dense", false}, {"TTFT ms", false}, {"TPOT ms", false},
         {"tokens/s", false}, {"x dense model", false}, {"head MB", false}, {"token MB", false}, {"MFLOP", false}, {"peak MiB", false},
     };
     fh_page_table(page, all ? NULL : "Settings on the frontier, the fastest of their agreement", columns, sizeof columns / sizeof *columns);
-    for (size_t i = 0; i < s->n; i++) {
-        const fh_sweep_point *p = &s->points[i];
+    for (size_t i = 0; i < n; i++) {
+        const fh_sweep_point *p = points[i];
         if (!all && !p->frontier) continue;
         fh_tone tone = p->name ? FH_GOOD : FH_PLAIN;
         bool whole = p->flash.tpot > 0;
@@ -85,10 +99,10 @@ static void table(fh_page *page, const fh_sweep *s, bool all)
         fh_page_cell(page, FH_PLAIN, "%u", p->setting.probes);
         fh_page_cell(page, FH_PLAIN, "%s", fh_dtype_name(p->setting.centroids));
         fh_page_cell(page, FH_PLAIN, "%s", fh_dtype_name(p->setting.tokens));
-        fh_page_cell(page, tone, "%.3f %%", 100 * p->quality.agreement);
-        fh_page_cell(page, FH_PLAIN, "%.3f %%", 100 * p->quality.top1);
-        fh_page_cell(page, FH_PLAIN, "%.2f %%", 100 * p->quality.top10);
-        fh_page_cell(page, FH_PLAIN, "%.2f %%", 100 * p->quality.mass);
+        fh_page_cell(page, tone, "%.3f", 100 * p->quality.agreement);
+        fh_page_cell(page, FH_PLAIN, "%.3f", 100 * p->quality.top1);
+        fh_page_cell(page, FH_PLAIN, "%.2f", 100 * p->quality.top10);
+        fh_page_cell(page, FH_PLAIN, "%.2f", 100 * p->quality.mass);
         fh_page_cell(page, FH_PLAIN, "%.4f", p->quality.kl);
         fh_page_cell(page, tone, "%.1f", 1e6 * p->head.median);
         fh_page_cell(page, FH_PLAIN, "%.1f", 1e6 * p->head.low);
@@ -114,40 +128,46 @@ fh_status fh_sweep_page(const fh_sweep *s, const char *path, fh_err *err)
 {
     family f[FH_PAGE_SERIES];
     size_t n = families(f, s), drawn = 0;
-    double *room = fh_malloc(fh_max(2 * s->n, 1) * sizeof *room);
+    room r = {fh_malloc(fh_max(2 * s->n, 1) * sizeof *r.numbers), fh_malloc(fh_max(s->n, 1) * sizeof *r.labels)};
+    const fh_sweep_point **order = fh_malloc(fh_max(s->n, 1) * sizeof *order);
     char *title = fh_sprintf("Sweep of %s", s->name);
     fh_page *p = title ? fh_page_new(title, "FlashHead at many settings: clusters K, probes P, encodings. Quality against the dense head on text that no "
                                             "earlier stage saw; "
                                             "time of one token's head with cold caches.") : NULL;
     fh_status rc = FH_OK;
-    if (!room || !p) {
+    if (!r.numbers || !r.labels || !order || !p) {
         rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", path);
         fh_page_free(p);
         goto out;
     }
     for (size_t i = 0; i < n; i++) drawn += f[i].n;
-    const fh_axis time = {.name = "head, microseconds", .log = 2}, read = {.name = "bytes a token", .log = 2}, p_axis = {.name = "P", .log = 2};
+    for (size_t i = 0; i < s->n; i++) order[i] = &s->points[i];
+    const fh_axis time = {.name = "head, microseconds", .log = 2}, read = {.name = "kilobytes of head a token", .log = 2}, p_axis = {.name = "P", .log = 2};
     const fh_axis share = {.name = "agreement", .percent = true}, covered = {.name = "covered mass", .percent = true};
     const fh_axis missed = {.name = "share missed", .log = 10};
     const fh_axis ms = {.name = "milliseconds a token"};
     summary(p, s);
     fh_page_section(p, "Curves");
     if (drawn < s->n) fh_page_text(p, "Drawn are the first %d heads of the sweep; the table has all.", FH_PAGE_SERIES);
-    plot(p, s, f, n, "Agreement by time", time, microseconds, share, agreement, room);
-    plot(p, s, f, n, "Best token not among the candidates, by P", p_axis, probes, missed, misses, room);
-    plot(p, s, f, n, "Agreement by bytes read", read, bytes, share, agreement, room);
-    plot(p, s, f, n, "Covered mass by time", time, microseconds, covered, mass, room);
-    if (s->n && s->points[0].flash.tpot > 0) plot(p, s, f, n, "Whole model: time of a token by P", p_axis, probes, ms, token_ms, room);
+    plot(p, f, n, "Agreement by time", time, microseconds, share, agreement, &r);
+    plot(p, f, n, "Best token not among the candidates, by P", p_axis, probes, missed, misses, &r);
+    plot(p, f, n, "Agreement by bytes read", read, kilobytes, share, agreement, &r);
+    plot(p, f, n, "Covered mass by time", time, microseconds, covered, mass, &r);
+    if (s->n && s->points[0].flash.tpot > 0) plot(p, f, n, "Whole model: time of a token by P", p_axis, probes, ms, token_ms, &r);
     fh_page_section(p, "The frontier");
     fh_page_text(p, "High accuracy, balanced and fast are the fastest settings that agree with the dense head on %.1f, %.0f and %.0f %% of positions "
                     "(or the most accurate where none does).",
                  100 * FH_SWEEP_ACCURATE, 100 * FH_SWEEP_BALANCED, 100 * FH_SWEEP_FAST);
-    table(p, s, false);
+    qsort(order, s->n, sizeof *order, by_time);
+    table(p, order, s->n, false);
+    for (size_t i = 0; i < s->n; i++) order[i] = &s->points[i];
     fh_page_section(p, "All settings");
-    table(p, s, true);
+    table(p, order, s->n, true);
     rc = fh_page_write(p, path, err);
 out:
     fh_free(title);
-    fh_free(room);
+    fh_free(r.numbers);
+    fh_free(r.labels);
+    fh_free(order);
     return rc;
 }
