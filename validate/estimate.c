@@ -30,7 +30,8 @@ static void build_costs(fh_estimate *e, size_t text)
     enum { PASSES = 8, CHOICES = 4 };
     const fh_shape *s = &e->shape;
     double n = (double)text, a = n / 2, c = 0.15 * n, v = s->vocab, d = s->hidden, threads = fmax(e->threads, 1);
-    double flops = e->peak.gemm.gigabytes_per_second * 1e9, dense = 2 * v * d, routed = 2.0 * e->setting.k * d, body = e->sums[FH_WHOLE_BODY].flops - e->costs[FH_COST_ATTENTION].flops;
+    double flops = e->peak.gemm.gigabytes_per_second * 1e9, dense = 2 * v * d, routed = 2.0 * e->setting.k * d;
+    double body = e->sums[FH_WHOLE_BODY].flops - e->costs[FH_COST_ATTENTION].flops;
     e->build_seconds[0] = n * (around * (body + dense) / flops + 2 * v * exponential / threads); /* once for the sum, once to draw */
     e->build_seconds[1] = cluster * v * d * 2 / threads;
     e->build_seconds[2] = a * (around * (dense + PASSES * 2 * routed) / flops + v * exponential / threads);
