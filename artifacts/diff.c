@@ -1,5 +1,5 @@
 /* artifacts/diff.c: what moved between two artifacts, as meaning: settings, promise, clusters, tokens that changed home, and who suffers from it. */
-#include "artifacts/release_private.h"
+#include "artifacts/diff.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -316,7 +316,7 @@ out:
     return rc;
 }
 
-fh_status fh_artifact_diff(const char *name_a, const char *name_b, size_t top, const fh_job *job, fh_json **report, fh_err *err)
+fh_status fh_artifact_diff(const char *name_a, const char *name_b, const char *states, size_t top, const fh_job *job, fh_json **report, fh_err *err)
 {
     side a = {.name = name_a}, b = {.name = name_b};
     fh_json *r = NULL;
@@ -330,7 +330,12 @@ fh_status fh_artifact_diff(const char *name_a, const char *name_b, size_t top, c
     fh_json_add_bool(r, "same", !strcmp(fh_fhead_digest(a.file), fh_fhead_digest(b.file)));
     fh_json_add_bool(r, "same_model", same_model);
     add_settings(r, &a, &b);
+    if (states && !same_model) {
+        rc = fh_fail(err, FH_ECHECK, "--hidden: %s and %s are heads of different models: states are of one", name_a, name_b);
+        goto out;
+    }
     if (same_shape) rc = add_moves(r, &a, &b, top, job, err);
+    if (rc == FH_OK && states) rc = fh_diff_states(r, a.path, b.path, states, top, b.tokenizer ? b.tokenizer : a.tokenizer, job, err);
     if (!same_model)
         fh_job_say(job, FH_WARN, "%s and %s are heads of different models%s", name_a, name_b,
                    same_shape ? "" : ", of different size: their clusters are not compared");

@@ -91,7 +91,8 @@ fh_status fh_rebuild(const fh_rebuild_params *p, const fh_job *job, fh_json **re
 
 /* ---- diff ---------------------------------------------------------------------------------------------------------- */
 
-/* What moved between two artifacts (or releases), as meaning; `top`: how many of the worst-affected tokens are listed. */
-fh_status fh_artifact_diff(const char *a, const char *b, size_t top, const fh_job *job, fh_json **report, fh_err *err);
+/* What moved between two artifacts (or releases), as meaning; `top`: how many of the worst-affected tokens are listed.  states (NULL: none): a file of states of
+ * their model, on which both are measured against the dense head (FH_ECHECK: different models, or no exact rows). */
+fh_status fh_artifact_diff(const char *a, const char *b, const char *states, size_t top, const fh_job *job, fh_json **report, fh_err *err);
 
 #endif

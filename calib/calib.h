@@ -65,6 +65,8 @@ fh_status fh_states_split(fh_states *s, uint64_t seed, fh_err *err);
 fh_status fh_states_save(const fh_states *s, const char *path, const fh_json *metadata, fh_err *err);
 fh_status fh_states_load(fh_states *out, const char *path, fh_err *err);
 void fh_states_free(fh_states *s);
+/* States [n, D] of a safetensors file with `hidden` [N, D] or [B, T, D]; width checked.  *data is in the file's map. */
+fh_status fh_read_states(fh_tensors **file, const float **data, float **owned, size_t *n, const char *path, size_t width, fh_err *err);
 
 /* ---- measuring ------------------------------------------------------------------------------------------- */
 

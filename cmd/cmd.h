@@ -87,7 +87,5 @@ fh_status fh_finish_hiding(fh_json *report, const fh_common *c, const char *hide
 
 /* The work directory named by -C, locked. */
 fh_status fh_open_work(fh_stage_env *e, const fh_common *c, bool create, const fh_job *job, fh_err *err);
-/* States [n, D] of a safetensors file with `hidden` [N, D] or [B, T, D]; width checked.  *data is in the file's map. */
-fh_status fh_read_states(fh_tensors **file, const float **data, float **owned, size_t *n, const char *path, size_t width, fh_err *err);
 
 #endif

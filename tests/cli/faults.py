@@ -48,7 +48,7 @@ COMMANDS = [
     ["fetch", "registry", "n", "-o", "got"],
     ["verify", "registry/n/1"],
     ["rebuild", "registry/n/1/recipe.json", "--model", "tiny", "-C", "fresh", "-o", "out.fhead"],
-    ["diff", "model.fhead", "registry/n/1"],
+    ["diff", "model.fhead", "registry/n/1", "--hidden", "some.safetensors"],
     ["build", "big", "--for", "vllm", "-C", "fresh", "-o", "out.fhead", *PROMISE],
     ["export", "--format", "vllm", "plugin.fhead", "--model", "big", "-o", "out"],
     ["export", "--format", "vllm", "plugin.fhead", "--model", "big", "-o", "out", "--link", "sym"],

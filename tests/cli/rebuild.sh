@@ -79,8 +79,27 @@ assert lost == sorted(lost, reverse=True), lost
 EOF
 ok fh diff model.fhead weighted.fhead --json
 python3 -c 'import json; d = json.load(open("out.txt")); assert len(d["hot_added"]) == 3 and not d["hot_removed"] and d["tokens"]["moved"] == 0, d'
+# on states: what query measures of each
+ok fh diff model.fhead mean.fhead --hidden work/states.safetensors --json; mv out.txt states.json
+fh query model.fhead --hidden work/states.safetensors --curve "$(fh inspect model.fhead --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["probes"])')" --json > a.json
+fh query mean.fhead --hidden work/states.safetensors --curve "$(fh inspect mean.fhead --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["probes"])')" --json > b.json
+python3 - << 'EOF'
+import json
+d = json.load(open("states.json"))
+for side in "ab":
+    point = json.load(open(side + ".json"))["curve"][0]
+    rows = {r["what"]: r[side] for r in d["on_states"]}
+    for what, key in (("containment", "top1"), ("agreement", "agreement"), ("mass", "mass"), ("kl", "kl")):
+        assert abs(rows[what] - point[key]) <= 1e-9 * max(1, abs(point[key])), (side, what, rows, point)
+n, rows = d["positions"]["all"], {r["what"]: r for r in d["on_states"]}
+assert round((rows["containment"]["b"] - rows["containment"]["a"]) * n) == d["positions"]["gained"] - d["positions"]["lost"], d["positions"]
+worst = [w["missed_b"] - w["missed_a"] for w in d["worst_on_states"]]
+assert worst == sorted(worst, reverse=True) and all(x > 0 for x in worst) and sum(worst) <= d["positions"]["lost"], d["worst_on_states"]
+EOF
+fails 3 'neither .* has the dense head' fh diff alone.fhead alone.fhead --hidden work/states.safetensors
 fh build other -q -C w-other -o other.fhead --tokens 6000 --target-containment 0.9 > /dev/null
 ok fh diff model.fhead other.fhead; grep -q 'heads of different models' err.txt && grep -q '^same_model  *no' out.txt
+fails 3 'heads of different models' fh diff model.fhead other.fhead --hidden work/states.safetensors
 tiny wide --vocab 320; fh build wide -q -C w-wide -o wide.fhead --tokens 6000 --target-containment 0.9 > /dev/null
 ok fh diff model.fhead wide.fhead; grep -q 'of different size' err.txt
 fails 1 'no.fhead' fh diff model.fhead no.fhead

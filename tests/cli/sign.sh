@@ -28,6 +28,37 @@ fails 1 'a.key.pub: ' fh sign file.txt --key a.key.pub --password-file good.txt
 chmod 644 b.key; fh sign file.txt --key b.key > /dev/null 2> err.txt; grep -q 'warning: b.key: others than its owner can read' err.txt || die "$(cat err.txt)"
 chmod 600 b.key
 
+# and from the terminal, which does not show it; a new one twice
+python3 - "$FHTOOL" << 'EOF'
+import os, pty, sys
+def talk(words, *answers):
+    """Run a command on a terminal of its own, type an answer whenever it asks; what the terminal showed, and the exit status."""
+    pid, tty = pty.fork()
+    if pid == 0:
+        os.environ.pop("FHTOOL_PASSWORD", None)
+        os.execv(sys.argv[1], [sys.argv[1], *words])
+    shown, answers = b"", list(answers)
+    while True:
+        try:
+            data = os.read(tty, 4096)
+        except OSError:
+            data = b""
+        if not data:
+            return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        shown += data
+        if answers and shown.endswith((b"password: ", b"again: ")):
+            os.write(tty, answers.pop(0).encode() + b"\n")
+shown, status = talk(["keygen", "-o", "t.key", "--cost", "interactive"], "hush hush", "hush hush")
+assert status == 0 and "hush" not in shown and "the same again" in shown, (status, shown)
+shown, status = talk(["keygen", "-o", "u.key", "--cost", "interactive"], "one", "two")
+assert status == 2 and "differ" in shown and not os.path.exists("u.key"), (status, shown)
+shown, status = talk(["sign", "file.txt", "--key", "t.key"], "hush hush")
+assert status == 0 and "hush" not in shown, (status, shown)
+shown, status = talk(["sign", "file.txt", "--key", "t.key"], "hush")
+assert status == 3 and "not its password" in shown, (status, shown)
+EOF
+ok fh verify file.txt --pubkey t.key.pub
+
 # A file, its comment, its key
 ok fh sign file.txt --key b.key --comment 'what it is'
 ok fh verify file.txt --pubkey b.key.pub; grep -q '^comment  *what it is$' out.txt
