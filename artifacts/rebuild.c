@@ -209,7 +209,8 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
         .containment_k = (uint32_t)whole(how, "containment_k"),
         .hot = hot,
         .rerank = rerank,
-        .max_cost = number(how, "max_cost", 0.5)};
+        .max_cost = number(how, "max_cost", 0.5),
+        .vllm = is(how, "runtime", "vllm")};
     return fh_stage_build(&r->e, &b, report, err);
 }
 

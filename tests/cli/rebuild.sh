@@ -41,6 +41,11 @@ fails 2 "the recipe's text is 'words.txt'" fh rebuild reg/text/1/recipe.json --m
 ok fh rebuild reg/text/1/recipe.json --model tiny -C rw-words --from text --text words.txt
 same text.fhead rw-words/rebuilt.fhead
 
+# one whose promise is about the vLLM plugin
+tiny wide --vocab 320
+ok fh build wide --for vllm -q -C w-plugin -o plugin.fhead --tokens 6000 --target-containment 0.9; publish plugin.fhead plugin
+for from in assignment text; do ok fh rebuild reg/plugin/1/recipe.json --model wide -C "rw-plugin-$from" --from $from; done
+
 # Another base model, another revision, another carried file, other recipes
 tiny other --seed 2
 fails 3 'it is another model' fh rebuild reg/tiny/1/recipe.json --model other -C rw-other
@@ -100,7 +105,7 @@ fails 3 'neither .* has the dense head' fh diff alone.fhead alone.fhead --hidden
 fh build other -q -C w-other -o other.fhead --tokens 6000 --target-containment 0.9 > /dev/null
 ok fh diff model.fhead other.fhead; grep -q 'heads of different models' err.txt && grep -q '^same_model  *no' out.txt
 fails 3 'heads of different models' fh diff model.fhead other.fhead --hidden work/states.safetensors
-tiny wide --vocab 320; fh build wide -q -C w-wide -o wide.fhead --tokens 6000 --target-containment 0.9 > /dev/null
+fh build wide -q -C w-wide -o wide.fhead --tokens 6000 --target-containment 0.9 > /dev/null
 ok fh diff model.fhead wide.fhead; grep -q 'of different size' err.txt
 fails 1 'no.fhead' fh diff model.fhead no.fhead
 fails 2 'A B is missing' fh diff model.fhead
