@@ -4,14 +4,7 @@
  * exactly this release, and the next one goes on in it.  A flock on that directory says that somebody is at work there.
  */
 #include "artifacts/release_private.h"
-#include "base/fault.h"
-#include "base/sysio.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 /* ---- what there is ------------------------------------------------------------------------------------------------------ */
@@ -68,56 +61,24 @@ static fh_status find_release(const fh_index_entry **out, char **name, const fh_
     return fh_fail(err, FH_ENOTFOUND, "%s: has no release %s (fhtool list shows what there is)", registry, *name);
 }
 
-/* ---- the directory it grows in --------------------------------------------------------------------------------------------- */
+/* ---- its files --------------------------------------------------------------------------------------------------------------- */
 
-typedef struct part { char *final, *dir; int fd; } part;
+typedef struct fetching {
+    fh_source *s;
+    const fh_index_entry *entry;
+    fh_outdir *grows;
+    const char *dir;       /* that it grows in */
+    fh_release release;
+    const fh_job *job;
+} fetching;
 
-static void part_close(part *p)
+static fh_status write_in(const fetching *f, const char *name, const char *text, size_t len, fh_err *err)
 {
-    if (p->fd >= 0) close(p->fd);
-    if (p->dir) rmdir(p->dir); /* only where nothing is in it: then there is nothing to go on with */
-    fh_free(p->final);
-    fh_free(p->dir);
-}
-
-static fh_status part_open(part *p, const char *output, const fh_index_entry *e, fh_err *err)
-{
-    size_t n = output ? strlen(output) : 0;
-    while (n > 1 && output[n - 1] == '/') n--;
-    p->final = output ? fh_strndup(output, n) : fh_sprintf("%s-%s", e->name, e->version);
-    char *parent = p->final ? fh_path_dir(p->final) : NULL, *name = NULL;
-    fh_status rc = FH_OK;
-    if (!parent) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    const char *slash = strrchr(p->final, '/'), *base = slash ? slash + 1 : p->final;
-    if (!*base || !strcmp(base, ".") || !strcmp(base, "..")) { rc = fh_fail(err, FH_EUSAGE, "-o: '%s' is no name for a new directory", p->final); goto out; }
-    name = fh_sprintf(".%.*s.%.12s.part", (int)fh_min(strlen(base), 200), base, e->release_sha256);
-    if (!name || !(p->dir = fh_path_join(parent, name))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if (!fh_file_exists(parent)) {
-        rc = fh_fail(err, FH_ENOTFOUND, "%s: cannot create: the directory %s does not exist: make it first", p->final, parent);
-        goto out;
-    }
-    if ((rc = fh_mkdirs(p->dir, err)) < 0) goto out;
-    p->fd = fh_sys_open(p->dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
-    if (p->fd < 0) rc = fh_fail_errno(err, p->dir, "open", errno);
-    else if (flock(p->fd, LOCK_EX | LOCK_NB)) rc = fh_fail(err, FH_EBUSY, "%s: is being fetched by somebody else: wait until that is done", p->final);
-    else fh_out_sweep(p->dir);
-out:
-    fh_free(parent);
-    fh_free(name);
-    return rc;
-}
-
-static fh_status write_in(const part *p, const char *name, const char *text, size_t len, fh_err *err)
-{
-    char *path = fh_path_join(p->dir, name);
-    fh_status rc = path ? fh_file_write(path, text, len, FH_OWNER_READS, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", p->dir);
+    char *path = fh_path_join(f->dir, name);
+    fh_status rc = path ? fh_file_write(path, text, len, FH_OWNER_READS, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", f->dir);
     fh_free(path);
     return rc;
 }
-
-/* ---- its files --------------------------------------------------------------------------------------------------------------- */
-
-typedef struct fetching { fh_source *s; const fh_index_entry *entry; part part; fh_release release; const fh_job *job; } fetching;
 
 static fh_status in_registry(char **out, const fetching *f, const char *path, fh_err *err)
 {
@@ -169,7 +130,7 @@ static fh_status fetch_release(fetching *f, fh_err *err)
                      e->version);
         goto out;
     }
-    if ((rc = write_in(&f->part, FH_RELEASE_JSON, text, len, err)) == FH_OK) rc = write_in(&f->part, FH_RELEASE_SUMS, sums, sums_len, err);
+    if ((rc = write_in(f, FH_RELEASE_JSON, text, len, err)) == FH_OK) rc = write_in(f, FH_RELEASE_SUMS, sums, sums_len, err);
 out:
     fh_free(text);
     fh_free(sums);
@@ -178,10 +139,14 @@ out:
 }
 
 /* Of a release that is refused nothing stays. */
-static void take_back(const part *p)
+static void take_back(const fetching *f)
 {
     static const char *const names[] = {FH_RELEASE_JSON, FH_RELEASE_SUMS, FH_RELEASE_SIGNATURE};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) (void)unlinkat(p->fd, names[i], 0);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = fh_path_join(f->dir, names[i]);
+        if (path) unlink(path);
+        fh_free(path);
+    }
 }
 
 /* Before anything large is fetched. */
@@ -195,8 +160,8 @@ static fh_status fetch_signature(fetching *f, const fh_pubkey *key, fh_err *err)
                  : FH_OK;
         goto out;
     }
-    if (rc < 0 || (rc = write_in(&f->part, FH_RELEASE_SIGNATURE, text, len, err)) < 0 || !key) goto out;
-    signature = fh_path_join(f->part.dir, FH_RELEASE_SIGNATURE), sums = fh_path_join(f->part.dir, FH_RELEASE_SUMS);
+    if (rc < 0 || (rc = write_in(f, FH_RELEASE_SIGNATURE, text, len, err)) < 0 || !key) goto out;
+    signature = fh_path_join(f->dir, FH_RELEASE_SIGNATURE), sums = fh_path_join(f->dir, FH_RELEASE_SUMS);
     if (!signature || !sums || !(want = fh_release_comment(f->entry->name, f->entry->version, f->entry->digest))) {
         rc = fh_fail(err, FH_ENOMEM, "out of memory");
         goto out;
@@ -204,7 +169,7 @@ static fh_status fetch_signature(fetching *f, const fh_pubkey *key, fh_err *err)
     if ((rc = fh_sign_check(key, sums, signature, &comment, f->job, err)) < 0) goto out;
     if (strcmp(comment, want)) rc = fh_fail(err, FH_ECHECK, "%s: what was signed is '%.300s', not '%s': refused", fh_source_name(f->s), comment, want);
 out:
-    if (rc == FH_ECHECK) take_back(&f->part);
+    if (rc == FH_ECHECK) take_back(f);
     fh_free(text);
     fh_free(signature);
     fh_free(sums);
@@ -219,7 +184,7 @@ static bool link_equal(const fetching *f, size_t i, const char *to)
     const fh_release_file *want = &f->release.files[i];
     for (size_t k = 0; k < i; k++) {
         if (f->release.files[k].bytes != want->bytes || strcmp(f->release.files[k].sha256, want->sha256)) continue;
-        char *from = fh_path_join(f->part.dir, f->release.files[k].path);
+        char *from = fh_path_join(f->dir, f->release.files[k].path);
         bool done = from && !link(from, to);
         fh_free(from);
         if (done) return true;
@@ -231,7 +196,7 @@ static fh_status fetch_files(fetching *f, fh_err *err)
 {
     for (size_t i = 0; i < f->release.n; i++) {
         const fh_release_file *want = &f->release.files[i];
-        char *to = fh_path_join(f->part.dir, want->path), *parent = to ? fh_path_dir(to) : NULL, *from = NULL;
+        char *to = fh_path_join(f->dir, want->path), *parent = to ? fh_strndup(to, (size_t)(strrchr(to, '/') - to)) : NULL, *from = NULL;
         fh_status rc = parent ? fh_mkdirs(parent, err) : fh_fail(err, FH_ENOMEM, "out of memory");
         if (rc == FH_OK && (rc = in_registry(&from, f, want->path, err)) == FH_OK && (fh_file_exists(to) || !link_equal(f, i, to)))
             rc = fh_source_file(f->s, from, to, want, err);
@@ -243,63 +208,63 @@ static fh_status fetch_files(fetching *f, fh_err *err)
     return FH_OK;
 }
 
-static fh_status put_in_place(part *p, fh_err *err)
-{
-    bool fault = fh_fault_hit(FH_FAULT_WRITE);
-    if (fault) errno = EIO;
-    (void)!fsync(p->fd);
-    if (!fault && !rename(p->dir, p->final)) return FH_OK; /* a directory never replaces one that holds something */
-    if (!fault && (errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR))
-        return fh_fail(err, FH_EFAIL, "%s: appeared while it was fetched: choose another name", p->final);
-    return fh_fail_errno(err, p->final, "put it in place", errno);
-}
-
 /* ---- all of it --------------------------------------------------------------------------------------------------------------- */
 
 /* What stands under the final name already: the same release, checked, or something that is left alone. */
-static fh_status judge_there(fetching *f, const fh_pubkey *key, fh_json **report, fh_err *err)
+static fh_status judge_there(const fetching *f, const char *final, const fh_pubkey *key, fh_json **report, fh_err *err)
 {
-    char *json = fh_path_join(f->part.final, FH_RELEASE_JSON), hex[65] = "";
+    char *json = fh_path_join(final, FH_RELEASE_JSON), hex[65] = "";
     fh_status rc = json ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc == FH_OK && fh_is_release(f->part.final)) rc = fh_file_sha256(hex, NULL, json, f->job, err);
+    if (rc == FH_OK && fh_is_release(final)) rc = fh_file_sha256(hex, NULL, json, f->job, err);
     if (rc == FH_OK && strcmp(hex, f->entry->release_sha256))
-        rc = fh_fail(err, FH_EFAIL, "%s: is there already and is not %s@%s: remove it or choose another name (-o)", f->part.final, f->entry->name,
-                     f->entry->version);
-    if (rc == FH_OK) rc = fh_release_verify(f->part.final, key, f->job, report, err);
+        rc = fh_fail(err, FH_EFAIL, "%s: is there already and is not %s@%s: remove it or choose another name (-o)", final, f->entry->name, f->entry->version);
+    if (rc == FH_OK) rc = fh_release_verify(final, key, f->job, report, err);
     fh_free(json);
     return rc;
+}
+
+static fh_status fetch_into(fetching *f, const char *final, const fh_pubkey *signer, fh_json **report, fh_err *err)
+{
+    char key[13];
+    memcpy(key, f->entry->release_sha256, 12), key[12] = 0;
+    fh_status rc = fh_outdir_resume(&f->grows, final, key, err);
+    if (rc < 0) return rc;
+    f->dir = fh_outdir_path(f->grows);
+    if ((rc = fetch_release(f, err)) < 0 || (rc = fetch_signature(f, signer, err)) < 0 || (rc = fetch_files(f, err)) < 0 ||
+        (rc = fh_release_verify(f->dir, signer, f->job, report, err)) < 0) {
+        fh_outdir_abandon(f->grows);
+        return rc;
+    }
+    return fh_outdir_commit(f->grows, 0, err);
 }
 
 fh_status fh_fetch(const fh_fetch_params *p, const fh_job *job, fh_json **report, fh_err *err)
 {
     double began = fh_now();
     fh_index index = {0};
-    fetching f = {.part = {.fd = -1}, .job = job};
-    char *name = NULL;
-    bool there = false;
+    fetching f = {.job = job};
+    char *name = NULL, *final = NULL;
     *report = NULL;
     fh_status rc = fh_source_connect(&f.s, &p->from, job, err);
     if (rc < 0 || (rc = read_index(&index, f.s, err)) < 0 || (rc = find_release(&f.entry, &name, &index, p->what, p->from.registry, err)) < 0) goto out;
-    if (!p->key) fh_release_say_unsigned(p->what, job);
-    if ((rc = part_open(&f.part, p->output, f.entry, err)) < 0) goto out;
-    if ((there = fh_file_exists(f.part.final))) {
-        rc = judge_there(&f, p->key, report, err);
-        goto done;
+    if (!(final = p->output ? fh_strdup(p->output) : fh_sprintf("%s-%s", f.entry->name, f.entry->version))) {
+        rc = fh_fail(err, FH_ENOMEM, "out of memory");
+        goto out;
     }
-    if ((rc = fetch_release(&f, err)) < 0 || (rc = fetch_signature(&f, p->key, err)) < 0 || (rc = fetch_files(&f, err)) < 0) goto out;
-    if ((rc = fh_release_verify(f.part.dir, p->key, job, report, err)) < 0 || (rc = put_in_place(&f.part, err)) < 0) goto out;
-done:
+    if (!p->key) fh_release_say_unsigned(p->what, job);
+    bool there = fh_file_exists(final);
+    rc = there ? judge_there(&f, final, p->key, report, err) : fetch_into(&f, final, p->key, report, err);
     if (*report) {
-        fh_json_add_string(*report, "dir", f.part.final);
+        fh_json_add_string(*report, "dir", final);
         fh_json_add_bool(*report, "there_already", there);
         fh_json_add_double(*report, "seconds", fh_now() - began);
     }
 out:
     fh_job_progress(job, "fetch", 1, 1, "bytes");
-    part_close(&f.part);
     fh_release_free(&f.release);
     fh_index_free(&index);
     fh_source_close(f.s);
     fh_free(name);
+    fh_free(final);
     return rc;
 }

@@ -1,14 +1,8 @@
 /* artifacts/source.c: the files of a registry, wherever it is: a directory, or a web server.  Digests are checked as bytes come. */
 #include "artifacts/release_private.h"
-#include "base/fault.h"
-#include "base/sysio.h"
 
 #include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
-#include <string.h>
-#include <unistd.h>
 
 struct fh_source {
     char *base;        /* a path, or a URL without '/' at its end */
@@ -105,62 +99,9 @@ fh_status fh_source_text(fh_source *s, const char *path, size_t limit, char **te
 
 /* ---- large files -------------------------------------------------------------------------------------------------------- */
 
-typedef struct target { int fd; const char *path; uint64_t at; fh_sha256 sha; } target;
+static fh_status take_file(void *ctx, uint64_t offset, const void *data, size_t n, fh_err *err) { return fh_partial_write(ctx, offset, data, n, err); }
 
-static fh_status restart(target *t, fh_err *err)
-{
-    if (ftruncate(t->fd, 0) || lseek(t->fd, 0, SEEK_SET) < 0) return fh_fail_errno(err, t->path, "write", errno);
-    t->at = 0;
-    fh_sha256_init(&t->sha);
-    return FH_OK;
-}
-
-static fh_status take_file(void *ctx, uint64_t offset, const void *data, size_t n, fh_err *err)
-{
-    target *t = ctx;
-    fh_status rc;
-    if (offset != t->at && (rc = restart(t, err)) < 0) return rc;
-    for (size_t done = 0; done < n;) {
-        bool fault = fh_fault_hit(FH_FAULT_WRITE);
-        if (fault) errno = ENOSPC;
-        ssize_t put = fault ? -1 : write(t->fd, (const char *)data + done, n - done);
-        if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return fh_fail_errno(err, t->path, "write", errno);
-        done += (size_t)put;
-    }
-    fh_sha256_update(&t->sha, data, n);
-    t->at += n;
-    return FH_OK;
-}
-
-/* What an earlier run left: its digest goes on from there. */
-static fh_status read_again(target *t, uint64_t bytes, const fh_job *job, fh_err *err)
-{
-    uint8_t piece[64 << 10];
-    fh_sha256_init(&t->sha);
-    for (t->at = 0; t->at < bytes;) {
-        ssize_t got = read(t->fd, piece, sizeof piece);
-        if (fh_job_stopped(job)) return fh_fail(err, FH_EINTERRUPTED, "%s: interrupted", t->path);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return fh_fail_errno(err, t->path, "read", errno);
-        if (!got) break;
-        fh_sha256_update(&t->sha, piece, (size_t)got);
-        t->at += (uint64_t)got;
-    }
-    return FH_OK;
-}
-
-static bool has_digest(const target *t, const char *want)
-{
-    fh_sha256 sha = t->sha;
-    uint8_t digest[32];
-    char hex[65];
-    fh_sha256_final(&sha, digest);
-    fh_sha256_hex(hex, digest);
-    return !strcmp(hex, want);
-}
-
-static fh_status copy_file(target *t, const char *from, const fh_release_file *want, const fh_job *job, fh_err *err)
+static fh_status copy_file(fh_partial *to, const char *from, const fh_release_file *want, const fh_job *job, fh_err *err)
 {
     enum { PIECE = 1 << 20 };
     fh_map map = {0};
@@ -169,44 +110,38 @@ static fh_status copy_file(target *t, const char *from, const fh_release_file *w
     if (map.size != want->bytes)
         rc = fh_fail(err, FH_EFORMAT, "%s: has %zu bytes where release.json says %llu: the registry is damaged, or being written", from, map.size,
                      (unsigned long long)want->bytes);
-    for (uint64_t at = t->at; rc == FH_OK && at < want->bytes; at = t->at) {
-        if (fh_job_stopped(job)) rc = fh_fail(err, FH_EINTERRUPTED, "%s: interrupted; the same command goes on from there", t->path);
-        else rc = take_file(t, at, map.data + at, fh_min(PIECE, map.size - (size_t)at), err);
+    for (uint64_t at; rc == FH_OK && (at = fh_partial_bytes(to)) < want->bytes;) {
+        if (fh_job_stopped(job)) rc = fh_fail(err, FH_EINTERRUPTED, "%s: interrupted; the same command goes on from there", from);
+        else rc = fh_partial_write(to, at, map.data + at, fh_min(PIECE, map.size - (size_t)at), err);
         fh_job_progress(job, "fetch", (double)at, (double)want->bytes + 1, "bytes");
     }
     fh_map_close(&map);
     return rc;
 }
 
+static fh_status fill(fh_source *s, fh_partial *p, const char *from, const fh_release_file *want, fh_err *err)
+{
+    for (int tries = 0;; tries++) { /* a second one where what was left here was of something else */
+        uint64_t had = fh_partial_bytes(p);
+        fh_http_sink sink = {.take = take_file, .ctx = p, .have = had, .expect = want->bytes, .limit = want->bytes};
+        fh_status rc = had == want->bytes && had ? FH_OK : s->http ? fh_http_get(s->http, from, &sink, err) : copy_file(p, from, want, s->job, err);
+        if (rc < 0 || fh_partial_is(p, want->sha256)) return rc;
+        if ((rc = fh_partial_restart(p, err)) < 0) return rc;
+        if (!had || tries)
+            return fh_fail(err, FH_ECHECK, "%s: its %llu bytes are not those of the release (SHA-256 is not %.12s...): refused", from,
+                           (unsigned long long)want->bytes, want->sha256);
+    }
+}
+
 fh_status fh_source_file(fh_source *s, const char *path, const char *to, const fh_release_file *want, fh_err *err)
 {
     char *from = fh_path_join(s->base, path);
-    struct stat st;
-    target t = {.fd = -1, .path = to};
-    fh_status rc = from ? FH_OK : fh_fail(err, FH_ENOMEM, "%s: out of memory", s->base);
-    if (rc < 0) return rc;
-    t.fd = fh_sys_open(to, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0666);
-    if (t.fd < 0 || fstat(t.fd, &st)) { rc = fh_fail_errno(err, to, "write", errno); goto out; }
-    if (!S_ISREG(st.st_mode)) { rc = fh_fail(err, FH_EIO, "%s: is %s where a file should be: remove it", to, fh_file_kind(st.st_mode)); goto out; }
-    if ((st.st_mode & 0600) != 0600) (void)!fchmod(t.fd, (st.st_mode & 07777) | 0600); /* under any umask the next run has to go on */
-    uint64_t left = (uint64_t)st.st_size;
-    rc = left > want->bytes ? restart(&t, err) : read_again(&t, left, s->job, err);
-    for (int tries = 0; rc == FH_OK; tries++) { /* a second one where what was left here was of something else */
-        bool went_on = t.at > 0;
-        fh_http_sink sink = {.take = take_file, .ctx = &t, .have = t.at, .expect = want->bytes, .limit = want->bytes};
-        if (t.at < want->bytes || !want->bytes) rc = s->http ? fh_http_get(s->http, from, &sink, err) : copy_file(&t, from, want, s->job, err);
-        if (rc < 0 || has_digest(&t, want->sha256)) break;
-        if (!went_on || tries) {
-            rc = fh_fail(err, FH_ECHECK, "%s: its %llu bytes are not those of the release (SHA-256 is not %.12s...): refused", from, (unsigned long long)t.at,
-                         want->sha256);
-            (void)!ftruncate(t.fd, 0);
-            break;
-        }
-        rc = restart(&t, err);
-    }
-    if (rc == FH_OK && (fh_fault_hit(FH_FAULT_WRITE) || fsync(t.fd))) rc = fh_fail_errno(err, to, "write", errno ? errno : EIO);
-out:
-    if (t.fd >= 0) close(t.fd);
+    fh_partial *p = NULL;
+    fh_err closing;
+    fh_status rc = from ? fh_partial_open(&p, to, want->bytes, s->job, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", s->base);
+    if (rc == FH_OK) rc = fill(s, p, from, want, err);
+    fh_status closed = fh_partial_close(p, &closing);
+    if (rc == FH_OK && closed < 0) rc = fh_fail(err, closed, "%s", closing.text);
     fh_free(from);
     return rc;
 }

@@ -144,6 +144,21 @@ const char *fh_outdir_path(const fh_outdir *o); /* of the temporary; borrowed un
 fh_status fh_outdir_commit(fh_outdir *o, unsigned flags, fh_err *err); /* frees o whatever happens; on failure what was there is untouched */
 void fh_outdir_abandon(fh_outdir *o);            /* removes the temporary and frees; accepts NULL */
 
+/* The same for what is too long for one run: made as ".NAME.KEY.part", which an abandoned run leaves behind where something is in it, and the next one with this
+ * key goes on in.  The key says what it is of. */
+fh_status fh_outdir_resume(fh_outdir **out, const char *path, const char *key, fh_err *err);
+
+/* A file that grows over several runs, its SHA-256 with it.  What is there already is read again; where that is more than `most` bytes it begins anew. */
+typedef struct fh_partial fh_partial;
+struct fh_job;
+fh_status fh_partial_open(fh_partial **out, const char *path, uint64_t most, const struct fh_job *job, fh_err *err);
+/* Bytes that belong at `offset`: where the last ones ended, or 0 to begin anew. */
+fh_status fh_partial_write(fh_partial *p, uint64_t offset, const void *data, size_t n, fh_err *err);
+fh_status fh_partial_restart(fh_partial *p, fh_err *err);
+uint64_t fh_partial_bytes(const fh_partial *p);
+bool fh_partial_is(const fh_partial *p, const char *sha256); /* 64 hex digits */
+fh_status fh_partial_close(fh_partial *p, fh_err *err);      /* syncs, and frees whatever happens; accepts NULL */
+
 /* An advisory lock on a file, created where missing; FH_EBUSY names the process that holds it. */
 typedef struct fh_lock fh_lock;
 fh_status fh_lock_take(fh_lock **out, const char *path, fh_err *err);

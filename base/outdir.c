@@ -21,6 +21,7 @@ enum { PIECE = 4 << 20 }; /* bytes copied between two looks at whether to stop *
 struct fh_outdir {
     int fd; /* of the temporary, locked */
     char *path, *parent, *temp; /* path: without slashes at its end */
+    bool resumed;               /* the temporary is left behind for the next run */
 };
 
 static fh_status out_of_memory(fh_err *err, const char *path) { return fh_fail(err, FH_ENOMEM, "%s: out of memory", path); }
@@ -92,7 +93,8 @@ static void sweep(const char *parent, const char *base)
     if (d) closedir(d);
 }
 
-fh_status fh_outdir_open(fh_outdir **out, const char *path, unsigned flags, fh_err *err)
+/* key NULL: a temporary of this process. */
+static fh_status open_dir(fh_outdir **out, const char *path, const char *key, unsigned flags, fh_err *err)
 {
     fh_status rc;
     char *name = NULL;
@@ -100,7 +102,7 @@ fh_status fh_outdir_open(fh_outdir **out, const char *path, unsigned flags, fh_e
     if (!n) return fh_fail(err, FH_EUSAGE, "an empty path names no output directory");
     fh_outdir *o = fh_calloc(1, sizeof *o);
     if (!o) return out_of_memory(err, path);
-    o->fd = -1;
+    o->fd = -1, o->resumed = key;
     while (n > 1 && path[n - 1] == '/') n--;
     o->path = fh_strndup(path, n);
     o->parent = o->path ? fh_path_dir(o->path) : NULL;
@@ -109,7 +111,8 @@ fh_status fh_outdir_open(fh_outdir **out, const char *path, unsigned flags, fh_e
     if (!*base || !strcmp(base, ".") || !strcmp(base, "..")) { rc = fh_fail(err, FH_EUSAGE, "%s: is no name for a new directory: name one", path); goto out; }
     if ((rc = judge_place(o->path, flags, err)) < 0) goto out;
     if (!fh_file_exists(o->parent)) { rc = fh_fail(err, FH_ENOTFOUND, "%s: cannot create: the directory %s does not exist: make it first", path, o->parent); goto out; }
-    name = fh_sprintf(".%.*s.%ld.tmp", (int)fh_min(strlen(base), 200), base, (long)getpid());
+    int keep = (int)fh_min(strlen(base), 200);
+    name = key ? fh_sprintf(".%.*s.%s.part", keep, base, key) : fh_sprintf(".%.*s.%ld.tmp", keep, base, (long)getpid());
     o->temp = name ? fh_path_join(o->parent, name) : NULL;
     if (!o->temp) { rc = out_of_memory(err, path); goto out; }
     char *kept = fh_strndup(base, 200);
@@ -117,7 +120,7 @@ fh_status fh_outdir_open(fh_outdir **out, const char *path, unsigned flags, fh_e
     sweep(o->parent, kept); /* one of a process that had our number among them */
     fh_free(kept);
     errno = ENOSPC;
-    if (fh_fault_hit(FH_FAULT_WRITE) || mkdir(o->temp, 0777)) {
+    if (fh_fault_hit(FH_FAULT_WRITE) || (mkdir(o->temp, 0777) && !(key && errno == EEXIST))) {
         rc = errno == EEXIST ? fh_fail(err, FH_EBUSY, "%s: is being written by somebody else: wait until that is done", path) : fh_fail_errno(err, path, "create", errno);
         fh_free(o->temp), o->temp = NULL;
         goto out;
@@ -128,8 +131,10 @@ fh_status fh_outdir_open(fh_outdir **out, const char *path, unsigned flags, fh_e
     /* Between making and locking it another run that begins may have taken it for a leftover. */
     if (o->fd < 0 || flock(o->fd, LOCK_EX | LOCK_NB) || fstat(o->fd, &st) || stat(o->temp, &named) || st.st_ino != named.st_ino || st.st_dev != named.st_dev) {
         rc = fh_fail(err, FH_EBUSY, "%s: is being written by somebody else: wait until that is done", path);
+        if (key) fh_free(o->temp), o->temp = NULL; /* somebody's who is at work in it */
         goto out;
     }
+    if (key) fh_out_sweep(o->temp);
     *out = o, o = NULL;
     rc = FH_OK;
 out:
@@ -137,6 +142,9 @@ out:
     fh_outdir_abandon(o);
     return rc;
 }
+
+fh_status fh_outdir_open(fh_outdir **out, const char *path, unsigned flags, fh_err *err) { return open_dir(out, path, NULL, flags, err); }
+fh_status fh_outdir_resume(fh_outdir **out, const char *path, const char *key, fh_err *err) { return open_dir(out, path, key, 0, err); }
 
 const char *fh_outdir_path(const fh_outdir *o) { return o->temp; }
 
@@ -171,7 +179,8 @@ out:
 void fh_outdir_abandon(fh_outdir *o)
 {
     if (!o) return;
-    if (o->temp) remove_tree(o->temp);
+    if (o->temp && o->resumed) rmdir(o->temp); /* only where nothing is in it: then there is nothing to go on with */
+    else if (o->temp) remove_tree(o->temp);
     if (o->fd >= 0) close(o->fd);
     fh_free(o->path);
     fh_free(o->parent);

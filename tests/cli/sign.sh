@@ -15,7 +15,7 @@ rm b.key; fails 1 'b.key.pub: is there already' fh keygen -o b.key --no-password
 fh keygen -o b.key --no-password > /dev/null
 fails 2 'keygen: -o is missing' fh keygen
 fails 2 'the password is empty' env FHTOOL_PASSWORD= "$FHTOOL" keygen -o c.key; [ ! -e c.key ]
-fails 2 'no terminal' setsid "$FHTOOL" keygen -o c.key; [ ! -e c.key ]
+fails 2 'no terminal' setsid -w "$FHTOOL" keygen -o c.key; [ ! -e c.key ]
 
 # Passwords: from the environment, from a file; a wrong one is said to be
 echo secret > good.txt; echo wrong > bad.txt
@@ -23,7 +23,7 @@ echo text > file.txt
 ok fh sign file.txt --key a.key --password-file good.txt
 FHTOOL_PASSWORD=secret ok fh sign file.txt --key a.key
 fails 3 'a.key: this is not its password' fh sign file.txt --key a.key --password-file bad.txt
-fails 2 'no terminal' setsid "$FHTOOL" sign file.txt --key a.key
+fails 2 'no terminal' setsid -w "$FHTOOL" sign file.txt --key a.key
 fails 1 'a.key.pub: ' fh sign file.txt --key a.key.pub --password-file good.txt
 chmod 644 b.key; fh sign file.txt --key b.key > /dev/null 2> err.txt; grep -q 'warning: b.key: others than its owner can read' err.txt || die "$(cat err.txt)"
 chmod 600 b.key
