@@ -262,9 +262,92 @@ static void every_step_may_fail(void **state)
 }
 #endif
 
+/* ---- several runs ------------------------------------------------------------------------------------------- */
+
+static void what_an_abandoned_run_left_is_gone_on_with(void **state)
+{
+    (void)state;
+    fh_outdir *o, *second;
+    fh_err err = {0};
+    assert_int_equal(fh_outdir_resume(&o, at("long"), "key", &err), FH_OK);
+    expect_error(fh_outdir_resume(&second, at("long"), "key", &err), FH_EBUSY, &err, "somebody else");
+    fh_outdir_abandon(o);
+    assert_false(fh_file_exists(at(".long.key.part"))); /* nothing was in it */
+    assert_int_equal(fh_outdir_resume(&o, at("long"), "key", &err), FH_OK);
+    put(at(".long.key.part/first"), "one");
+    fh_outdir_abandon(o);
+    assert_int_equal(fh_outdir_resume(&o, at("long"), "key", &err), FH_OK);
+    expect_text(at(".long.key.part/first"), "one");
+    put(at(".long.key.part/second"), "two");
+    assert_int_equal(fh_outdir_commit(o, 0, &err), FH_OK);
+    expect_text(at("long/first"), "one");
+    expect_text(at("long/second"), "two");
+    assert_false(fh_file_exists(at(".long.key.part")));
+    expect_error(fh_outdir_resume(&o, at("long"), "key", &err), FH_EFAIL, &err, "is not empty");
+}
+
+static fh_partial *partial(const char *path, uint64_t most)
+{
+    fh_partial *p;
+    fh_err err = {0};
+    if (fh_partial_open(&p, path, most, NULL, &err) < 0) fail_msg("%s", err.text);
+    return p;
+}
+
+static void a_file_grows_over_several_runs_and_its_digest_with_it(void **state)
+{
+    (void)state;
+    static const char whole[] = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"; /* of "abc", FIPS 180-4 */
+    fh_err err = {0};
+    fh_partial *p = partial(at("grown"), 3);
+    assert_int_equal(fh_partial_write(p, 0, "ab", 2, &err), FH_OK);
+    assert_int_equal(fh_partial_close(p, &err), FH_OK);
+    p = partial(at("grown"), 3);
+    assert_int_equal(fh_partial_bytes(p), 2);
+    assert_false(fh_partial_is(p, whole));
+    assert_int_equal(fh_partial_write(p, 2, "c", 1, &err), FH_OK);
+    assert_true(fh_partial_is(p, whole));
+    assert_int_equal(fh_partial_write(p, 0, "ab", 2, &err), FH_OK); /* from the start again */
+    assert_int_equal(fh_partial_bytes(p), 2);
+    assert_int_equal(fh_partial_write(p, 2, "c", 1, &err), FH_OK);
+    assert_true(fh_partial_is(p, whole));
+    assert_int_equal(fh_partial_close(p, &err), FH_OK);
+    expect_text(at("grown"), "abc");
+    p = partial(at("grown"), 2); /* longer than it can be: not of this */
+    assert_int_equal(fh_partial_bytes(p), 0);
+    assert_int_equal(fh_partial_close(p, &err), FH_OK);
+    expect_text(at("grown"), "");
+    assert_int_equal(mkfifo(at("fifo"), 0600), 0);
+    expect_error(fh_partial_open(&p, at("fifo"), 9, NULL, &err), FH_EIO, &err, "a FIFO");
+}
+
+#ifdef FH_FAULTS
+static void a_write_that_fails_leaves_what_the_digest_is_of(void **state)
+{
+    (void)state;
+    fh_err err = {0};
+    fh_partial *p = partial(at("full"), 9);
+    assert_int_equal(fh_partial_write(p, 0, "abc", 3, &err), FH_OK);
+    fh_fault_set(FH_FAULT_WRITE, 1);
+    expect_error(fh_partial_write(p, 3, "def", 3, &err), FH_EIO, &err, "No space");
+    fh_fault_set(FH_FAULT_WRITE, 1);
+    expect_error(fh_partial_close(p, &err), FH_EIO, &err, "cannot write");
+    fh_fault_set(FH_FAULT_WRITE, 0);
+    p = partial(at("full"), 9);
+    assert_int_equal(fh_partial_bytes(p), 3);
+    assert_true(fh_partial_is(p, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
+    assert_int_equal(fh_partial_close(p, &err), FH_OK);
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(what_an_abandoned_run_left_is_gone_on_with, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_file_grows_over_several_runs_and_its_digest_with_it, setup, teardown),
+#ifdef FH_FAULTS
+        cmocka_unit_test_setup_teardown(a_write_that_fails_leaves_what_the_digest_is_of, setup, teardown),
+#endif
         cmocka_unit_test_setup_teardown(it_is_there_only_when_all_of_it_is, setup, teardown),
         cmocka_unit_test_setup_teardown(one_that_is_abandoned_leaves_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_there_is_replaced_only_when_asked, setup, teardown),
