@@ -85,7 +85,7 @@ static fh_status read_assignment(fh_clustering *c, const fh_tensors *carried, co
     return rc;
 }
 
-/* Means are made from the rows again; centroids that were learned or weighted are carried as they were encoded. */
+/* Means are made from the rows again; centroids that were learned, weighted or held at unit length are carried as they were encoded. */
 static fh_status make_centroids(fh_quantized *q, fh_clustering *c, const fh_tensors *carried, const rebuilding *r, fh_err *err)
 {
     bool mean = !strcmp(r->recipe.routing, "mean"), raw = !strcmp(r->recipe.routing, "raw");
@@ -93,7 +93,7 @@ static fh_status make_centroids(fh_quantized *q, fh_clustering *c, const fh_tens
     const fh_tensor *t;
     fh_quant_error lost;
     fh_status rc;
-    if (mean || raw) {
+    if ((mean || raw) && !fh_tensors_find(carried, "centroids")) {
         if ((rc = fh_centroids(c, &r->facts.head, r->facts.dead, r->e.job, err)) < 0) return rc;
         fh_rows from = {mean ? c->mean : c->raw, FH_F32, c->k, c->d, c->d * sizeof(float)};
         return fh_encode_centroids(q->centroids, &from, r->e.job, q->c_data, q->c_scales, &lost, err);

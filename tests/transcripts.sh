@@ -42,6 +42,10 @@ show 'fhtool publish prose-7m.fhead --to registry --name prose-7m --version 1.0 
 show 'fhtool list registry'
 show 'fhtool fetch registry prose-7m --pubkey team.key.pub | tail -n 6'
 show 'fhtool rebuild prose-7m-1.0/recipe.json --model prose-7m | tail -n 5'; end
+section 'export and import' 'For runtimes people already use: directories of the vLLM plugin `flash-head`.'
+show "fhtool build prose-7m --for vllm -C for-vllm -o for-vllm.fhead -q | grep -E '^(probes|hot|runtime|centroids)'"
+show 'fhtool export --format vllm for-vllm.fhead --model prose-7m -o prose-7m-FlashHead --link hard'
+show 'fhtool verify prose-7m-FlashHead | tail -n 4'; end
 section query 'The head alone, on recorded states (`hidden` [N, D] or [B, T, D], float32).'
 show "printf 'It was a dark and stormy night, and the ship went down with all hands.' > night.txt"
 show 'fhtool hidden prose-7m --text night.txt -o night.safetensors -q'

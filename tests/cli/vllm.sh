@@ -95,6 +95,18 @@ fails 2 'no multiple of 3: --cap can be' fh build tiny -q --for vllm -C w -o x -
 fails 2 'query: --for vllm: that runtime gives one token' fh query model.fhead --hidden work/states.safetensors --for vllm --top-k 2
 fails 2 'works in bf16, and quantize made int8 and int8' fh calibrate -q -C back --for vllm
 
+# A release of one is rebuilt to the same bytes, with centroids made unit ones of means too, and says whose promise it is.
+for routing in learned raw; do
+    fh build tiny -q --for vllm --routing $routing -C asked-$routing -o asked.fhead --tokens 6000 --target-containment 0.5 > /dev/null
+    fh publish asked.fhead --to registry --name $routing --version 1 --base-model b --license mit -q > /dev/null
+    fh rebuild registry/$routing/1/recipe.json --model tiny -C rebuilt-$routing -o rebuilt.fhead -q > /dev/null || die "rebuilt: $routing"
+    same asked.fhead rebuilt.fhead
+done
+fh rebuild registry/raw/1/recipe.json --from text --model tiny -C from-text -o rebuilt.fhead -q > /dev/null
+same asked.fhead rebuilt.fhead
+grep -q 'as the vLLM plugin flash-head computes' registry/raw/1/README.md || die 'the card says whose promise it is'
+tr -d ' \n' < registry/raw/1/recipe.json | grep -q '"--for","vllm"' || die 'the recipe says whom it is for'
+
 # Another model, another calibration, none; an artifact that is none
 fh build tiny -q -C own -o own.fhead $promise > /dev/null
 fails 3 'own.fhead: is calibrated for fhtool.s own rules .hot list of [0-9]+, 16 rows scored again' fh export --format vllm own.fhead --model tiny -o x -q
