@@ -113,6 +113,9 @@ typedef struct fh_point { /* at one P, averaged over positions */
     double top1, top3, top5, top10; /* share of positions where all of the dense top-k are candidates */
     double agreement, mass, kl;     /* kl: nats, KL(FlashHead over its candidates || dense) */
 } fh_point;
+/* Where a curve is looked at: P = 1 2 4 6 8 12 16 24 ..., `chosen` (1..clusters) and `clusters`; points [FH_CURVE_POINTS], returns how many. */
+enum { FH_CURVE_POINTS = 80 };
+size_t fh_curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen);
 /* What is measured at one position: whether all of the dense top-k are candidates, whether the answer is the dense head's, the covered mass, the KL. */
 typedef enum fh_measure { FH_TOP1, FH_TOP3, FH_TOP5, FH_TOP10, FH_AGREES, FH_COVERS, FH_DIVERGES, FH_MEASURES } fh_measure;
 /* values [n_points, FH_MEASURES] of position number i of n; called in order, from the calling thread. */

@@ -250,19 +250,6 @@ out:
     return rc;
 }
 
-static size_t curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen)
-{
-    size_t n = 0;
-    bool had = false;
-    for (uint32_t p = 1, next = 2; p <= clusters; p = next) {
-        if (!had && chosen <= p) { had = true; if (chosen < p) points[n++] = (fh_point){.probes = chosen}; }
-        points[n++] = (fh_point){.probes = p};
-        next = (p & (p - 1)) == 0 ? (p < 4 ? p * 2 : p + p / 2) : p / 3 * 4; /* 1 2 4 6 8 12 16 24 ... */
-    }
-    if (!had) points[n++] = (fh_point){.probes = chosen};
-    return n;
-}
-
 /* C: only reported. */
 static fh_status report(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, fh_err *err)
 {
@@ -275,8 +262,8 @@ static fh_status report(fh_calibration *c, const work *w, const fh_head *head, c
     if (rc < 0 || (rc = with_list(&whole, head, &at, err)) < 0) goto out;
     for (size_t i = 0; i < v->n; i++) kept += fh_view_need(v, i, w->p->containment_k, w->fixed) <= c->probes;
     c->step_bytes = fh_head_step_bytes(head, c->probes, s->n_hot);
-    if (!(c->curve = fh_calloc(80, sizeof *c->curve))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    c->n_curve = curve_grid(c->curve, fh_head_get_parts(head)->clusters, c->probes);
+    if (!(c->curve = fh_calloc(FH_CURVE_POINTS, sizeof *c->curve))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    c->n_curve = fh_curve_grid(c->curve, fh_head_get_parts(head)->clusters, c->probes);
     if ((rc = fh_curve(whole, w->dense, w->s->hidden, v->positions, v->n, false, c->curve, c->n_curve, w->job, err)) < 0) goto out;
     c->promise[FH_CONTAINED].heldout = v->n ? (double)kept / (double)v->n : NAN;
     for (size_t i = 0; i < c->n_curve; i++)

@@ -364,6 +364,18 @@ fh_status fh_observe(const fh_dense *dense, const fh_lens *lenses, size_t n_lens
 
 /* ---- curves ------------------------------------------------------------------------------------------------ */
 
+size_t fh_curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen)
+{
+    size_t n = 0;
+    for (uint64_t p = 1; p < clusters; p = p & (p - 1) ? p / 3 * 4 : p < 4 ? p * 2 : p + p / 2) {
+        if (n && points[n - 1].probes < chosen && chosen < p) points[n++] = (fh_point){.probes = chosen};
+        points[n++] = (fh_point){.probes = (uint32_t)p};
+    }
+    if (n && points[n - 1].probes < chosen && chosen < clusters) points[n++] = (fh_point){.probes = chosen};
+    points[n++] = (fh_point){.probes = clusters};
+    return n;
+}
+
 typedef struct rows { const fh_point *points; size_t n; fh_curve_row *row; void *ctx; double *values; } rows;
 
 static void make_row(void *ctx, const fh_sight *s)

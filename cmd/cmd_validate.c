@@ -45,9 +45,10 @@ static void add_kept(fh_json *to, const char *name, const fh_kept *k)
 {
     fh_json *j = fh_json_add_object(to, name);
     fh_json_add_double(j, "share", k->share);
-    fh_json_add_u64(j, "misses", k->misses);
+    fh_json_add_u64(j, "misses", (uint64_t)k->misses);
     fh_json_add_double(j, "lower", k->lower);
     fh_json_add_double(j, "upper", k->upper);
+    fh_json_add_double(j, "design_effect", k->effect);
 }
 
 static void add_spread(fh_json *to, const char *name, const fh_spread *s)
@@ -93,11 +94,15 @@ static void add_quality(fh_json *r, const fh_quality *q)
     fh_json_add_u64(r, "probes", q->probes);
     fh_json_add_u64(r, "containment_k", q->containment_k);
     fh_json_add_double(r, "confidence", q->confidence);
-    add_kept(r, "containment", &q->kept);
+    add_kept(r, "containment", &q->kept[FH_CONTAINED]);
     for (size_t t = 0; t < FH_TOPS; t++) add_kept(r, names[t], &q->top[t]);
     fh_json_add_double(r, "agreement", q->agreement);
     fh_json_add_double(r, "agreement_error", q->agreement_error);
+    fh_json_add_double(r, "agreement_lower", q->kept[FH_AGREED].lower);
+    fh_json_add_double(r, "agreement_upper", q->kept[FH_AGREED].upper);
     fh_json_add_double(r, "mass", q->mass);
+    fh_json_add_double(r, "mass_lower", q->kept[FH_COVERED].lower);
+    fh_json_add_double(r, "mass_upper", q->kept[FH_COVERED].upper);
     add_spread(r, "kl", &q->kl);
     add_spread(r, "kl_dense", &q->kl_dense);
     list = fh_json_add_array(r, "curve");
@@ -289,7 +294,7 @@ out:
 const fh_command fh_cmd_validate = {"validate", "may this artifact ship? checks, quality on a text, a page", "FILE", 1, 1, options, sizeof(args), run,
     "Checks: integrity, belonging (fingerprint), rows and permutation against the model, parity of the kernels, calibration, states, promise.\n"
     "Measures on a text: containment, agreement, mass and KL against the dense head, perplexity, how far greedy texts agree, what each part costs.\n"
-    "Gates know: containment, containment_lower, top1, top3, top5, top10, agreement, mass, kl, kl_p99, kl_max, kl_dense, kl_dense_p99, kl_dense_max,\n"
+    "Gates know: containment, containment_lower, top1, top3, top5, top10, agreement, agreement_lower, mass, mass_lower, kl, kl_p99, kl_max, kl_dense, kl_dense_p99, kl_dense_max,\n"
     "perplexity_dense, perplexity_flash, perplexity_ratio, missed_share, divergence_mean, divergence_identical, last_word_dense, last_word_flash,\n"
     "last_word_same, positions.  A failing check or gate: exit status 3.",
     "fhtool validate model.fhead --text wiki.test.raw --gate 'containment>=0.99' --gate 'perplexity_ratio<=1.05' --report model.html"};

@@ -269,17 +269,33 @@ static double number_in(const fh_json *j, const char *key)
 
 fh_promised fh_promised_by(const fh_fhead *file)
 {
+    static const char *const kinds[FH_PROMISES] = {"containment", "agreement", "mass"};
     const fh_json *c = fh_json_get(fh_fhead_header(file), "calibration");
     fh_promised p = {.containment_k = 1, .confidence = 0.95};
     uint64_t k;
     if (!c) return p;
-    double target = number_in(c, "target"), bound = number_in(c, "bound"), confidence = number_in(c, "confidence");
+    double target = number_in(c, "target"), confidence = number_in(c, "confidence");
     if (fh_json_u64(fh_json_get(c, "containment_k"), &k) && k >= 1 && k <= FH_MAX_TOP) p.containment_k = (uint32_t)k;
-    if (target > 0 && target < 1) p.target = target;
-    if (bound >= 0 && bound <= 1) p.bound = bound;
+    if (target > 0 && target < 1) p.target[FH_CONTAINED] = target;
+    for (const fh_json *i = fh_json_first(fh_json_get(c, "promises")); i; i = fh_json_next(i)) {
+        const char *what = fh_json_string(fh_json_get(i, "what"));
+        target = number_in(i, "target");
+        for (int kind = 0; kind < FH_PROMISES && what; kind++)
+            if (!strcmp(what, kinds[kind]) && target > 0 && target < 1) p.target[kind] = target;
+    }
+    for (int kind = 0; kind < FH_PROMISES; kind++) p.any = p.any || p.target[kind] > 0;
     if (confidence > 0 && confidence < 1) p.confidence = confidence;
     p.text = fh_json_string(fh_json_get(c, "text")), p.text_sha256 = fh_json_string(fh_json_get(c, "text_sha256"));
     return p;
+}
+
+const char *fh_promise_words(char out[80], const fh_promised *p, fh_promise_kind kind)
+{
+    if (kind == FH_AGREED) snprintf(out, 80, "the same best token");
+    else if (kind == FH_COVERED) snprintf(out, 80, "the mass covered");
+    else if (p->containment_k == 1) snprintf(out, 80, "the best token among the candidates");
+    else snprintf(out, 80, "the best %u among the candidates", p->containment_k);
+    return out;
 }
 
 static bool same_text(const fh_json *a, const fh_json *b)
@@ -332,8 +348,7 @@ static void check_calibration(fh_validation *v)
         return;
     }
     fh_promised p = fh_promised_by(v->file);
-    fh_check_set(out, FH_PASSED, "of this head%s: %.6g for the best %u with confidence %.6g, on '%.80s'", head ? "" : " as far as its shapes tell", p.target, p.containment_k, p.confidence,
-                 p.text ? p.text : "?");
+    fh_check_set(out, FH_PASSED, "of this head%s, on '%.80s'", head ? "" : " as far as its shapes tell", p.text ? p.text : "?");
 }
 
 /* ---- all of them ---------------------------------------------------------------------------------------------------- */

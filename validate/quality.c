@@ -13,8 +13,8 @@ enum { TOP = 10 };
 typedef struct seen {
     uint32_t top, best, document;
     uint32_t need[FH_TOPS], need_k; /* probes until the best 1, 3, 5, 10 and containment_k are candidates */
-    float margin, entropy, mass;
-    double kl, kl_dense;
+    float margin, entropy;
+    double mass, kl, kl_dense;
 } seen;
 
 typedef struct sums { double agreement, mass, kl, kl_dense; } sums;
@@ -27,20 +27,8 @@ struct fh_gatherer {
     seen *seen; size_t n, room;
     sums *sums;                   /* of each point */
     const uint32_t *document;     /* of the states under way */
+    double *in_document, *lost; size_t documents; /* positions of each document, and what is lost of them */
 };
-
-/* 1 2 3 4 6 8 12 16 24 ... and the artifact's own. */
-static size_t curve_probes(uint32_t *out, uint32_t clusters, uint32_t own)
-{
-    size_t n = 0;
-    for (uint64_t p = 1; p < clusters; p = p < 4 ? p + 1 : (p & (p - 1)) ? p / 3 * 4 : p + p / 2) {
-        if (n && out[n - 1] < own && own < p) out[n++] = own;
-        out[n++] = (uint32_t)p;
-    }
-    if (n && out[n - 1] < own && own < clusters) out[n++] = own;
-    out[n++] = clusters;
-    return n;
-}
 
 fh_status fh_gather_open(fh_gatherer **out, const fh_model *m, uint32_t containment_k, double confidence, fh_err *err)
 {
@@ -48,10 +36,12 @@ fh_status fh_gather_open(fh_gatherer **out, const fh_model *m, uint32_t containm
     fh_gatherer *g = fh_calloc(1, sizeof *g);
     if (!g) return fh_fail(err, FH_ENOMEM, "out of memory");
     *g = (fh_gatherer){.m = m, .k = containment_k, .confidence = confidence};
-    g->probes = fh_malloc(80 * sizeof *g->probes); /* two for each power of two, and one */
-    g->sums = fh_calloc(80, sizeof *g->sums);
+    fh_point points[FH_CURVE_POINTS];
+    g->probes = fh_malloc(FH_CURVE_POINTS * sizeof *g->probes);
+    g->sums = fh_calloc(FH_CURVE_POINTS, sizeof *g->sums);
     if (!g->probes || !g->sums) { fh_gather_close(g); return fh_fail(err, FH_ENOMEM, "out of memory"); }
-    g->n_probes = curve_probes(g->probes, info->clusters, info->probes);
+    g->n_probes = fh_curve_grid(points, info->clusters, info->probes);
+    for (size_t q = 0; q < g->n_probes; q++) g->probes[q] = points[q].probes;
     while (g->probes[g->own] != info->probes) g->own++;
     *out = g;
     return FH_OK;
@@ -63,6 +53,8 @@ void fh_gather_close(fh_gatherer *g)
     fh_free(g->probes);
     fh_free(g->seen);
     fh_free(g->sums);
+    fh_free(g->in_document);
+    fh_free(g->lost);
     fh_free(g);
 }
 
@@ -72,7 +64,7 @@ static void on_sight(void *ctx, const fh_sight *s)
     const fh_seen *own = &s->seen[g->own];
     seen *to = &g->seen[g->n++];
     *to = (seen){.top = s->top[0], .best = own->best, .document = g->document[s->number], .need_k = s->need[g->k - 1], .margin = s->margin,
-                 .entropy = (float)s->entropy, .mass = (float)own->mass, .kl = own->kl, .kl_dense = own->kl_dense};
+                 .entropy = (float)s->entropy, .mass = own->mass, .kl = own->kl, .kl_dense = own->kl_dense};
     for (size_t t = 0; t < FH_TOPS; t++) to->need[t] = s->need[tops[t] - 1];
     for (size_t q = 0; q < g->n_probes; q++) {
         const fh_seen *at = &s->seen[q];
@@ -111,26 +103,39 @@ fh_spread fh_spread_of(double *v, size_t n)
     return (fh_spread){sum / (double)n, v[n - 1], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], v[0]};
 }
 
-/* Misses of those positions that need more than `probes`; which: one of FH_TOPS, or that for containment_k. */
-static uint32_t need_of(const seen *s, size_t which) { return which < FH_TOPS ? s->need[which] : s->need_k; }
+/* What a position loses: of the kinds of promises, or of one of FH_TOPS at some P. */
+static double lost_top(const seen *s, size_t which, uint32_t probes) { return s->need[which] > probes; }
+static double lost_promise(const seen *s, size_t which, uint32_t probes)
+{
+    return which == FH_CONTAINED ? s->need_k > probes : which == FH_AGREED ? s->best != s->top : 1 - s->mass;
+}
 
-/* The bounds allow for the dependence of positions within a document, and need two documents to say anything. */
-static fh_kept kept_of(const fh_gatherer *g, size_t which, uint32_t probes)
+/* Bounds know that the positions of a document depend on each other (calib.h); the upper one is the lower one of what is lost. */
+static fh_kept kept_of(const fh_gatherer *g, double (*lost)(const seen *, size_t, uint32_t), size_t which, uint32_t probes)
 {
     fh_kept k = {0};
-    fh_tally missed = {0}, kept = {0};
-    for (size_t i = 0, begin = 0, misses = 0; i < g->n; i++) {
-        misses += need_of(&g->seen[i], which) > probes;
-        if (i + 1 < g->n && g->seen[i + 1].document == g->seen[i].document) continue;
-        double positions = (double)(i + 1 - begin);
-        fh_tally_add(&missed, positions, (double)misses);
-        fh_tally_add(&kept, positions, positions - (double)misses);
-        k.misses += misses, begin = i + 1, misses = 0;
+    fh_tally hits = {0}, losses = {0};
+    memset(g->lost, 0, g->documents * sizeof *g->lost);
+    for (size_t i = 0; i < g->n; i++) g->lost[g->seen[i].document] += lost(&g->seen[i], which, probes);
+    for (size_t d = 0; d < g->documents; d++) {
+        if (!g->in_document[d]) continue;
+        k.misses += g->lost[d];
+        fh_tally_add(&hits, g->in_document[d], g->lost[d]);
+        fh_tally_add(&losses, g->in_document[d], g->in_document[d] - g->lost[d]);
     }
-    k.share = (double)(g->n - k.misses) / (double)g->n;
-    k.lower = fh_tally_bound(&missed, NULL, INFINITY, g->confidence).lower;
-    k.upper = 1 - fh_tally_bound(&kept, NULL, INFINITY, g->confidence).lower;
+    fh_bound low = fh_tally_bound(&hits, NULL, INFINITY, g->confidence), high = fh_tally_bound(&losses, NULL, INFINITY, g->confidence);
+    k.share = ((double)g->n - k.misses) / (double)g->n;
+    k.lower = low.lower, k.upper = 1 - high.lower, k.effect = low.effect;
     return k;
+}
+
+static fh_status count_documents(fh_gatherer *g, fh_err *err)
+{
+    for (size_t i = 0; i < g->n; i++) g->documents = fh_max(g->documents, (size_t)g->seen[i].document + 1);
+    g->in_document = fh_calloc(g->documents, sizeof *g->in_document), g->lost = fh_calloc(g->documents, sizeof *g->lost);
+    if (!g->in_document || !g->lost) return fh_fail(err, FH_ENOMEM, "out of memory");
+    for (size_t i = 0; i < g->n; i++) g->in_document[g->seen[i].document]++;
+    return FH_OK;
 }
 
 /* ---- bands ----------------------------------------------------------------------------------------------------------- */
@@ -154,7 +159,7 @@ static void fill_bands(fh_bands *out, const fh_gatherer *g, const edge *edges, s
         while (b && key < edges[b].from) b--;
         fh_band *to = &out->band[b];
         to->positions++, to->misses += s->need[0] > probes;
-        to->agreement += s->best == s->top, to->mass += (double)s->mass, to->kl += s->kl;
+        to->agreement += s->best == s->top, to->mass += s->mass, to->kl += s->kl;
     }
     for (size_t b = 0; b < n; b++) {
         fh_band *to = &out->band[b];
@@ -223,8 +228,9 @@ fh_status fh_gather_finish(fh_gatherer *g, const uint32_t *counts, fh_quality *o
     fh_status rc;
     *out = (fh_quality){.positions = g->n, .probes = probes, .containment_k = g->k, .confidence = g->confidence};
     if (!g->n) return FH_OK;
-    for (size_t i = 0; i < g->n; i++) out->documents = fh_max(out->documents, (size_t)g->seen[i].document + 1);
-    out->kept = kept_of(g, FH_TOPS, probes);
+    if ((rc = count_documents(g, err)) < 0) return rc;
+    for (size_t d = 0; d < g->documents; d++) out->documents += g->in_document[d] > 0;
+    for (size_t i = 0; i < FH_PROMISES; i++) out->kept[i] = kept_of(g, lost_promise, i, probes);
     const sums *own = &g->sums[g->own];
     out->agreement = own->agreement / n, out->mass = own->mass / n;
     out->agreement_error = g->n > 1 ? sqrt(out->agreement * (1 - out->agreement) / (n - 1)) : NAN;
@@ -239,7 +245,7 @@ fh_status fh_gather_finish(fh_gatherer *g, const uint32_t *counts, fh_quality *o
         const sums *s = &g->sums[q];
         *p = (fh_curve_point){.probes = g->probes[q], .agreement = s->agreement / n, .mass = s->mass / n, .kl = s->kl / n, .kl_dense = s->kl_dense / n};
         p->step_bytes = fh_head_step_bytes(g->m->head, p->probes, fh_head_get_info(g->m->head)->n_hot);
-        for (size_t t = 0; t < FH_TOPS; t++) p->top[t] = kept_of(g, t, p->probes);
+        for (size_t t = 0; t < FH_TOPS; t++) p->top[t] = kept_of(g, lost_top, t, p->probes);
     }
     memcpy(out->top, out->curve[g->own].top, sizeof out->top);
     return FH_OK;

@@ -201,18 +201,27 @@ static void check_promise(fh_validation *v, const fh_promised *p)
 {
     fh_check *c = &v->check[FH_CHECK_PROMISE];
     const fh_quality *q = &v->quality;
+    char words[80], said[500] = "";
+    bool certain = true;
     if (v->check[FH_CHECK_CALIBRATION].verdict == FH_FAILED) { fh_check_set(c, FH_SKIPPED, "the calibration is not of this head"); return; }
-    if (!(p->target > 0)) { fh_check_set(c, FH_SKIPPED, "it promises nothing"); return; }
+    if (!p->any) { fh_check_set(c, FH_SKIPPED, "it promises nothing"); return; }
     if (!q->positions) { fh_check_set(c, FH_SKIPPED, "nothing was measured: give a text (--text) or states (--hidden)"); return; }
-    const fh_kept *k = &q->kept;
-    if (!(k->upper >= p->target))
-        fh_check_set(c, FH_FAILED, "%.6g is promised; here it is %.5f (%zu of %zu positions missed), and above %.5f only with a chance of %.3g", p->target, k->share, k->misses, q->positions,
-                     k->upper, 1 - q->confidence);
-    else if (p->text_sha256 && *v->text_digest && !strcmp(p->text_sha256, v->text_digest))
-        fh_check_set(c, FH_WARNED, "%.5f on the very text it was made on ('%.80s'): take another one to judge it", k->share, p->text ? p->text : "?");
-    else
-        fh_check_set(c, FH_PASSED, "%.6g is promised; here it is %.5f on %zu positions (%s)", p->target, k->share, q->positions,
-                     k->lower >= p->target ? "certain here too" : "not certain here, and not contradicted");
+    for (int i = 0; i < FH_PROMISES; i++) {
+        const fh_kept *k = &q->kept[i];
+        size_t at = strlen(said);
+        if (!(p->target[i] > 0)) continue;
+        fh_promise_words(words, p, (fh_promise_kind)i);
+        if (!(k->upper >= p->target[i])) {
+            fh_check_set(c, FH_FAILED, "%.6g is promised of %s; here it is %.5f on %zu positions, and above %.5f only with a chance of %.3g", p->target[i], words, k->share,
+                         q->positions, k->upper, 1 - q->confidence);
+            return;
+        }
+        snprintf(said + at, sizeof said - at, "%s%s: %.6g promised, %.5f here", at ? "; " : "", words, p->target[i], k->share);
+        certain = certain && k->lower >= p->target[i];
+    }
+    if (p->text_sha256 && *v->text_digest && !strcmp(p->text_sha256, v->text_digest))
+        fh_check_set(c, FH_WARNED, "%s: on the very text it was made on ('%.80s'): take another one to judge it", said, p->text ? p->text : "?");
+    else fh_check_set(c, FH_PASSED, "%s, on %zu positions: %s", said, q->positions, certain ? "certain here too" : "not contradicted");
 }
 
 /* ---- all of it ------------------------------------------------------------------------------------------------------------ */
@@ -315,9 +324,9 @@ const char *fh_validate_number(const fh_validation *v, size_t i, double *value)
     const fh_last_words *l = &v->last_words;
     bool here = q->positions > 0, said = v->dense.tokens && v->flash.tokens, alike = v->divergence.prompts > 0;
     const struct { const char *name; bool here; double value; } numbers[] = {
-        {"containment", here, q->kept.share}, {"containment_lower", here, q->kept.lower},
+        {"containment", here, q->kept[FH_CONTAINED].share}, {"containment_lower", here, q->kept[FH_CONTAINED].lower},
         {"top1", here, q->top[0].share}, {"top3", here, q->top[1].share}, {"top5", here, q->top[2].share}, {"top10", here, q->top[3].share},
-        {"agreement", here, q->agreement}, {"mass", here, q->mass},
+        {"agreement", here, q->agreement}, {"agreement_lower", here, q->kept[FH_AGREED].lower}, {"mass", here, q->mass}, {"mass_lower", here, q->kept[FH_COVERED].lower},
         {"kl", here, q->kl.mean}, {"kl_p99", here, q->kl.p99}, {"kl_max", here, q->kl.max},
         {"kl_dense", here, q->kl_dense.mean}, {"kl_dense_p99", here, q->kl_dense.p99}, {"kl_dense_max", here, q->kl_dense.max},
         {"perplexity_dense", said, v->dense.perplexity}, {"perplexity_flash", said, v->flash.perplexity},

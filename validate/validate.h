@@ -125,8 +125,9 @@ typedef struct fh_check { const char *name; fh_verdict verdict; char detail[700]
 typedef struct fh_spread { double mean, max, p99_9, p99, p95, p90, median, p10, p5, p1, p0_1, min; } fh_spread;
 fh_spread fh_spread_of(double *values, size_t n); /* sorts values [n], n > 0 */
 
-/* Positions at which all of the dense head's best k are candidates; the bounds are one-sided, each at the confidence. */
-typedef struct fh_kept { size_t misses; double share, lower, upper; } fh_kept;
+/* A share of positions; the bounds are one-sided, each at the confidence, with the design effect of documents (calib.h).  Of mass, misses are what is
+ * not covered, added up. */
+typedef struct fh_kept { double misses, share, lower, upper, effect; } fh_kept;
 enum { FH_TOPS = 4, FH_BANDS = 7, FH_WORST = 20, FH_PART_COSTS = 12 }; /* FH_TOPS: k = 1, 3, 5, 10 */
 typedef struct fh_curve_point { uint32_t probes; fh_kept top[FH_TOPS]; double agreement, mass, kl, kl_dense, step_bytes; } fh_curve_point;
 typedef struct fh_band { const char *name; size_t positions, misses; double agreement, mass, kl; } fh_band; /* misses of the dense head's best token */
@@ -137,7 +138,8 @@ typedef struct fh_quality { /* of the artifact as it is, at its own P; positions
     size_t positions, documents;
     uint32_t probes, containment_k;
     double confidence;
-    fh_kept kept, top[FH_TOPS];   /* of the best containment_k; of 1, 3, 5, 10 */
+    fh_kept kept[FH_PROMISES];    /* what can be promised: all of the best containment_k are candidates; same best token; covered mass */
+    fh_kept top[FH_TOPS];         /* all of the best 1, 3, 5, 10 are candidates */
     double agreement, agreement_error, mass; /* error: the standard error of a share of independent positions, as llama-perplexity prints it */
     fh_spread kl, kl_dense;       /* nats: FlashHead over its candidates || dense; dense || FlashHead with its back-off */
     fh_curve_point *curve; size_t n_curve;

@@ -25,10 +25,14 @@ static void head_facts(fh_page *p, const fh_validation *v)
     const fh_head_layout *h = &v->layout;
     double dense = (double)h->vocab * h->hidden * (double)fh_dtype_size(h->dtype), step = fh_head_layout_step_bytes(h, h->probes, h->n_hot);
     fh_promised promise = fh_promised_by(v->file);
-    if (promise.target > 0)
-        fh_page_fact(p, tones[v->check[FH_CHECK_PROMISE].verdict], "promised", "%.6g of the best %u, with confidence %.6g", promise.target, promise.containment_k, promise.confidence);
+    for (int i = 0; i < FH_PROMISES; i++) {
+        char words[80];
+        if (promise.target[i] > 0)
+            fh_page_fact(p, tones[v->check[FH_CHECK_PROMISE].verdict], "promised", "%.6g of %s, with confidence %.6g", promise.target[i],
+                         fh_promise_words(words, &promise, (fh_promise_kind)i), promise.confidence);
+    }
     if (q->positions) {
-        fh_page_fact(p, FH_PLAIN, "containment here", "%.5f", q->kept.share);
+        fh_page_fact(p, FH_PLAIN, "containment here", "%.5f", q->kept[FH_CONTAINED].share);
         fh_page_fact(p, FH_PLAIN, "agreement", "%.5f", q->agreement);
         fh_page_fact(p, FH_PLAIN, "covered mass", "%.4f", q->mass);
         fh_page_fact(p, FH_PLAIN, "KL(FlashHead || dense)", "%.4f nats", q->kl.mean);
@@ -57,9 +61,9 @@ static void curve_plots(fh_page *p, const fh_validation *v)
     }
     fh_series tops[FH_TOPS];
     for (size_t t = 0; t < FH_TOPS; t++) tops[t] = (fh_series){.name = names[t], .x = x, .y = miss[t], .n = n, .low = low[t], .high = high[t], .line = true, .dots = true};
-    fh_mark marks[] = {{"P", (double)q->probes, true}, {"promised", 1 - promise.target, false}};
+    fh_mark marks[] = {{"P", (double)q->probes, true}, {"promised", 1 - promise.target[FH_CONTAINED], false}};
     fh_page_plot(p, &(fh_plot){.title = "Positions at which one of the dense head's best is missed", .x = {"clusters probed", 2, false, 0, 0},
-                               .y = {"missed, with bounds", 10, true, 0, 0}, .series = tops, .n_series = FH_TOPS, .marks = marks, .n_marks = promise.target > 0 ? 2 : 1});
+                               .y = {"missed, with bounds", 10, true, 0, 0}, .series = tops, .n_series = FH_TOPS, .marks = marks, .n_marks = promise.target[FH_CONTAINED] > 0 ? 2 : 1});
     fh_series rest[] = {{.name = "outside the candidates, of the probability", .x = x, .y = mass, .n = n, .line = true, .dots = true},
                         {.name = "another best token", .x = x, .y = agree, .n = n, .line = true, .dots = true}};
     fh_page_plot(p, &(fh_plot){.title = "Mass not covered, and answers that differ", .x = {"clusters probed", 2, false, 0, 0}, .y = {"share", 10, true, 0, 0}, .series = rest,
@@ -70,18 +74,19 @@ static void curve_plots(fh_page *p, const fh_validation *v)
 
 static void kept_rows(fh_page *p, const fh_quality *q)
 {
-    static const fh_column columns[] = {{"of the dense head's", true}, {"share", false}, {"lower bound", false}, {"upper bound", false}, {"missed", false}};
+    static const fh_column columns[] = {{"of the dense head's", true}, {"share", false}, {"lower bound", false}, {"upper bound", false}, {"missed", false}, {"design effect", false}};
     static const char *const names[FH_TOPS] = {"best token", "best 3", "best 5", "best 10"};
     char caption[160];
     snprintf(caption, sizeof caption, "All among the candidates, on %zu positions of %zu documents; bounds at %.3g each", q->positions, q->documents, q->confidence);
-    fh_page_table(p, caption, columns, 5);
+    fh_page_table(p, caption, columns, 6);
     for (size_t t = 0; t < FH_TOPS; t++) {
         const fh_kept *k = &q->top[t];
         fh_page_cell(p, FH_PLAIN, "%s", names[t]);
         fh_page_cell(p, FH_PLAIN, "%.5f", k->share);
         fh_page_cell(p, FH_PLAIN, "%.5f", k->lower);
         fh_page_cell(p, FH_PLAIN, "%.5f", k->upper);
-        fh_page_cell(p, FH_PLAIN, "%zu", k->misses);
+        fh_page_cell(p, FH_PLAIN, "%.0f", k->misses);
+        fh_page_cell(p, FH_PLAIN, "%.2f", k->effect);
     }
 }
 

@@ -99,7 +99,7 @@ def main():
     elif fault == "bare":
         del header["calibrated_head"]
     elif fault == "promise":
-        header["calibration"]["target"] = float(more[0])
+        header["calibration"]["target"] = header["calibration"]["promises"][0]["target"] = float(more[0])
     else:
         sys.exit(f"no fault '{fault}'")
     write(target, version, header, sections)

@@ -74,9 +74,9 @@ no stale.fhead calibration 'it is of another head .digest .*: calibrate again' -
 forge model.fhead stale.fhead old-calibration bf16.fhead
 no stale.fhead calibration 'hot list|other shape or encoding|probes'
 forge model.fhead bare.fhead bare
-fh validate bare.fhead -q --json | grep -q 'of this head as far as its shapes tell' || die 'an artifact of an earlier version'
+fh validate bare.fhead -q --json | grep -q 'of this head as far as its shapes tell, on' || die 'an artifact of an earlier version'
 forge model.fhead bold.fhead promise 0.999999
-no bold.fhead promise '0.999999 is promised; here it is 0' --hidden work/states.safetensors $quick
+no bold.fhead promise '0.999999 is promised of the best token among the candidates; here it is 0' --hidden work/states.safetensors $quick
 
 # States: not finite, of another width, of another type
 python3 - << 'EOF'

@@ -97,7 +97,7 @@ static void a_sound_artifact_passes_and_is_measured(void **state)
         for (int i = 0; i < FH_CHECKS; i++) if (v.check[i].verdict != FH_PASSED) fail_msg("%s: %s (%s)", v.check[i].name, fh_verdict_name(v.check[i].verdict), v.check[i].detail);
         const fh_quality *q = &v.quality;
         assert_true(q->positions == STATES && q->documents >= 9 && q->probes == 8 && q->containment_k == 1);
-        assert_true(q->kept.misses == q->top[0].misses && q->kept.lower < q->kept.share && q->kept.share < q->kept.upper);
+        assert_true(q->kept[0].misses == q->top[0].misses && q->kept[0].lower < q->kept[0].share && q->kept[0].share < q->kept[0].upper);
         assert_true(q->top[0].share >= q->top[1].share && q->top[1].share >= q->top[2].share && q->top[2].share >= q->top[3].share);
         size_t in_bands = 0, own = 0;
         for (size_t i = 0; i < q->by_margin.n; i++) in_bands += q->by_margin.band[i].positions;
