@@ -41,6 +41,8 @@ COMMANDS = [
     ["query", "model.fhead", "--hidden", "some.safetensors", "--dense"],
     ["perplexity", "model.fhead", "--text", "text.txt", "--window", "64", "--head", "flash"],
     ["hidden", "tiny", "--text", "text.txt", "--window", "16", "--logits", "-o", "out.safetensors"],
+    ["validate", "plain.fhead", "--model", "tiny", "--hidden", "some.safetensors", "--report", "out.html", "--anatomy-positions", "64"],
+    ["validate", "plain.fhead", "--text", "self", "--tokens", "200", "--no-anatomy", "-n", "3", "--n-prompts", "2", "--last-words", "text.txt"],
     ["tokenize", "tiny", "--batch", "lines.jsonl"],
     ["detokenize", "model.fhead", "--batch", "ids.jsonl"],
     ["publish", "model.fhead", "--to", "fresh", "--name", "n", "--version", "1", "--base-model", "b", "--license", "mit", "--oci"],
@@ -67,7 +69,7 @@ def run(command, fault=None):
 
 
 def contents(command):
-    paths = ["out.fhead", "out.safetensors", "fresh/index.json", "fresh/n/1/SHA256SUMS", "got/SHA256SUMS", "got/n.fhead", *(os.path.join(d, f) for d, _, files in os.walk("out") for f in files),
+    paths = ["out.fhead", "out.safetensors", "out.html", "fresh/index.json", "fresh/n/1/SHA256SUMS", "got/SHA256SUMS", "got/n.fhead", *(os.path.join(d, f) for d, _, files in os.walk("out") for f in files),
              *(os.path.join(d, f) for d in ("work", "fresh") for f in RESULTS)]
     return {p: open(p, "rb").read() for p in paths if os.path.exists(p)}
 
@@ -77,7 +79,7 @@ def restore(command):
     for path in ("work", "fresh", "got", "out", *(f for f in os.listdir(".") if f.endswith(".part"))):
         shutil.rmtree(path, ignore_errors=True)
     shutil.copytree("pristine", "work")
-    for path in ("out.fhead", "out.safetensors"):
+    for path in ("out.fhead", "out.safetensors", "out.html"):
         open(path, "w").write("old")
 
 
@@ -116,6 +118,8 @@ def attempt(command, kind, n, right, said, before):
 
 
 subprocess.run([fhtool, "hidden", "tiny", "--text", "text.txt", "--window", "16", "--tokens", "160", "-o", "some.safetensors", "-q"], check=True, stdout=subprocess.DEVNULL)
+for words in (["convert", "tiny", "-C", "bare"], ["pack", "-C", "bare", "-o", "plain.fhead"]): # one that promises nothing
+    subprocess.run([fhtool, *words, "-q"], check=True, stdout=subprocess.DEVNULL)
 shutil.copytree("work", "pristine")
 subprocess.run([fhtool, "publish", "model.fhead", "--to", "registry", "--name", "n", "--version", "1", "--base-model", "b", "--license", "mit", "-q"], check=True, stdout=subprocess.DEVNULL)
 for command in COMMANDS:
