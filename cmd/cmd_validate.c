@@ -29,8 +29,10 @@ static const fh_opt options[] = {
     {"no-anatomy", FH_OPT_FLAG, offsetof(args, no_anatomy), NULL, "do not measure the parts", 0, 0, NULL},
     {"no-perplexity", FH_OPT_FLAG, offsetof(args, no_perplexity), NULL, "leave it out", 0, 0, NULL},
     {"no-divergence", FH_OPT_FLAG, offsetof(args, no_divergence), NULL, "do not continue prompts", 0, 0, NULL},
-    {"-C", FH_OPT_STR, offsetof(args, common) + offsetof(fh_common, dir), "DIR", "work directory, for the centroids before their encoding (default: none)", 0, 0, NULL},
-    FH_COMMON_OPTS, FH_OPT_END,
+    {"-C", FH_OPT_STR, offsetof(args, common) + offsetof(fh_common, dir), "DIR", "work directory, for the centroids before their encoding (default: none)",
+     0, 0, NULL},
+    FH_COMMON_OPTS,
+    FH_OPT_END,
 };
 
 static void add_check(fh_json *list, const fh_check *c)
@@ -240,7 +242,13 @@ static fh_status check_args(const args *a, fh_err *err)
     if (a->text.n && a->hidden.set) return fh_fail(err, FH_EUSAGE, "validate: --hidden stands instead of --text");
     for (size_t i = 0; a->text.n > 1 && i < a->text.n; i++)
         if (!strcmp(a->text.v[i], "self")) return fh_fail(err, FH_EUSAGE, "--text self: stands alone, without other texts");
-    return a->report.set ? fh_keep_input(a->report.v, a->common.args[0], err) : FH_OK;
+    const char *const inputs[] = {a->common.args[0], a->model.v, a->hidden.v, a->prompts.v, a->last_words.v};
+    for (size_t i = 0; a->report.set && i < sizeof inputs / sizeof *inputs + a->text.n; i++) {
+        const char *input = i < sizeof inputs / sizeof *inputs ? inputs[i] : a->text.v[i - sizeof inputs / sizeof *inputs];
+        fh_status rc = input ? fh_keep_input(a->report.v, input, err) : FH_OK;
+        if (rc < 0) return rc;
+    }
+    return FH_OK;
 }
 
 static fh_status run(void *p, const fh_job *job, fh_err *err)
@@ -254,10 +262,21 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     char *routing = NULL;
     fh_json *report = NULL;
     fh_err fault = {0};
-    fh_validate_params how = {.base = a->model.set ? a->model.v : NULL, .texts = a->text.v, .n_texts = a->text.n, .tokens = (size_t)a->tokens.v,
-                              .window = (uint32_t)a->window.v, .stride = (uint32_t)a->stride.v, .seed = a->seed.v, .prompts = a->prompts.v, .n_prompts = (size_t)a->n_prompts.v,
-                              .say = (size_t)a->say.v, .last_words = a->last_words.v, .anatomy_positions = (size_t)a->anatomy.v, .no_anatomy = a->no_anatomy,
-                              .no_perplexity = a->no_perplexity, .no_divergence = a->no_divergence};
+    fh_validate_params how = {.base = a->model.set ? a->model.v : NULL,
+                              .texts = a->text.v,
+                              .n_texts = a->text.n,
+                              .tokens = (size_t)a->tokens.v,
+                              .window = (uint32_t)a->window.v,
+                              .stride = (uint32_t)a->stride.v,
+                              .seed = a->seed.v,
+                              .prompts = a->prompts.v,
+                              .n_prompts = (size_t)a->n_prompts.v,
+                              .say = (size_t)a->say.v,
+                              .last_words = a->last_words.v,
+                              .anatomy_positions = (size_t)a->anatomy.v,
+                              .no_anatomy = a->no_anatomy,
+                              .no_perplexity = a->no_perplexity,
+                              .no_divergence = a->no_divergence};
     fh_status rc = check_args(a, err);
     if (rc < 0) goto out;
     if (a->common.dir.set) {
@@ -291,10 +310,19 @@ out:
     return rc;
 }
 
-const fh_command fh_cmd_validate = {"validate", "may this artifact ship? checks, quality on a text, a page", "FILE", 1, 1, options, sizeof(args), run,
+const fh_command fh_cmd_validate = {
+    "validate",
+    "may this artifact ship? checks, quality on a text, a page",
+    "FILE",
+    1,
+    1,
+    options,
+    sizeof(args),
+    run,
     "Checks: integrity, belonging (fingerprint), rows and permutation against the model, parity of the kernels, calibration, states, promise.\n"
     "Measures on a text: containment, agreement, mass and KL against the dense head, perplexity, how far greedy texts agree, what each part costs.\n"
-    "Gates know: containment, containment_lower, top1, top3, top5, top10, agreement, agreement_lower, mass, mass_lower, kl, kl_p99, kl_max, kl_dense, kl_dense_p99, kl_dense_max,\n"
+    "Gates know: containment, containment_lower, top1, top3, top5, top10, agreement, agreement_lower, mass, mass_lower, kl, kl_p99, kl_max, kl_dense, "
+    "kl_dense_p99, kl_dense_max,\n"
     "perplexity_dense, perplexity_flash, perplexity_ratio, missed_share, divergence_mean, divergence_identical, last_word_dense, last_word_flash,\n"
     "last_word_same, positions.  A failing check or gate: exit status 3.",
     "fhtool validate model.fhead --text wiki.test.raw --gate 'containment>=0.99' --gate 'perplexity_ratio<=1.05' --report model.html"};

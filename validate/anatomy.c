@@ -89,7 +89,9 @@ static fh_status encode_centroids(fh_dissection *d, const float *sources, const 
         float *to = (float *)((uint8_t *)wide->data + k * wide->rows.stride);
         const uint8_t *scales = p->centroid_scales;
         if (sources) memcpy(to, sources + k * p->hidden, p->hidden * sizeof *to);
-        else fh_dec_row(p->centroids.dtype, fh_row(&p->centroids, k), scales ? scales + k * fh_scale_bytes(p->centroids.dtype, p->hidden) : NULL, p->hidden, to);
+        else
+            fh_dec_row(p->centroids.dtype, fh_row(&p->centroids, k), scales ? scales + k * fh_scale_bytes(p->centroids.dtype, p->hidden) : NULL, p->hidden,
+                       to);
     }
     for (size_t i = 1; i < 3; i++)
         if ((rc = make_room(&d->centroids[i], types[i], p->clusters, p->hidden, err)) < 0 ||
@@ -176,8 +178,13 @@ fh_status fh_dissect_states(fh_dissection *d, const float *states, const size_t 
 void fh_dissect_finish(const fh_dissection *d, fh_anatomy *out)
 {
     double n = d->positions ? (double)d->positions : NAN;
-    *out = (fh_anatomy){.positions = d->positions, .misses = d->misses, .by_clustering = d->by_clustering, .by_routing = d->by_routing, .by_encoding = d->by_encoding,
-                        .sources = d->sources != SIZE_MAX, .n = d->n};
+    *out = (fh_anatomy){.positions = d->positions,
+                        .misses = d->misses,
+                        .by_clustering = d->by_clustering,
+                        .by_routing = d->by_routing,
+                        .by_encoding = d->by_encoding,
+                        .sources = d->sources != SIZE_MAX,
+                        .n = d->n};
     for (size_t i = 0; i < d->n; i++) {
         const fh_part_cost *s = &d->sum[i];
         out->cost[i] = (fh_part_cost){d->of[i]->name, s->top1 / n, s->agreement / n, s->mass / n, s->kl / n, s->kl_dense / n};

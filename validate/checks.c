@@ -74,7 +74,9 @@ static fh_status check_belonging(fh_check *c, const fh_head_layout *h, const uin
     } else if ((rc = own_fingerprint(found, h, slots, err)) < 0) {
         return rc;
     } else if (strcmp(found, h->fingerprint)) {
-        fh_check_set(c, FH_FAILED, "its exact rows, in the order of the permutation, have the fingerprint %.12s..., it says %.12s...: rows or permutation are not what was packed",
+        fh_check_set(c, FH_FAILED,
+                     "its exact rows, in the order of the permutation, have the fingerprint %.12s..., it says %.12s...: rows or permutation are not what "
+                     "was packed",
                      found, h->fingerprint);
     } else {
         fh_check_set(c, FH_PASSED, "fingerprint %.12s..., that of its own exact rows", found);
@@ -166,7 +168,8 @@ static fh_status find_misplaced(misplaced *out, const row_check *c, fh_err *err)
     qsort(rows, c->model.rows, sizeof *rows, by_hash);
     for (size_t s = 0; s < c->slots; s++) {
         if (!c->wrong[s]) continue;
-        if (exact && !memcmp(fh_row(&h->exact, s), fh_row(&c->model, h->permutation[s]), fh_row_bytes(h->exact.dtype, d))) continue; /* the encoded one alone is wrong */
+        if (exact && !memcmp(fh_row(&h->exact, s), fh_row(&c->model, h->permutation[s]), fh_row_bytes(h->exact.dtype, d)))
+            continue; /* the encoded one alone is wrong */
         seen_row key;
         if (exact) key.hash = hash_of(fh_row(&h->exact, s), fh_row_bytes(h->exact.dtype, d));
         else key.hash = hash_of(fh_row(&h->tokens, s), used) ^ (each ? hash_of((const uint8_t *)h->token_scales + s * each, each) * 31 : 0);
@@ -187,8 +190,11 @@ static fh_status check_rows(fh_validation *v, const fh_checkpoint *base, const f
     size_t wrong = 0, first = 0;
     misplaced moved;
     if (!c.model.data) {
-        fh_check_set(rows, FH_SKIPPED, h->tokens_exact ? "its rows are the exact ones, which the fingerprint covers" : "nothing to compare with: give the model it was made of (--model)");
-        fh_check_set(permutation, FH_SKIPPED, h->tokens_exact ? "the fingerprint covers it" : "nothing to compare with: give the model it was made of (--model)");
+        fh_check_set(rows, FH_SKIPPED,
+                     h->tokens_exact ? "its rows are the exact ones, which the fingerprint covers"
+                                     : "nothing to compare with: give the model it was made of (--model)");
+        fh_check_set(permutation, FH_SKIPPED,
+                     h->tokens_exact ? "the fingerprint covers it" : "nothing to compare with: give the model it was made of (--model)");
         return FH_OK;
     }
     c.wrong = fh_calloc(c.slots, 1);
@@ -207,12 +213,14 @@ static fh_status check_rows(fh_validation *v, const fh_checkpoint *base, const f
         if ((rc = find_misplaced(&moved, &c, err)) < 0) goto out;
         if (moved.n == wrong) {
             fh_check_set(rows, FH_PASSED, "all %u rows are those of %s", h->vocab, whose);
-            fh_check_set(permutation, FH_FAILED, "%zu rows stand in the slot of another token; the first: slot %zu is token %u's and holds the row of token %u", wrong, moved.slot,
+            fh_check_set(permutation, FH_FAILED,
+                         "%zu rows stand in the slot of another token; the first: slot %zu is token %u's and holds the row of token %u", wrong, moved.slot,
                          h->permutation[moved.slot], moved.holds);
             goto out;
         }
     }
-    fh_check_set(rows, FH_FAILED, "%zu of %u rows are not those of %s; the first: token %u (slot %zu): the head was swapped or changed", wrong, h->vocab, whose, h->permutation[first], first);
+    fh_check_set(rows, FH_FAILED, "%zu of %u rows are not those of %s; the first: token %u (slot %zu): the head was swapped or changed", wrong, h->vocab,
+                 whose, h->permutation[first], first);
     fh_check_set(permutation, FH_SKIPPED, "the rows are not the model's");
 out:
     fh_free(c.wrong);
@@ -249,10 +257,12 @@ static fh_status check_parity(fh_validation *v, const fh_job *job, fh_err *err)
         at += (size_t)snprintf(names + at, sizeof names - at, "%s%s%s%s", i ? ", " : "", r->isa, *r->variant ? " " : "", r->variant);
         at = fh_min(at, sizeof names - 1);
         if (r->found.differ && c->verdict == FH_PASSED)
-            fh_check_set(c, FH_FAILED, "%s %s: %llu of %llu products are not what the %s", r->isa, r->variant, (unsigned long long)r->found.differ, (unsigned long long)r->found.compared,
-                         i ? "definition gives, bit for bit" : "same sums in double allow");
+            fh_check_set(c, FH_FAILED, "%s %s: %llu of %llu products are not what the %s", r->isa, r->variant, (unsigned long long)r->found.differ,
+                         (unsigned long long)r->found.compared, i ? "definition gives, bit for bit" : "same sums in double allow");
     }
-    if (c->verdict == FH_PASSED) fh_check_set(c, FH_PASSED, "%s: bit for bit the definition's products, which are within %.0f %% of what rounding allows", names, 100 * v->parity[0].found.worst);
+    if (c->verdict == FH_PASSED)
+        fh_check_set(c, FH_PASSED, "%s: bit for bit the definition's products, which are within %.0f %% of what rounding allows", names,
+                     100 * v->parity[0].found.worst);
 out:
     fh_head_close(head);
     fh_free(states);
@@ -323,10 +333,19 @@ static void check_calibration(fh_validation *v)
     if (!c) { fh_check_set(out, FH_SKIPPED, "it was not calibrated, and promises nothing"); return; }
     if (head) {
         fh_head_layout_digest(found, h);
-        if (strcmp(head, found)) { fh_check_set(out, FH_FAILED, "it is of another head (digest %.12s..., this one's is %.12s...): calibrate again", head, found); return; }
+        if (strcmp(head, found)) {
+            fh_check_set(out, FH_FAILED, "it is of another head (digest %.12s..., this one's is %.12s...): calibrate again", head, found);
+            return;
+        }
     }
-    if (!fh_json_u64(fh_json_get(c, "probes"), &probes) || probes > h->probes) { fh_check_set(out, FH_FAILED, "it is not of P = %u probes or fewer", h->probes); return; }
-    if (routing && strcmp(routing, h->routing)) { fh_check_set(out, FH_FAILED, "it is of routing '%s', the head's is '%s': calibrate again", routing, h->routing); return; }
+    if (!fh_json_u64(fh_json_get(c, "probes"), &probes) || probes > h->probes) {
+        fh_check_set(out, FH_FAILED, "it is not of P = %u probes or fewer", h->probes);
+        return;
+    }
+    if (routing && strcmp(routing, h->routing)) {
+        fh_check_set(out, FH_FAILED, "it is of routing '%s', the head's is '%s': calibrate again", routing, h->routing);
+        return;
+    }
     size_t n_hot = 0;
     for (const fh_json *i = fh_json_first(fh_json_get(c, "hot_ids")); i; i = fh_json_next(i), n_hot++)
         if (!fh_json_u64(i, &id) || !is_hot(h, id)) { fh_check_set(out, FH_FAILED, "its hot list is not the head's: calibrate again"); return; }
@@ -339,7 +358,9 @@ static void check_calibration(fh_validation *v)
     bool same_rerank = fh_json_u64(fh_json_get(c, "rerank"), &rerank) && rerank == h->rerank;
     double bytes_now = fh_head_layout_step_bytes(h, (uint32_t)probes, n_hot);
     if ((isfinite(dense) && dense != dense_now) || (same_rerank && isfinite(bytes) && fabs(bytes - bytes_now) > 0.5)) {
-        fh_check_set(out, FH_FAILED, "it is of a head of other shape or encoding (%.0f bytes a step and %.0f dense; this one: %.0f and %.0f): calibrate again", bytes, dense, bytes_now, dense_now);
+        fh_check_set(out, FH_FAILED,
+                     "it is of a head of other shape or encoding (%.0f bytes a step and %.0f dense; this one: %.0f and %.0f): calibrate again", bytes,
+                     dense, bytes_now, dense_now);
         return;
     }
     const fh_json *model = fh_json_get(fh_json_get(fh_json_get(c, "made_by"), "inputs"), "model.json"), *provenance = fh_json_get(header, "provenance");
@@ -348,7 +369,9 @@ static void check_calibration(fh_validation *v)
         return;
     }
     fh_promised p = fh_promised_by(v->file);
-    fh_check_set(out, FH_PASSED, "of this head%s, on '%.80s'", head ? "" : " as far as its shapes tell", p.text ? p.text : "?");
+    const char *runtime = fh_json_string(fh_json_get(c, "runtime")); /* whose arithmetic it was made in, where that is not ours */
+    fh_check_set(out, FH_PASSED, "of this head%s, on '%.80s'%s%.40s", head ? "" : " as far as its shapes tell", p.text ? p.text : "?", runtime ? "; about the runtime " : "",
+                 runtime ? runtime : "");
 }
 
 /* ---- all of them ---------------------------------------------------------------------------------------------------- */

@@ -33,7 +33,8 @@ void fh_dissect_finish(const fh_dissection *d, fh_anatomy *out);
 void fh_dissect_close(fh_dissection *d); /* accepts NULL */
 
 /* How far both heads say the same, greedily, after each prompt: ids[starts[i] .. starts[i + 1]). */
-fh_status fh_diverge(fh_divergence *out, const fh_model *m, const uint32_t *ids, const size_t *starts, size_t prompts, size_t say, const fh_job *job, fh_err *err);
+fh_status fh_diverge(fh_divergence *out, const fh_model *m, const uint32_t *ids, const size_t *starts, size_t prompts, size_t say, const fh_job *job,
+                     fh_err *err);
 /* The prompts of a file, encoded; *ids and *starts [*n + 1] are the caller's. */
 fh_status fh_prompts_read(uint32_t **ids, size_t **starts, size_t *n, const fh_model *m, const char *path, size_t most, const fh_job *job, fh_err *err);
 /* Texts that end in a word which is to be said: right where the head's best token is the text's at each token of it. */

@@ -87,7 +87,8 @@ typedef struct said { uint32_t *ids; size_t n; } said;
 static bool keep(void *ctx, uint32_t id) { said *s = ctx; s->ids[s->n++] = id; return true; }
 static int by_size(const void *a, const void *b) { const size_t *x = a, *y = b; return (*x > *y) - (*x < *y); }
 
-fh_status fh_diverge(fh_divergence *out, const fh_model *m, const uint32_t *ids, const size_t *starts, size_t n_prompts, size_t say, const fh_job *job, fh_err *err)
+fh_status fh_diverge(fh_divergence *out, const fh_model *m, const uint32_t *ids, const size_t *starts, size_t n_prompts, size_t say, const fh_job *job,
+                     fh_err *err)
 {
     fh_status rc = FH_OK;
     said s[2] = {{fh_malloc(fh_max(say, 1) * sizeof(uint32_t)), 0}, {fh_malloc(fh_max(say, 1) * sizeof(uint32_t)), 0}};

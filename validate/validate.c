@@ -212,8 +212,8 @@ static void check_promise(fh_validation *v, const fh_promised *p)
         if (!(p->target[i] > 0)) continue;
         fh_promise_words(words, p, (fh_promise_kind)i);
         if (!(k->upper >= p->target[i])) {
-            fh_check_set(c, FH_FAILED, "%.6g is promised of %s; here it is %.5f on %zu positions, and above %.5f only with a chance of %.3g", p->target[i], words, k->share,
-                         q->positions, k->upper, 1 - q->confidence);
+            fh_check_set(c, FH_FAILED, "%.6g is promised of %s; here it is %.5f on %zu positions, and above %.5f only with a chance of %.3g", p->target[i],
+                         words, k->share, q->positions, k->upper, 1 - q->confidence);
             return;
         }
         snprintf(said + at, sizeof said - at, "%s%s: %.6g promised, %.5f here", at ? "; " : "", words, p->target[i], k->share);
@@ -242,7 +242,10 @@ static fh_status measure(judging *j, const char *path, fh_err *err)
     if (p->states_fault) { fh_check_set(states, FH_FAILED, "%s", p->states_fault); return FH_OK; }
     if (!body && !p->states) { fh_check_set(states, FH_SKIPPED, "none were given: give a text (--text) or states (--hidden)"); return FH_OK; }
     if ((rc = fh_model_open(&j->m, path, p->base, FH_MODEL_HEAD | (body ? FH_MODEL_BODY | FH_MODEL_TOKENIZER : 0), j->job, err)) < 0) return rc;
-    if (!j->m.dense.rows.data) { fh_check_set(states, FH_SKIPPED, "there are no exact rows to measure against: give the model it was made of (--model)"); return FH_OK; }
+    if (!j->m.dense.rows.data) {
+        fh_check_set(states, FH_SKIPPED, "there are no exact rows to measure against: give the model it was made of (--model)");
+        return FH_OK;
+    }
     j->total = p->states ? p->n_states : p->tokens ? p->tokens : TOKENS;
     if (p->n_texts && !p->states && !is_self(p) && (rc = read_corpus(j, err)) < 0) return rc;
     if ((p->n_texts || p->states) && (rc = measure_states(j, err)) < 0) return rc;
@@ -323,16 +326,32 @@ const char *fh_validate_number(const fh_validation *v, size_t i, double *value)
     const fh_quality *q = &v->quality;
     const fh_last_words *l = &v->last_words;
     bool here = q->positions > 0, said = v->dense.tokens && v->flash.tokens, alike = v->divergence.prompts > 0;
-    const struct { const char *name; bool here; double value; } numbers[] = {
-        {"containment", here, q->kept[FH_CONTAINED].share}, {"containment_lower", here, q->kept[FH_CONTAINED].lower},
-        {"top1", here, q->top[0].share}, {"top3", here, q->top[1].share}, {"top5", here, q->top[2].share}, {"top10", here, q->top[3].share},
-        {"agreement", here, q->agreement}, {"agreement_lower", here, q->kept[FH_AGREED].lower}, {"mass", here, q->mass}, {"mass_lower", here, q->kept[FH_COVERED].lower},
-        {"kl", here, q->kl.mean}, {"kl_p99", here, q->kl.p99}, {"kl_max", here, q->kl.max},
-        {"kl_dense", here, q->kl_dense.mean}, {"kl_dense_p99", here, q->kl_dense.p99}, {"kl_dense_max", here, q->kl_dense.max},
-        {"perplexity_dense", said, v->dense.perplexity}, {"perplexity_flash", said, v->flash.perplexity},
-        {"perplexity_ratio", said, v->flash.perplexity / v->dense.perplexity}, {"missed_share", said, v->flash.missed_share},
-        {"divergence_mean", alike, v->divergence.mean}, {"divergence_identical", alike, share(v->divergence.identical, v->divergence.prompts)},
-        {"last_word_dense", l->words > 0, share(l->dense, l->words)}, {"last_word_flash", l->words > 0, share(l->flash, l->words)},
+    const struct { const char *name; bool here; double value;
+    } numbers[] = {
+        {"containment", here, q->kept[FH_CONTAINED].share},
+        {"containment_lower", here, q->kept[FH_CONTAINED].lower},
+        {"top1", here, q->top[0].share},
+        {"top3", here, q->top[1].share},
+        {"top5", here, q->top[2].share},
+        {"top10", here, q->top[3].share},
+        {"agreement", here, q->agreement},
+        {"agreement_lower", here, q->kept[FH_AGREED].lower},
+        {"mass", here, q->mass},
+        {"mass_lower", here, q->kept[FH_COVERED].lower},
+        {"kl", here, q->kl.mean},
+        {"kl_p99", here, q->kl.p99},
+        {"kl_max", here, q->kl.max},
+        {"kl_dense", here, q->kl_dense.mean},
+        {"kl_dense_p99", here, q->kl_dense.p99},
+        {"kl_dense_max", here, q->kl_dense.max},
+        {"perplexity_dense", said, v->dense.perplexity},
+        {"perplexity_flash", said, v->flash.perplexity},
+        {"perplexity_ratio", said, v->flash.perplexity / v->dense.perplexity},
+        {"missed_share", said, v->flash.missed_share},
+        {"divergence_mean", alike, v->divergence.mean},
+        {"divergence_identical", alike, share(v->divergence.identical, v->divergence.prompts)},
+        {"last_word_dense", l->words > 0, share(l->dense, l->words)},
+        {"last_word_flash", l->words > 0, share(l->flash, l->words)},
         {"last_word_same", l->words > 0, share(l->same, l->words)},
         {"positions", true, (double)q->positions},
     };

@@ -155,7 +155,8 @@ typedef struct fh_anatomy { /* positions 0: not measured */
     bool sources;                 /* the centroids before their encoding were there: without them by_encoding is 0, and such misses count as routing's */
     fh_part_cost cost[FH_PART_COSTS]; size_t n;
 } fh_anatomy;
-typedef struct fh_divergence { size_t prompts, tokens, identical; double mean, median; size_t min; } fh_divergence; /* tokens that both heads say alike, greedily */
+/* How many tokens both heads say alike, greedily, of so many asked for; identical: prompts after which all are. */
+typedef struct fh_divergence { size_t prompts, tokens, identical; double mean, median; size_t min; } fh_divergence;
 typedef struct fh_last_words { size_t words, dense, flash, same; } fh_last_words; /* said rightly; by both heads or by neither */
 typedef struct fh_parity_row { const char *isa, *variant; fh_parity found; } fh_parity_row;
 enum { FH_PARITIES = 8 };

@@ -49,10 +49,9 @@ static void head_facts(fh_page *p, const fh_validation *v)
 static void curve_plots(fh_page *p, const fh_validation *v)
 {
     static const char *const names[FH_TOPS] = {"best 1", "best 3", "best 5", "best 10"};
-    enum { MOST = 80 };
     const fh_quality *q = &v->quality;
-    double x[MOST], bytes[MOST], miss[FH_TOPS][MOST], low[FH_TOPS][MOST], high[FH_TOPS][MOST], kl[MOST], mass[MOST], agree[MOST];
-    size_t n = fh_min(q->n_curve, MOST);
+    double x[FH_CURVE_POINTS], bytes[FH_CURVE_POINTS], miss[FH_TOPS][FH_CURVE_POINTS], low[FH_TOPS][FH_CURVE_POINTS], high[FH_TOPS][FH_CURVE_POINTS], kl[FH_CURVE_POINTS], mass[FH_CURVE_POINTS], agree[FH_CURVE_POINTS];
+    size_t n = fh_min(q->n_curve, FH_CURVE_POINTS);
     fh_promised promise = fh_promised_by(v->file);
     for (size_t i = 0; i < n; i++) {
         const fh_curve_point *c = &q->curve[i];
@@ -60,24 +59,41 @@ static void curve_plots(fh_page *p, const fh_validation *v)
         for (size_t t = 0; t < FH_TOPS; t++) miss[t][i] = 1 - c->top[t].share, low[t][i] = 1 - c->top[t].upper, high[t][i] = 1 - c->top[t].lower;
     }
     fh_series tops[FH_TOPS];
-    for (size_t t = 0; t < FH_TOPS; t++) tops[t] = (fh_series){.name = names[t], .x = x, .y = miss[t], .n = n, .low = low[t], .high = high[t], .line = true, .dots = true};
+    for (size_t t = 0; t < FH_TOPS; t++)
+        tops[t] = (fh_series){.name = names[t], .x = x, .y = miss[t], .n = n, .low = low[t], .high = high[t], .line = true, .dots = true};
     fh_mark marks[] = {{"P", (double)q->probes, true}, {"promised", 1 - promise.target[FH_CONTAINED], false}};
-    fh_page_plot(p, &(fh_plot){.title = "Positions at which one of the dense head's best is missed", .x = {"clusters probed", 2, false, 0, 0},
-                               .y = {"missed, with bounds", 10, true, 0, 0}, .series = tops, .n_series = FH_TOPS, .marks = marks, .n_marks = promise.target[FH_CONTAINED] > 0 ? 2 : 1});
+    fh_page_plot(p, &(fh_plot){.title = "Positions at which one of the dense head's best is missed",
+                               .x = {"clusters probed", 2, false, 0, 0},
+                               .y = {"missed, with bounds", 10, true, 0, 0},
+                               .series = tops,
+                               .n_series = FH_TOPS,
+                               .marks = marks,
+                               .n_marks = promise.target[FH_CONTAINED] > 0 ? 2 : 1});
     fh_series rest[] = {{.name = "outside the candidates, of the probability", .x = x, .y = mass, .n = n, .line = true, .dots = true},
                         {.name = "another best token", .x = x, .y = agree, .n = n, .line = true, .dots = true}};
-    fh_page_plot(p, &(fh_plot){.title = "Mass not covered, and answers that differ", .x = {"clusters probed", 2, false, 0, 0}, .y = {"share", 10, true, 0, 0}, .series = rest,
-                               .n_series = 2, .marks = marks, .n_marks = 1});
+    fh_page_plot(p, &(fh_plot){.title = "Mass not covered, and answers that differ",
+                               .x = {"clusters probed", 2, false, 0, 0},
+                               .y = {"share", 10, true, 0, 0},
+                               .series = rest,
+                               .n_series = 2,
+                               .marks = marks,
+                               .n_marks = 1});
     fh_series cost = {.x = bytes, .y = kl, .n = n, .line = true, .dots = true};
-    fh_page_plot(p, &(fh_plot){.title = "Divergence over what a step reads", .x = {"MB a step", 10, false, 0, 0}, .y = {"KL, nats", 10, false, 0, 0}, .series = &cost, .n_series = 1});
+    fh_page_plot(p, &(fh_plot){.title = "Divergence over what a step reads",
+                               .x = {"MB a step", 10, false, 0, 0},
+                               .y = {"KL, nats", 10, false, 0, 0},
+                               .series = &cost,
+                               .n_series = 1});
 }
 
 static void kept_rows(fh_page *p, const fh_quality *q)
 {
-    static const fh_column columns[] = {{"of the dense head's", true}, {"share", false}, {"lower bound", false}, {"upper bound", false}, {"missed", false}, {"design effect", false}};
+    static const fh_column columns[] = {{"of the dense head's", true}, {"share", false},  {"lower bound", false},
+                                        {"upper bound", false},        {"missed", false}, {"design effect", false}};
     static const char *const names[FH_TOPS] = {"best token", "best 3", "best 5", "best 10"};
     char caption[160];
-    snprintf(caption, sizeof caption, "All among the candidates, on %zu positions of %zu documents; bounds at %.3g each", q->positions, q->documents, q->confidence);
+    snprintf(caption, sizeof caption, "All among the candidates, on %zu positions of %zu documents; bounds at %.3g each", q->positions, q->documents,
+             q->confidence);
     fh_page_table(p, caption, columns, 6);
     for (size_t t = 0; t < FH_TOPS; t++) {
         const fh_kept *k = &q->top[t];
@@ -92,8 +108,9 @@ static void kept_rows(fh_page *p, const fh_quality *q)
 
 static void curve_table(fh_page *p, const fh_quality *q)
 {
-    static const fh_column columns[] = {{"P", false}, {"best 1", false}, {"lower", false}, {"upper", false}, {"best 3", false}, {"best 5", false}, {"best 10", false},
-                                        {"agreement", false}, {"mass", false}, {"KL", false}, {"bytes a step", false}};
+    static const fh_column columns[] = {{"P", false},      {"best 1", false}, {"lower", false},       {"upper", false},
+                                        {"best 3", false}, {"best 5", false}, {"best 10", false},     {"agreement", false},
+                                        {"mass", false},   {"KL", false},     {"bytes a step", false}};
     fh_page_table(p, "The whole curve", columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < q->n_curve; i++) {
         const fh_curve_point *c = &q->curve[i];
@@ -115,10 +132,20 @@ static void curve_table(fh_page *p, const fh_quality *q)
 static void spreads(fh_page *p, const fh_quality *q)
 {
     static const fh_column columns[] = {{"nats", true}, {"KL(FlashHead || dense)", false}, {"KL(dense || FlashHead)", false}};
-    const struct { const char *name; double a, b; } rows[] = {
-        {"mean", q->kl.mean, q->kl_dense.mean}, {"maximum", q->kl.max, q->kl_dense.max}, {"99.9 %", q->kl.p99_9, q->kl_dense.p99_9}, {"99 %", q->kl.p99, q->kl_dense.p99},
-        {"95 %", q->kl.p95, q->kl_dense.p95}, {"90 %", q->kl.p90, q->kl_dense.p90}, {"median", q->kl.median, q->kl_dense.median}, {"10 %", q->kl.p10, q->kl_dense.p10},
-        {"5 %", q->kl.p5, q->kl_dense.p5}, {"1 %", q->kl.p1, q->kl_dense.p1}, {"0.1 %", q->kl.p0_1, q->kl_dense.p0_1}, {"minimum", q->kl.min, q->kl_dense.min},
+    const struct { const char *name; double a, b;
+    } rows[] = {
+        {"mean", q->kl.mean, q->kl_dense.mean},
+        {"maximum", q->kl.max, q->kl_dense.max},
+        {"99.9 %", q->kl.p99_9, q->kl_dense.p99_9},
+        {"99 %", q->kl.p99, q->kl_dense.p99},
+        {"95 %", q->kl.p95, q->kl_dense.p95},
+        {"90 %", q->kl.p90, q->kl_dense.p90},
+        {"median", q->kl.median, q->kl_dense.median},
+        {"10 %", q->kl.p10, q->kl_dense.p10},
+        {"5 %", q->kl.p5, q->kl_dense.p5},
+        {"1 %", q->kl.p1, q->kl_dense.p1},
+        {"0.1 %", q->kl.p0_1, q->kl_dense.p0_1},
+        {"minimum", q->kl.min, q->kl_dense.min},
     };
     fh_page_table(p, "Divergence of the two distributions, position by position", columns, 3);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -126,13 +153,17 @@ static void spreads(fh_page *p, const fh_quality *q)
         fh_page_cell(p, FH_PLAIN, "%.5g", rows[i].a);
         fh_page_cell(p, FH_PLAIN, "%.5g", rows[i].b);
     }
-    fh_page_text(p, "FlashHead is renormalised over its candidates on the left. On the right a share of %g of its mass is spread over the tokens that are no candidates, which makes the "
-                    "divergence finite. Same best token: %.3f ± %.3f %%.", FH_BACKOFF, 100 * q->agreement, 100 * q->agreement_error);
+    fh_page_text(p,
+                 "FlashHead is renormalised over its candidates on the left. On the right a share of %g of its mass is spread over the tokens that are no "
+                 "candidates, which makes the "
+                 "divergence finite. Same best token: %.3f ± %.3f %%.",
+                 FH_BACKOFF, 100 * q->agreement, 100 * q->agreement_error);
 }
 
 static void bands(fh_page *p, const char *caption, const char *key, const fh_bands *b, size_t positions)
 {
-    const fh_column columns[] = {{key, true}, {"positions", false}, {"share", false}, {"missed", false}, {"containment", false}, {"agreement", false}, {"mass", false}, {"KL", false}};
+    const fh_column columns[] = {{key, true},          {"positions", false}, {"share", false}, {"missed", false}, {"containment", false},
+                                 {"agreement", false}, {"mass", false},      {"KL", false}};
     if (!b->n) return;
     fh_page_table(p, caption, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < b->n; i++) {
@@ -161,7 +192,8 @@ static void band_bars(fh_page *p, const char *title, const fh_bands *b)
 
 static void worst_tokens(fh_page *p, const fh_quality *q)
 {
-    static const fh_column columns[] = {{"token", false}, {"text", true}, {"was the best", false}, {"missed", false}, {"probes it would have taken", false}, {"cluster", false}};
+    static const fh_column columns[] = {
+        {"token", false}, {"text", true}, {"was the best", false}, {"missed", false}, {"probes it would have taken", false}, {"cluster", false}};
     if (!q->n_worst) return;
     fh_page_table(p, "The tokens that are missed most", columns, 6);
     for (size_t i = 0; i < q->n_worst; i++) {
@@ -177,12 +209,21 @@ static void worst_tokens(fh_page *p, const fh_quality *q)
 
 static void anatomy(fh_page *p, const fh_anatomy *a)
 {
-    static const fh_column columns[] = {{"not exact", true}, {"containment", false}, {"agreement", false}, {"mass", false}, {"KL(FlashHead || dense)", false}, {"KL(dense || FlashHead)", false}};
-    const char *names[] = {"clustering: no choice of P clusters of most mass has it", "routing: those clusters have it, the centroids miss it", "encoding of centroids: not encoded they have it"};
+    static const fh_column columns[] = {{"not exact", true},
+                                        {"containment", false},
+                                        {"agreement", false},
+                                        {"mass", false},
+                                        {"KL(FlashHead || dense)", false},
+                                        {"KL(dense || FlashHead)", false}};
+    const char *names[] = {"clustering: no choice of P clusters of most mass has it", "routing: those clusters have it, the centroids miss it",
+                           "encoding of centroids: not encoded they have it"};
     double misses[] = {(double)a->by_clustering, (double)a->by_routing, (double)a->by_encoding};
     if (!a->positions) return;
     fh_page_section(p, "What each part costs");
-    fh_page_text(p, "The same %zu positions, every time with all else exact: the dense head's own logits where rows are exact, its own probabilities where clusters are.", a->positions);
+    fh_page_text(p,
+                 "The same %zu positions, every time with all else exact: the dense head's own logits where rows are exact, its own probabilities where "
+                 "clusters are.",
+                 a->positions);
     fh_page_table(p, NULL, columns, 6);
     for (size_t i = 0; i < a->n; i++) {
         const fh_part_cost *c = &a->cost[i];
@@ -198,7 +239,9 @@ static void anatomy(fh_page *p, const fh_anatomy *a)
         snprintf(title, sizeof title, "Where the %zu misses come from", a->misses);
         fh_page_bars(p, title, names, misses, a->sources ? 3 : 2, "%.0f");
     }
-    if (!a->sources) fh_page_text(p, "The centroids before their encoding were not at hand (-C names the work directory that has them): what encoding them costs counts as routing.");
+    if (!a->sources)
+        fh_page_text(p, "The centroids before their encoding were not at hand (-C names the work directory that has them): what encoding them costs "
+                        "counts as routing.");
 }
 
 /* ---- what it is ------------------------------------------------------------------------------------------------------------ */
@@ -266,7 +309,9 @@ static void provenance(fh_page *p, const fh_validation *v)
     fh_page_section(p, "Where it comes from");
     fh_page_fact(p, FH_PLAIN, "digest", "%s", fh_fhead_digest(v->file));
     if (v->layout.vocab) fh_page_fact(p, FH_PLAIN, "fingerprint", "%s", v->layout.fingerprint);
-    if (v->layout.vocab) fh_page_fact(p, FH_PLAIN, "model", "%s, %u tokens of width %u, %s", v->layout.model_type, v->layout.vocab, v->layout.hidden, fh_dtype_name(v->layout.dtype));
+    if (v->layout.vocab)
+        fh_page_fact(p, FH_PLAIN, "model", "%s, %u tokens of width %u, %s", v->layout.model_type, v->layout.vocab, v->layout.hidden,
+                     fh_dtype_name(v->layout.dtype));
     if (v->text) fh_page_fact(p, FH_PLAIN, "measured on", "%s", v->text);
     if (*v->text_digest) fh_page_fact(p, FH_PLAIN, "SHA-256 of that text", "%s", v->text_digest);
     if (fh_json_get(header, "calibration")) {

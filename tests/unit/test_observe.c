@@ -16,7 +16,11 @@ enum { STATES = 70, TOP = 12 }; /* more than a block of states */
 
 static fh_dense dense_of(const world *w)
 {
-    return (fh_dense){.rows = {w->rows, FH_F32, w->is.v, w->is.d, w->is.d * sizeof(float)}, .bias = w->bias, .softcap = w->is.softcap, .vocab = w->is.v, .dead = w->is_dead};
+    return (fh_dense){.rows = {w->rows, FH_F32, w->is.v, w->is.d, w->is.d * sizeof(float)},
+                      .bias = w->bias,
+                      .softcap = w->is.softcap,
+                      .vocab = w->is.v,
+                      .dead = w->is_dead};
 }
 
 /* ---- the definition ----------------------------------------------------------------------------------------------- */
@@ -39,7 +43,9 @@ static void define(truth *t, const world *w, const fh_dense *dense, const fh_len
     assert_int_equal(fh_dense_logits(dense, NULL, state, 1, z, &err), FH_OK);
     assert_int_equal(fh_head_slot_logits(lens->head, NULL, state, 1, f, &err), FH_OK);
     assert_int_equal(fh_head_cluster_scores(lens->head, NULL, state, 1, s, &err), FH_OK);
-    for (uint32_t i = 0; i < slots; i++) if (p->permutation[i] != FH_NO_TOKEN) home[p->permutation[i]] = i / p->cap, mine[p->permutation[i]] = lens->exact_rows ? z[p->permutation[i]] : f[i];
+    for (uint32_t i = 0; i < slots; i++)
+        if (p->permutation[i] != FH_NO_TOKEN)
+            home[p->permutation[i]] = i / p->cap, mine[p->permutation[i]] = lens->exact_rows ? z[p->permutation[i]] : f[i];
     for (uint32_t i = 0; i < v; i++) if (!w->is_dead[i]) most = fmax(most, (double)z[i]);
     for (uint32_t i = 0; i < v; i++) if (!w->is_dead[i]) lse += exp(z[i] - most);
     lse = log(lse) + most;
@@ -111,9 +117,10 @@ static void compare(void *ctx, const fh_sight *s)
             assert_memory_equal(s->need + i * TOP, t.need, sizeof t.need);
             assert_true(fabs((double)(s->margin - t.margin)) <= 1e-5); /* a library's products of one state and of many differ in their last bits */
             assert_int_equal(seen->best, t.best);
-            if (!(fabs(s->entropy - t.entropy) <= 1e-5 && fabs(seen->mass - t.mass) <= 1e-5 && fabs(seen->kl - t.kl) <= 1e-5 && fabs(seen->kl_dense - t.kl_dense) <= 1e-5))
-                fail_msg("lens %zu, P = %u: mass %.12g for %.12g, kl %.12g for %.12g, kl_dense %.12g for %.12g, entropy %.12g for %.12g", i, lens->probes[q], seen->mass, t.mass,
-                         seen->kl, t.kl, seen->kl_dense, t.kl_dense, s->entropy, t.entropy);
+            if (!(fabs(s->entropy - t.entropy) <= 1e-5 && fabs(seen->mass - t.mass) <= 1e-5 && fabs(seen->kl - t.kl) <= 1e-5 &&
+                  fabs(seen->kl_dense - t.kl_dense) <= 1e-5))
+                fail_msg("lens %zu, P = %u: mass %.12g for %.12g, kl %.12g for %.12g, kl_dense %.12g for %.12g, entropy %.12g for %.12g", i,
+                         lens->probes[q], seen->mass, t.mass, seen->kl, t.kl, seen->kl_dense, t.kl_dense, s->entropy, t.entropy);
         }
     }
 }
@@ -134,8 +141,10 @@ static void what_is_seen_is_what_the_definitions_say(void **state)
         world_open(&w, shapes[i]);
         float *states = make_states(&w, STATES);
         fh_dense dense = dense_of(&w);
-        fh_lens lenses[] = {{.head = w.head, .probes = some, .n_probes = 4}, {.head = w.head, .no_hot = true, .no_rerank = true, .probes = one, .n_probes = 1},
-                            {.head = w.head, .by_mass = true, .exact_rows = true, .probes = some, .n_probes = 3}, {.head = w.head, .exact_rows = true, .probes = one, .n_probes = 1}};
+        fh_lens lenses[] = {{.head = w.head, .probes = some, .n_probes = 4},
+                            {.head = w.head, .no_hot = true, .no_rerank = true, .probes = one, .n_probes = 1},
+                            {.head = w.head, .by_mass = true, .exact_rows = true, .probes = some, .n_probes = 3},
+                            {.head = w.head, .exact_rows = true, .probes = one, .n_probes = 1}};
         held h = {&w, &dense, lenses, 4, 0, states};
         assert_int_equal(fh_observe(&dense, lenses, 4, &(fh_observe_params){.top = TOP}, states, NULL, STATES, compare, &h, NULL, &err), FH_OK);
         assert_int_equal(h.seen, STATES);
@@ -210,7 +219,9 @@ static void every_kernel_of_this_machine_gives_what_is_defined(void **state)
             assert_int_equal(fh_head_parity(w.head, tables, NULL, states, 3, &p, &err), FH_OK);
             size_t slots = (size_t)w.is.k * w.cap;
             assert_int_equal(p.compared, 3 * (w.is.k + slots + (shapes[i].exact != FH_I8 ? slots : 0)));
-            if (p.differ) fail_msg("shape %zu, %s %s: %llu of %llu differ, by %.3g", i, isa, variant, (unsigned long long)p.differ, (unsigned long long)p.compared, p.worst);
+            if (p.differ)
+                fail_msg("shape %zu, %s %s: %llu of %llu differ, by %.3g", i, isa, variant, (unsigned long long)p.differ, (unsigned long long)p.compared,
+                         p.worst);
             if (tables == 0) assert_true(strcmp(isa, "ref") == 0 && p.worst > 0 && p.worst <= 1);
             else assert_true(p.worst == 0);
         }
@@ -244,8 +255,9 @@ static void every_allocation_may_fail(void **state)
             fh_parity parity;
             fh_point points[] = {{.probes = 1}, {.probes = 4}};
             fh_fault_set(FH_FAULT_ALLOC, n);
-            fh_status rc = what == 0 ? fh_observe(&dense, lenses, 2, &(fh_observe_params){0}, states, NULL, 4, count_sights, &seen, NULL, &err)
-                         : what == 1 ? fh_curve(w.head, &dense, states, NULL, 4, false, points, 2, NULL, &err) : fh_head_parity(w.head, 0, NULL, states, 4, &parity, &err);
+            fh_status rc = what == 0   ? fh_observe(&dense, lenses, 2, &(fh_observe_params){0}, states, NULL, 4, count_sights, &seen, NULL, &err)
+                           : what == 1 ? fh_curve(w.head, &dense, states, NULL, 4, false, points, 2, NULL, &err)
+                                       : fh_head_parity(w.head, 0, NULL, states, 4, &parity, &err);
             fired = fh_fault_fired();
             fh_fault_set(FH_FAULT_ALLOC, 0);
             assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);

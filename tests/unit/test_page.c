@@ -50,7 +50,8 @@ static void draw(fh_page *p)
     static const char *const labels[] = {NULL, "<here>", NULL, NULL, NULL}, *const names[] = {"one & two", "three"};
     static const double bars[] = {3, NAN};
     static const fh_column columns[] = {{"word", true}, {"number", false}};
-    const fh_series series[] = {{.name = "a<b", .x = x, .y = y, .n = 5, .low = low, .high = high, .labels = labels, .line = true, .dots = true}, {.x = x, .y = y, .n = 0, .line = true}};
+    const fh_series series[] = {{.name = "a<b", .x = x, .y = y, .n = 5, .low = low, .high = high, .labels = labels, .line = true, .dots = true},
+                                {.x = x, .y = y, .n = 0, .line = true}};
     const fh_mark marks[] = {{"P", 4, true}, {"far", 1e9, true}, {"limit", 0.01, false}};
     fh_page_fact(p, FH_GOOD, "name", "%d", 7);
     fh_page_section(p, "Sec & tion");
@@ -59,7 +60,9 @@ static void draw(fh_page *p)
     fh_page_cell(p, FH_BAD, "%s", "</td>");
     fh_page_cell(p, FH_PLAIN, "%g", 1.5);
     fh_page_cell(p, FH_PLAIN, "half a row");
-    fh_page_plot(p, &(fh_plot){.title = "t<", .x = {"x", 2, false, 0, 0}, .y = {"y", 10, true, 0, 0}, .series = series, .n_series = 2, .marks = marks, .n_marks = 3});
+    fh_page_plot(
+        p,
+        &(fh_plot){.title = "t<", .x = {"x", 2, false, 0, 0}, .y = {"y", 10, true, 0, 0}, .series = series, .n_series = 2, .marks = marks, .n_marks = 3});
     fh_page_plot(p, &(fh_plot){.title = "linear", .x = {"x", 0, false, 0, 20}, .y = {"y", 0, false, 0, 0}, .series = series, .n_series = 1});
     fh_page_plot(p, &(fh_plot){.title = "empty", .x = {"x", 10, false, 0, 0}, .y = {"y", 0, false, 0, 0}, .series = series + 1, .n_series = 1});
     fh_page_bars(p, "bars", names, bars, 2, "%.1f");

@@ -54,8 +54,15 @@ static void artifact_open(artifact *a, bool bias)
     fh_json_add_u64(a->calibration, "containment_k", 1);
     fh_json_add_double(a->calibration, "bound", 0.31);
     fh_json_add_string(a->calibration, "text", "<script>");
-    a->pack = (fh_pack_params){.path = path, .input = {.name = "test", .model_type = "llama", .dtype = FH_F32, .fingerprint = a->fingerprint, .head = &a->w.parts, .routing = "mean",
-                                                       .exact = rows, .calibration = a->calibration}};
+    a->pack = (fh_pack_params){.path = path,
+                               .input = {.name = "test",
+                                         .model_type = "llama",
+                                         .dtype = FH_F32,
+                                         .fingerprint = a->fingerprint,
+                                         .head = &a->w.parts,
+                                         .routing = "mean",
+                                         .exact = rows,
+                                         .calibration = a->calibration}};
 }
 
 static void artifact_pack(const artifact *a) { if (fh_pack(&a->pack, NULL, NULL, &err) < 0) fail_msg("%s", err.text); }
@@ -94,7 +101,8 @@ static void a_sound_artifact_passes_and_is_measured(void **state)
         artifact_pack(&a);
         fh_validate_params p = {.states = a.states, .n_states = STATES, .anatomy_positions = 100};
         assert_int_equal(fh_validate(&v, path, &p, NULL, &err), FH_OK);
-        for (int i = 0; i < FH_CHECKS; i++) if (v.check[i].verdict != FH_PASSED) fail_msg("%s: %s (%s)", v.check[i].name, fh_verdict_name(v.check[i].verdict), v.check[i].detail);
+        for (int i = 0; i < FH_CHECKS; i++)
+            if (v.check[i].verdict != FH_PASSED) fail_msg("%s: %s (%s)", v.check[i].name, fh_verdict_name(v.check[i].verdict), v.check[i].detail);
         const fh_quality *q = &v.quality;
         assert_true(q->positions == STATES && q->documents >= 9 && q->probes == 8 && q->containment_k == 1);
         assert_true(q->kept[0].misses == q->top[0].misses && q->kept[0].lower < q->kept[0].share && q->kept[0].share < q->kept[0].upper);
@@ -158,8 +166,11 @@ static void each_fault_fails_its_own_check(void **state)
     memcpy(row, kept, 24);
 
     /* a calibration of more probes, of another routing, of another hot list, of a larger head */
-    static const char *const stale[][2] = {{"{\"probes\":9,\"target\":0.3}", "P = 8"}, {"{\"probes\":8,\"routing\":\"raw\"}", "routing 'raw'"}, {"{\"probes\":8,\"hot_ids\":[1,50]}", "hot list"},
-                                           {"{\"probes\":8,\"curve\":[{\"probes\":1},{\"probes\":32}]}", "32 clusters"}, {"{\"probes\":8,\"rerank\":4,\"step_bytes\":123.0}", "other shape"},
+    static const char *const stale[][2] = {{"{\"probes\":9,\"target\":0.3}", "P = 8"},
+                                           {"{\"probes\":8,\"routing\":\"raw\"}", "routing 'raw'"},
+                                           {"{\"probes\":8,\"hot_ids\":[1,50]}", "hot list"},
+                                           {"{\"probes\":8,\"curve\":[{\"probes\":1},{\"probes\":32}]}", "32 clusters"},
+                                           {"{\"probes\":8,\"rerank\":4,\"step_bytes\":123.0}", "other shape"},
                                            {"{\"probes\":8,\"dense_bytes\":99}", "other shape"}};
     for (size_t i = 0; i < sizeof stale / sizeof *stale; i++) {
         fh_json *j;
@@ -209,21 +220,40 @@ static void percentiles_are_linear_between_neighbours(void **state)
 
 static void gates_hold_numbers_to_what_is_asked(void **state)
 {
-    static const struct { const char *gate; fh_status rc; fh_verdict verdict; } rows[] = {
-        {"mass>=0.5", FH_OK, FH_PASSED}, {"mass>=0.75", FH_OK, FH_PASSED}, {"mass<=0.75", FH_OK, FH_PASSED}, {"mass>=0.7500001", FH_OK, FH_FAILED}, {"mass<=0.7", FH_OK, FH_FAILED},
-        {"kl<=1e-3", FH_OK, FH_FAILED}, {"kl>=-1", FH_OK, FH_PASSED}, {"positions>=10", FH_OK, FH_PASSED}, {"positions>=11", FH_OK, FH_FAILED},
-        {"perplexity_ratio<=1e9", FH_OK, FH_FAILED}, {"last_word_same>=0", FH_OK, FH_FAILED}, /* not measured */
-        {"agreement>=0", FH_OK, FH_FAILED}, /* NAN */
-        {"mass", FH_EUSAGE, FH_SKIPPED}, {"mass>0.5", FH_EUSAGE, FH_SKIPPED}, {"mass=>0.5", FH_EUSAGE, FH_SKIPPED}, {"mass>=", FH_EUSAGE, FH_SKIPPED}, {"mass>=0.5 ", FH_EUSAGE, FH_SKIPPED},
-        {"mass>=inf", FH_EUSAGE, FH_SKIPPED}, {"mass>=nan", FH_EUSAGE, FH_SKIPPED}, {">=1", FH_EUSAGE, FH_SKIPPED}, {"", FH_EUSAGE, FH_SKIPPED}, {"mas>=0.5", FH_EUSAGE, FH_SKIPPED},
-        {"masses>=0.5", FH_EUSAGE, FH_SKIPPED}, {"Mass>=0.5", FH_EUSAGE, FH_SKIPPED},
+    static const struct { const char *gate; fh_status rc; fh_verdict verdict;
+    } rows[] = {
+        {"mass>=0.5", FH_OK, FH_PASSED},
+        {"mass>=0.75", FH_OK, FH_PASSED},
+        {"mass<=0.75", FH_OK, FH_PASSED},
+        {"mass>=0.7500001", FH_OK, FH_FAILED},
+        {"mass<=0.7", FH_OK, FH_FAILED},
+        {"kl<=1e-3", FH_OK, FH_FAILED},
+        {"kl>=-1", FH_OK, FH_PASSED},
+        {"positions>=10", FH_OK, FH_PASSED},
+        {"positions>=11", FH_OK, FH_FAILED},
+        {"perplexity_ratio<=1e9", FH_OK, FH_FAILED},
+        {"last_word_same>=0", FH_OK, FH_FAILED}, /* not measured */
+        {"agreement>=0", FH_OK, FH_FAILED},      /* NAN */
+        {"mass", FH_EUSAGE, FH_SKIPPED},
+        {"mass>0.5", FH_EUSAGE, FH_SKIPPED},
+        {"mass=>0.5", FH_EUSAGE, FH_SKIPPED},
+        {"mass>=", FH_EUSAGE, FH_SKIPPED},
+        {"mass>=0.5 ", FH_EUSAGE, FH_SKIPPED},
+        {"mass>=inf", FH_EUSAGE, FH_SKIPPED},
+        {"mass>=nan", FH_EUSAGE, FH_SKIPPED},
+        {">=1", FH_EUSAGE, FH_SKIPPED},
+        {"", FH_EUSAGE, FH_SKIPPED},
+        {"mas>=0.5", FH_EUSAGE, FH_SKIPPED},
+        {"masses>=0.5", FH_EUSAGE, FH_SKIPPED},
+        {"Mass>=0.5", FH_EUSAGE, FH_SKIPPED},
     };
     fh_validation v = {.quality = {.positions = 10, .mass = 0.75, .agreement = NAN, .kl = {.mean = 0.25}}};
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         fh_check c;
         fh_status rc = fh_validate_gate(&c, &v, rows[i].gate, &err);
-        if (rc != rows[i].rc || (rc == FH_OK && c.verdict != rows[i].verdict)) fail_msg("'%s': %s, %s", rows[i].gate, fh_status_name(rc), fh_verdict_name(c.verdict));
+        if (rc != rows[i].rc || (rc == FH_OK && c.verdict != rows[i].verdict))
+            fail_msg("'%s': %s, %s", rows[i].gate, fh_status_name(rc), fh_verdict_name(c.verdict));
     }
     size_t n = 0;
     for (double value; fh_validate_number(&v, n, &value); n++) {}
@@ -260,7 +290,8 @@ static void every_allocation_may_fail(void **state)
         fired = fh_fault_fired();
         fh_fault_set(FH_FAULT_ALLOC, 0);
         bool judged = rc == FH_OK && v.check[FH_CHECK_BELONGING].verdict == FH_FAILED;
-        if (rc != (fired ? FH_ENOMEM : FH_OK) || judged) fail_msg("allocation %ld: %s%s (%s)", n, fh_status_name(rc), judged ? ", and a verdict" : "", rc < 0 ? err.text : "");
+        if (rc != (fired ? FH_ENOMEM : FH_OK) || judged)
+            fail_msg("allocation %ld: %s%s (%s)", n, fh_status_name(rc), judged ? ", and a verdict" : "", rc < 0 ? err.text : "");
         fh_validation_free(&v);
     }
     artifact_close(&a);
