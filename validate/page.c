@@ -201,7 +201,7 @@ void fh_page_bars(fh_page *p, const char *title, const char *const *names, const
 /* ---- plots ----------------------------------------------------------------------------------------------------- */
 
 /* The drawing: 480 x 320, the plot itself between these. */
-enum { LEFT = 70, RIGHT = 470, TOP = 10, BOTTOM = 270, MOST_TICKS = 12 };
+enum { LEFT = 70, RIGHT = 460, TOP = 10, BOTTOM = 270, MOST_TICKS = 12 };
 
 typedef struct scale { const fh_axis *axis; double low, high, from, to; } scale;
 

@@ -26,10 +26,10 @@ static void head_facts(fh_page *p, const fh_validation *v)
     double dense = (double)h->vocab * h->hidden * (double)fh_dtype_size(h->dtype), step = fh_head_layout_step_bytes(h, h->probes, h->n_hot);
     fh_promised promise = fh_promised_by(v->file);
     for (int i = 0; i < FH_PROMISES; i++) {
-        char words[80];
+        char words[80], name[100];
+        snprintf(name, sizeof name, "promised: %s", fh_promise_words(words, &promise, (fh_promise_kind)i));
         if (promise.target[i] > 0)
-            fh_page_fact(p, tones[v->check[FH_CHECK_PROMISE].verdict], "promised", "%.6g of %s, with confidence %.6g", promise.target[i],
-                         fh_promise_words(words, &promise, (fh_promise_kind)i), promise.confidence);
+            fh_page_fact(p, tones[v->check[FH_CHECK_PROMISE].verdict], name, "%.6g, confidence %.6g", promise.target[i], promise.confidence);
     }
     if (q->positions) {
         fh_page_fact(p, FH_PLAIN, "containment here", "%.5f", q->kept[FH_CONTAINED].share);
