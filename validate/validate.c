@@ -248,7 +248,8 @@ static fh_status measure(judging *j, const char *path, fh_err *err)
     }
     j->total = p->states ? p->n_states : p->tokens ? p->tokens : TOKENS;
     if (p->n_texts && !p->states && !is_self(p) && (rc = read_corpus(j, err)) < 0) return rc;
-    if ((p->n_texts || p->states) && (rc = measure_states(j, err)) < 0) return rc;
+    if (!p->n_texts && !p->states) fh_check_set(states, FH_SKIPPED, "none were given: give a text (--text) or states (--hidden)");
+    else if ((rc = measure_states(j, err)) < 0) return rc;
     name_text(v, &j->corpus);
     if (j->stopped_by_states) return FH_OK;
     if (j->corpus.n && !p->no_perplexity && (rc = measure_perplexity(j, err)) < 0) return rc;

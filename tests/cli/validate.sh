@@ -78,6 +78,24 @@ fh validate bare.fhead -q --json | grep -q 'of this head as far as its shapes te
 forge model.fhead bold.fhead promise 0.999999
 no bold.fhead promise '0.999999 is promised of the best token among the candidates; here it is 0' --hidden work/states.safetensors $quick
 
+# Other encodings, and heads alone, which need their model to be measured; a head that is not tied
+tiny apart --untied --seed 3
+fh convert apart -q -C work3 > /dev/null
+for how in 'bf16 f32' 'f32 f16' 'int4 int4'; do
+    fh quantize -q -C work3 --tokens "${how% *}" --centroids "${how#* }" > /dev/null
+    for kind in '' '--head-only --exact' --head-only; do
+        fh pack -q -C work3 -o some.fhead $kind > /dev/null
+        fh validate some.fhead -q --json > report.json
+        fh validate some.fhead -q --json --model apart --text text.txt --tokens 300 --no-perplexity --no-divergence > report.json
+        [ "$(results report.json)" = 'integrity=passed belonging=passed rows=passed permutation=passed parity=passed calibration=skipped states=passed promise=skipped' ] ||
+            die "$how $kind: $(results report.json)"
+        grep -q '"part":"int4 rows, all of them"' report.json
+    done
+    forge some.fhead moved.fhead permutation
+    no moved.fhead permutation 'stand in the slot of another token' --model apart
+done
+fh validate some.fhead -q --json --hidden work/states.safetensors | grep -q 'there are no exact rows to measure against: give the model' || die 'a head alone is measured against nothing'
+
 # States: not finite, of another width, of another type
 python3 - << 'EOF'
 import struct, sys, os
