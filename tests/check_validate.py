@@ -4,7 +4,7 @@ divergences and their percentiles, bands, and what parts cost.  TAP.
 
 Scores of centroids and int8 rows are integers times scales, which numpy has to the bit; the dense head's logits are sums in float32 there and in float64
 here.  So counts are equal, and means agree to what float32 logits leave of them."""
-import json, os, subprocess, sys, tempfile
+import hashlib, json, os, subprocess, sys, tempfile
 import numpy as np
 top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(top, 'tests'))
@@ -58,6 +58,8 @@ with tempfile.TemporaryDirectory() as w:
 
 header, sections, _ = fhead_reader.read_header(b)
 raw = lambda name: b[sections[name]['offset']:sections[name]['offset'] + sections[name]['bytes']] # noqa: E731
+names = [k for k in ('head.permutation', 'head.centroid_scales', 'head.token_scales', 'head.centroids', 'head.tokens') if k in sections]
+check('the digest of the head that the calibration is of', hashlib.sha256(b''.join(map(raw, names))).hexdigest() == header['calibrated_head'])
 V, D, cap, P, R = header['model']['vocab'], header['model']['hidden'], header['head']['cap'], header['head']['probes'], header['head']['rerank']
 perm = np.frombuffer(raw('head.permutation'), '<u4')
 slot = np.empty(V, int); slot[perm] = np.arange(V)             # no empty slots: V = K * cap
