@@ -152,11 +152,14 @@ static fh_status fits_vllm(const fh_candidates *c, fh_err *err)
     const fh_head_parts *p = &c->q->parts;
     for (size_t i = 0; i < c->n; i++)
         if (c->of[i].centroids != FH_BF16 || c->of[i].tokens != FH_BF16)
-            return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime works in bf16, and quantize made %s and %s: run 'fhtool quantize --centroids bf16 --tokens bf16' first", fh_dtype_name(c->of[i].centroids),
-                           fh_dtype_name(c->of[i].tokens));
+            return fh_fail(err, FH_EUSAGE,
+                           "--for vllm: that runtime works in bf16, and quantize made %s and %s: run 'fhtool quantize --centroids bf16 --tokens bf16' first",
+                           fh_dtype_name(c->of[i].centroids), fh_dtype_name(c->of[i].tokens));
     if (!c->unit) return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime routes by cosine: run 'fhtool route --unit' first");
     if ((uint64_t)p->clusters * p->cap != p->vocab)
-        return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime needs clusters of one size, and %u tokens make no %u of them: run 'fhtool cluster' with a --k that divides %u", p->vocab, p->clusters, p->vocab);
+        return fh_fail(err, FH_EUSAGE,
+                       "--for vllm: that runtime needs clusters of one size, and %u tokens make no %u of them: run 'fhtool cluster' with a --k that divides %u",
+                       p->vocab, p->clusters, p->vocab);
     return FH_OK;
 }
 

@@ -227,8 +227,8 @@ fh_status fh_unit_rows(float *rows, size_t n, size_t d, const char *what, fh_err
     return FH_OK;
 }
 
-static fh_status routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
-                            fh_learn_report *learned, fh_err *err)
+static fh_status routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p,
+                            const fh_states *states, const fh_job *job, fh_learn_report *learned, fh_err *err)
 {
     bool learn = !strcmp(name, "learned");
     *owned = NULL;
@@ -253,8 +253,8 @@ static fh_status routing_of(const float **centroids, float **owned, const char *
     return rc;
 }
 
-fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
-                        fh_learn_report *learned, fh_err *err)
+fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p,
+                        const fh_states *states, const fh_job *job, fh_learn_report *learned, fh_err *err)
 {
     fh_status rc = routing_of(centroids, owned, name, unit, f, p, states, job, learned, err);
     if (rc < 0 || !unit || !strcmp(name, "learned")) return rc; /* learned ones are held there */

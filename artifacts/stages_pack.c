@@ -242,8 +242,8 @@ static fh_status equal_clusters(fh_stage_cluster_params *p, size_t v, fh_err *er
     if (p->k ? v % p->k == 0 : p->cap && v % p->cap == 0) return FH_OK;
     for (uint32_t cap = 2; cap <= 64 && strlen(some) < sizeof some - 8; cap++)
         if (v % cap == 0) snprintf(some + strlen(some), sizeof some - strlen(some), "%s%u", *some ? ", " : "", cap);
-    return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime needs clusters of one size, and %zu tokens are no multiple of %u: %s%s", v, p->k ? p->k : p->cap ? p->cap : 4,
-                   *some ? "--cap can be " : "no --cap up to 64 divides them", some);
+    return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime needs clusters of one size, and %zu tokens are no multiple of %u: %s%s", v,
+                   p->k ? p->k : p->cap ? p->cap : 4, *some ? "--cap can be " : "no --cap up to 64 divides them", some);
 }
 
 /* What that runtime cannot hold is said before the work is done. */

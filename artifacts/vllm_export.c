@@ -20,9 +20,9 @@ typedef struct export_job {
     fh_fhead *artifact;
     fh_head_layout h;
     fh_checkpoint model;
-    fh_vllm v;                 /* what is written; special is the artifact's */
+    fh_vllm v; /* what is written; special is the artifact's */
     bool promised;
-    const char *temp;          /* the directory being made */
+    const char *temp; /* the directory being made */
     size_t files;
     uint64_t bytes;
 } export_job;
@@ -49,10 +49,12 @@ static fh_status judge_output(unsigned *flags, const fh_vllm_export_params *p, f
     *flags = p->no_clobber ? FH_NO_CLOBBER : 0;
     if (p->no_clobber || stat(p->output, &st) || !S_ISDIR(st.st_mode)) return FH_OK;
     if (lies_in(p->model, p->output) || lies_in(p->artifact, p->output))
-        return fh_fail(err, FH_EIO, "%s: holds what is read (%s): give the output another name", p->output, lies_in(p->model, p->output) ? p->model : p->artifact);
+        return fh_fail(err, FH_EIO, "%s: holds what is read (%s): give the output another name", p->output,
+                       lies_in(p->model, p->output) ? p->model : p->artifact);
     char *path = fh_sprintf("%s/%s/%s", p->output, FH_VLLM_ASSETS, FH_VLLM_CACHE);
     if (!path) return fh_fail(err, FH_ENOMEM, "%s: out of memory", p->output);
-    if (fh_file_exists(path) && fh_tensors_open(&cache, path, &none) == FH_OK && fh_tensors_metadata(cache, "fhtool")) *flags |= FH_REPLACE_DIR;
+    if (fh_file_exists(path) && fh_tensors_open(&cache, path, &none) == FH_OK && fh_tensors_metadata(cache, "fhtool"))
+        *flags |= FH_REPLACE_DIR;
     fh_tensors_close(cache);
     fh_free(path);
     return FH_OK;
@@ -66,15 +68,23 @@ static fh_status judge_promise(export_job *x, fh_err *err)
     const char *runtime = fh_json_string(fh_json_get(calibration, "runtime")), *path = x->p->artifact;
     if (x->p->probes > h->k) return fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", x->p->probes, h->k, h->k);
     if (x->p->probes) {
-        fh_job_say(x->job, FH_WARN, "--probes %u: %s", x->p->probes, "what the artifact promises is left out, and the directory promises nothing");
+        fh_job_say(x->job, FH_WARN, "--probes %u: %s", x->p->probes,
+                   "what the artifact promises is left out, and the directory promises nothing");
         return FH_OK;
     }
     if (!calibration)
-        return fh_fail(err, FH_ECHECK, "%s: is not calibrated: make it with 'fhtool build --for vllm', or give --probes P for a directory that promises nothing", path);
+        return fh_fail(
+            err, FH_ECHECK,
+            "%s: is not calibrated: make it with 'fhtool build --for vllm', or give --probes P for a directory that promises nothing",
+            path);
     if (!runtime || strcmp(runtime, "vllm"))
-        return fh_fail(err, FH_ECHECK, "%s: is calibrated for fhtool's own rules (hot list of %zu, %u rows scored again, routing %s), not for that runtime's: make it with 'fhtool build --for vllm'", path,
-                       h->n_hot, h->rerank, h->routing);
-    if (h->n_hot || h->rerank) return fh_fail(err, FH_ECHECK, "%s: says it is for that runtime, but has %zu hot tokens and scores %u rows again: make it anew", path, h->n_hot, h->rerank);
+        return fh_fail(err, FH_ECHECK,
+                       "%s: is calibrated for fhtool's own rules (hot list of %zu, %u rows scored again, routing %s), not for that "
+                       "runtime's: make it with 'fhtool build --for vllm'",
+                       path, h->n_hot, h->rerank, h->routing);
+    if (h->n_hot || h->rerank)
+        return fh_fail(err, FH_ECHECK, "%s: says it is for that runtime, but has %zu hot tokens and scores %u rows again: make it anew",
+                       path, h->n_hot, h->rerank);
     x->promised = true;
     return FH_OK;
 }
@@ -89,17 +99,28 @@ static fh_status judge_head(export_job *x, fh_err *err)
     if (c->bias) bias = (fh_rows){c->bias->data, c->bias->dtype, 1, (size_t)c->bias->shape[0], (size_t)c->bias->bytes};
     fh_fingerprint(print, &head, c->bias ? &bias : NULL, c->config.final_softcap);
     if (strcmp(print, h->fingerprint))
-        return fh_fail(err, FH_ECHECK, "%s: was made from another model than %s (fingerprint %.12s, the model's is %.12s)", x->p->artifact, x->p->model, h->fingerprint, print);
+        return fh_fail(err, FH_ECHECK, "%s: was made from another model than %s (fingerprint %.12s, the model's is %.12s)", x->p->artifact,
+                       x->p->model, h->fingerprint, print);
     if ((rc = fh_vllm_model_check(c, err)) < 0) return rc;
     if ((uint64_t)h->k * h->cap != h->vocab)
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: %u tokens in %u clusters of up to %u: that runtime needs V = K * cap exactly: make it with 'fhtool build --for vllm'", x->p->artifact, h->vocab, h->k, h->cap);
+        return fh_fail(
+            err, FH_EUNSUPPORTED,
+            "%s: %u tokens in %u clusters of up to %u: that runtime needs V = K * cap exactly: make it with 'fhtool build --for vllm'",
+            x->p->artifact, h->vocab, h->k, h->cap);
     if (h->centroids.dtype == FH_I4)
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: int4 centroids are stored without their mean and have no direction of their own: take another encoding", x->p->artifact);
+        return fh_fail(err, FH_EUNSUPPORTED,
+                       "%s: int4 centroids are stored without their mean and have no direction of their own: take another encoding",
+                       x->p->artifact);
     for (size_t i = 0; i < h->n_always; i++)
-        if (h->always[i] >= h->vocab) return fh_fail(err, FH_ECHECK, "%s: special id %u is no token (0..%u)", x->p->artifact, h->always[i], h->vocab - 1);
+        if (h->always[i] >= h->vocab)
+            return fh_fail(err, FH_ECHECK, "%s: special id %u is no token (0..%u)", x->p->artifact, h->always[i], h->vocab - 1);
     if (h->cap & (h->cap - 1)) fh_job_say(x->job, FH_WARN, "%u tokens a cluster: that runtime's fused kernel wants a power of two", h->cap);
-    if (h->n_dead) fh_job_say(x->job, FH_WARN, "%zu dead rows (past the tokenizer, or zero): that runtime does not keep them from being answered", h->n_dead);
-    if (h->dtype != FH_BF16) fh_job_say(x->job, FH_WARN, "the head is %s: that runtime rounds it to bf16 (run it with --dtype bfloat16)", fh_dtype_name(h->dtype));
+    if (h->n_dead)
+        fh_job_say(x->job, FH_WARN, "%zu dead rows (past the tokenizer, or zero): that runtime does not keep them from being answered",
+                   h->n_dead);
+    if (h->dtype != FH_BF16)
+        fh_job_say(x->job, FH_WARN, "the head is %s: that runtime rounds it to bf16 (run it with --dtype bfloat16)",
+                   fh_dtype_name(h->dtype));
     return FH_OK;
 }
 
@@ -110,8 +131,14 @@ static fh_status fill_clustering(export_job *x, fh_err *err)
     const fh_head_layout *h = &x->h;
     fh_vllm *v = &x->v;
     size_t d = h->hidden, cells;
-    if (!fh_mul(h->k, d, &cells) || !fh_mul(cells, sizeof(float), &cells)) return fh_fail(err, FH_ENOMEM, "%s: out of memory", x->p->artifact);
-    *v = (fh_vllm){.vocab = h->vocab, .hidden = h->hidden, .k = h->k, .cap = h->cap, .probes = x->p->probes ? x->p->probes : h->probes, .probes_said = true};
+    if (!fh_mul(h->k, d, &cells) || !fh_mul(cells, sizeof(float), &cells))
+        return fh_fail(err, FH_ENOMEM, "%s: out of memory", x->p->artifact);
+    *v = (fh_vllm){.vocab = h->vocab,
+                   .hidden = h->hidden,
+                   .k = h->k,
+                   .cap = h->cap,
+                   .probes = x->p->probes ? x->p->probes : h->probes,
+                   .probes_said = true};
     v->assignment = fh_malloc(h->vocab * sizeof *v->assignment);
     v->centroids = fh_malloc(cells);
     if (!v->assignment || !v->centroids) return fh_fail(err, FH_ENOMEM, "%s: out of memory", x->p->artifact);
@@ -122,11 +149,15 @@ static fh_status fill_clustering(export_job *x, fh_err *err)
         fh_dec_row(h->centroids.dtype, fh_row(&h->centroids, c), scale ? (const uint8_t *)h->centroid_scales + c * scale : NULL, d, row);
         double square = 0;
         for (size_t j = 0; j < d; j++) square += (double)row[j] * row[j];
-        if (!(square > 0) || !isfinite(square)) return fh_fail(err, FH_ECHECK, "%s: centroid %u is zero or not finite: that runtime divides by its norm", x->p->artifact, c);
+        if (!(square > 0) || !isfinite(square))
+            return fh_fail(err, FH_ECHECK, "%s: centroid %u is zero or not finite: that runtime divides by its norm", x->p->artifact, c);
         /* A bf16 row of a length within half its last place of 1 comes out of that runtime's division and rounding as it went in. */
         if (fabs(sqrt(square) - 1) <= UNIT_ERROR && h->centroids.dtype == FH_BF16) continue;
         if (x->promised)
-            return fh_fail(err, FH_ECHECK, "%s: centroid %u has length %.4f: that runtime routes by cosine, for which it must be 1 in bf16: make it with 'fhtool build --for vllm'", x->p->artifact, c, sqrt(square));
+            return fh_fail(err, FH_ECHECK,
+                           "%s: centroid %u has length %.4f: that runtime routes by cosine, for which it must be 1 in bf16: make it with "
+                           "'fhtool build --for vllm'",
+                           x->p->artifact, c, sqrt(square));
         (void)fh_unit_row(row, d);
         for (size_t j = 0; j < d; j++) row[j] = fh_bf16_to_f32(fh_f32_to_bf16(row[j]));
     }
@@ -164,7 +195,9 @@ static fh_status write_cache(const export_job *x, const char *path, fh_err *err)
     char *record = record_text(x);
     float *row = fh_malloc(v->k * sizeof *row);
     int64_t *ids = fh_malloc(v->vocab * sizeof *ids);
-    fh_status rc = meta && record && row && ids && fh_json_add_string(meta, "format", "pt") && fh_json_add_string(meta, "fhtool", record) ? FH_OK : fh_fail(err, FH_ENOMEM, "%s: out of memory", path);
+    fh_status rc = meta && record && row && ids && fh_json_add_string(meta, "format", "pt") && fh_json_add_string(meta, "fhtool", record)
+                       ? FH_OK
+                       : fh_fail(err, FH_ENOMEM, "%s: out of memory", path);
     if (rc < 0 || (rc = fh_st_open(&w, path, FH_OWNER_READS, specs, 2, meta, err)) < 0) goto out;
     for (size_t j = 0; j < d && rc >= 0; j++) { /* a column a centroid */
         for (uint32_t c = 0; c < v->k; c++) row[c] = v->centroids[c * d + j];
@@ -183,16 +216,21 @@ out:
     return rc;
 }
 
-static fh_status write_text(const char *path, const char *text, fh_err *err) { return fh_file_write(path, text, strlen(text), FH_OWNER_READS, err); }
+static fh_status write_text(const char *path, const char *text, fh_err *err)
+{
+    return fh_file_write(path, text, strlen(text), FH_OWNER_READS, err);
+}
 
 static fh_status write_assets(export_job *x, fh_err *err)
 {
     const fh_vllm *v = &x->v;
-    char *dir = fh_path_join(x->temp, FH_VLLM_ASSETS), *cache = dir ? fh_path_join(dir, FH_VLLM_CACHE) : NULL, *beside = dir ? fh_path_join(dir, FH_VLLM_CONFIG) : NULL;
+    char *dir = fh_path_join(x->temp, FH_VLLM_ASSETS), *cache = dir ? fh_path_join(dir, FH_VLLM_CACHE) : NULL,
+         *beside = dir ? fh_path_join(dir, FH_VLLM_CONFIG) : NULL;
     char *config = fh_path_join(x->temp, "config.json"), *patched = NULL;
     char *text = fh_sprintf("{\n  \"format\": \"safetensors\",\n  \"vocab_size\": %u,\n  \"hidden_size\": %u\n}\n", v->vocab, v->hidden);
     fh_status rc = cache && beside && config && text ? FH_OK : fh_fail(err, FH_ENOMEM, "%s: out of memory", x->p->output);
-    if (rc < 0 || (rc = fh_mkdirs(dir, err)) < 0 || (rc = write_cache(x, cache, err)) < 0 || (rc = write_text(beside, text, err)) < 0) goto out;
+    if (rc < 0 || (rc = fh_mkdirs(dir, err)) < 0 || (rc = write_cache(x, cache, err)) < 0 || (rc = write_text(beside, text, err)) < 0)
+        goto out;
     if ((rc = fh_vllm_config(&patched, &x->model.config, v->probes, x->h.always, x->h.n_always, err)) < 0) goto out;
     rc = write_text(config, patched, err);
     x->files += 3;
@@ -212,7 +250,8 @@ static fh_status carry(export_job *x, const char *name, fh_link how, fh_err *err
 {
     struct stat st;
     char *from = fh_path_join(x->p->model, name), *to = fh_path_join(x->temp, name);
-    fh_status rc = from && to ? fh_file_bring(from, to, how, FH_OWNER_READS, x->job, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", x->p->output);
+    fh_status rc =
+        from && to ? fh_file_bring(from, to, how, FH_OWNER_READS, x->job, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", x->p->output);
     if (rc == FH_OK && !stat(from, &st)) x->files++, x->bytes += (uint64_t)st.st_size;
     fh_free(from);
     fh_free(to);
@@ -236,7 +275,10 @@ static fh_status carry_weights(export_job *x, fh_err *err)
         files[found++] = file;
         const char *name = strncmp(file, x->p->model, home) ? file : file + home;
         name += strspn(name, "/");
-        if (strchr(name, '/')) rc = fh_fail(err, FH_EUNSUPPORTED, "%s: lies in a directory of its own, where that runtime does not find it: put all shards beside config.json", file);
+        if (strchr(name, '/'))
+            rc =
+                fh_fail(err, FH_EUNSUPPORTED,
+                        "%s: lies in a directory of its own, where that runtime does not find it: put all shards beside config.json", file);
         else rc = carry(x, name, x->p->link, err);
         index = index || strcmp(name, "model.safetensors");
     }
@@ -270,7 +312,8 @@ static fh_status carry_companions(export_job *x, fh_err *err)
     DIR *d = opendir(x->p->model);
     if (!d) return fh_fail(err, FH_EIO, "%s: cannot open this directory", x->p->model);
     for (struct dirent *e; rc >= 0 && (e = readdir(d));)
-        if (is_companion(e->d_name) && !fstatat(dirfd(d), e->d_name, &st, 0) && S_ISREG(st.st_mode) && st.st_size <= MOST_TEXT) rc = carry(x, e->d_name, FH_LINK_COPY, err);
+        if (is_companion(e->d_name) && !fstatat(dirfd(d), e->d_name, &st, 0) && S_ISREG(st.st_mode) && st.st_size <= MOST_TEXT)
+            rc = carry(x, e->d_name, FH_LINK_COPY, err);
     closedir(d);
     return rc;
 }
@@ -319,11 +362,17 @@ fh_status fh_vllm_export(const fh_vllm_export_params *p, const fh_job *job, fh_j
     fh_outdir *out = NULL;
     unsigned flags;
     fh_status rc = judge_output(&flags, p, err);
-    if (rc < 0 || (rc = fh_fhead_open(&x.artifact, p->artifact, err)) < 0 || (rc = fh_fhead_verify(x.artifact, job, err)) < 0 || (rc = fh_fhead_check_head(x.artifact, &x.h, err)) < 0) goto out;
-    if ((rc = fh_checkpoint_open(&x.model, p->model, job, err)) < 0 || (rc = judge_head(&x, err)) < 0 || (rc = judge_promise(&x, err)) < 0 || (rc = fill_clustering(&x, err)) < 0) goto out;
+    if (rc < 0 || (rc = fh_fhead_open(&x.artifact, p->artifact, err)) < 0 || (rc = fh_fhead_verify(x.artifact, job, err)) < 0 ||
+        (rc = fh_fhead_check_head(x.artifact, &x.h, err)) < 0)
+        goto out;
+    if ((rc = fh_checkpoint_open(&x.model, p->model, job, err)) < 0 || (rc = judge_head(&x, err)) < 0 ||
+        (rc = judge_promise(&x, err)) < 0 || (rc = fill_clustering(&x, err)) < 0)
+        goto out;
     if ((rc = fh_outdir_open(&out, p->output, flags, err)) < 0) goto out;
     x.temp = fh_outdir_path(out);
-    if ((rc = carry_weights(&x, err)) < 0 || (rc = carry_companions(&x, err)) < 0 || (rc = write_assets(&x, err)) < 0 || (rc = read_back(&x, err)) < 0) goto out;
+    if ((rc = carry_weights(&x, err)) < 0 || (rc = carry_companions(&x, err)) < 0 || (rc = write_assets(&x, err)) < 0 ||
+        (rc = read_back(&x, err)) < 0)
+        goto out;
     rc = fh_outdir_commit(out, flags, err);
     out = NULL;
     if (rc == FH_OK) *report = report_of(&x, began);

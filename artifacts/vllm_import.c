@@ -1,4 +1,5 @@
-/* artifacts/vllm_import.c: a directory for the vLLM plugin back into a work directory, where it can be measured, calibrated and packed like any other. */
+/* artifacts/vllm_import.c: a directory for the vLLM plugin back into a work directory, where it can be measured, calibrated and packed like
+ * any other. */
 #include "artifacts/artifacts.h"
 #include "artifacts/stages_private.h"
 
@@ -9,7 +10,9 @@ static fh_status write_clusters(fh_stage_env *e, const fh_clustering *c, fh_err 
     fh_json_add_string(params, "imported", "vllm");
     fh_json *record = fh_record_new("import", params);
     fh_status rc = record ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0 || (rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0) goto out;
+    if (rc < 0 || (rc = fh_record_input(record, e->work, FH_FILE_HEAD, err)) < 0 ||
+        (rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0)
+        goto out;
     fh_json_add_double(record, "objective", c->objective);
     rc = fh_write_clusters(e, c, record, err);
 out:
@@ -28,7 +31,11 @@ fh_status fh_stage_import(fh_stage_env *e, const char *dir, fh_json **report, fh
     fh_json *ignored = NULL;
     fh_status rc = fh_checkpoint_open(&c, dir, e->job, err);
     if (rc < 0 || (rc = fh_vllm_open(&v, &c, e->job, err)) < 0 || (rc = fh_vllm_belongs(&v, &c, e->job, &affinity, err)) < 0) goto out;
-    if (v.k < 2) { rc = fh_fail(err, FH_EUNSUPPORTED, "%s: one cluster of all tokens: there is nothing to choose from, and no work directory holds that", dir); goto out; }
+    if (v.k < 2) {
+        rc = fh_fail(err, FH_EUNSUPPORTED,
+                     "%s: one cluster of all tokens: there is nothing to choose from, and no work directory holds that", dir);
+        goto out;
+    }
     if ((rc = fh_stage_convert(e, dir, &ignored, err)) < 0 || (rc = fh_facts_load(&f, e, err)) < 0) goto out;
 
     made = (fh_clustering){.v = v.vocab, .d = v.hidden, .k = v.k, .cap = v.cap, .assignment = v.assignment};

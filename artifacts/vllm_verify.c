@@ -17,7 +17,8 @@ bool fh_vllm_is_dir(const char *path)
     return is;
 }
 
-/* Rows less their mean, at unit length: what they share says nothing about which belongs to which.  One without a direction becomes zero. */
+/* Rows less their mean, at unit length: what they share says nothing about which belongs to which.  One without a direction becomes zero.
+ */
 static void set_apart(float *rows, size_t n, size_t d)
 {
     for (size_t j = 0; j < d; j++) {
@@ -37,7 +38,10 @@ static fh_status mean_directions(float *means, const fh_vllm *v, size_t n, const
     size_t d = v->hidden;
     uint32_t *place = fh_malloc(v->k * sizeof *place);
     float *row = fh_malloc(d * sizeof *row);
-    if (!place || !row) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!place || !row) {
+        rc = fh_fail(err, FH_ENOMEM, "out of memory");
+        goto out;
+    }
     for (uint32_t c = 0; c < v->k; c++) place[c] = UINT32_MAX;
     for (size_t i = 0; i < n; i++) place[i * v->k / n] = (uint32_t)i;
     memset(means, 0, n * d * sizeof *means);
@@ -60,7 +64,10 @@ static fh_status measure(double *affinity, const fh_vllm *v, const fh_rows *head
     size_t n = fh_min(v->k, SAMPLE), d = v->hidden, counted = 0;
     double sum = 0;
     float *means = fh_malloc(n * d * sizeof *means), *units = fh_malloc(n * d * sizeof *units), *s = fh_malloc(n * n * sizeof *s);
-    if (!means || !units || !s) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!means || !units || !s) {
+        rc = fh_fail(err, FH_ENOMEM, "out of memory");
+        goto out;
+    }
     if ((rc = mean_directions(means, v, n, head, err)) < 0) goto out;
     for (size_t i = 0; i < n; i++) {
         memcpy(units + i * d, v->centroids + i * v->k / n * d, d * sizeof *units);
@@ -92,11 +99,17 @@ fh_status fh_vllm_belongs(const fh_vllm *v, const fh_checkpoint *c, const fh_job
     const char *said = fh_json_string(fh_json_get(v->record, "fingerprint"));
     fh_fingerprint(print, &head, NULL, c->config.final_softcap); /* heads with a bias are not held */
     if (said && strcmp(said, print))
-        return fh_fail(err, FH_ECHECK, "%s: the clustering was made for another head (fingerprint %.12s, the head here has %.12s): export it again from this model", c->dir, said, print);
+        return fh_fail(
+            err, FH_ECHECK,
+            "%s: the clustering was made for another head (fingerprint %.12s, the head here has %.12s): export it again from this model",
+            c->dir, said, print);
     fh_status rc = measure(affinity, v, &head, job, err);
     if (rc < 0 || *affinity >= FH_VLLM_AFFINITY) return rc;
-    return fh_fail(err, FH_ECHECK, "%s: the clustering does not belong to the head: a cluster's own centroid is nearer to its tokens than %.0f %% of the others (by chance 50 %%, at least %.0f %% are asked for): "
-                   "is it of another model?", c->dir, 100 * *affinity, 100 * FH_VLLM_AFFINITY);
+    return fh_fail(err, FH_ECHECK,
+                   "%s: the clustering does not belong to the head: a cluster's own centroid is nearer to its tokens than %.0f %% of the "
+                   "others (by chance 50 %%, at least %.0f %% are asked for): "
+                   "is it of another model?",
+                   c->dir, 100 * *affinity, 100 * FH_VLLM_AFFINITY);
 }
 
 fh_status fh_vllm_verify(const char *dir, const fh_job *job, fh_json **report, fh_err *err)
@@ -121,7 +134,8 @@ fh_status fh_vllm_verify(const char *dir, const fh_job *job, fh_json **report, f
     fh_json_add_bool(r, "probes_said", v.probes_said);
     fh_json_add_u64(r, "special", v.n_special);
     fh_json_add_string(r, "fingerprint", print);
-    if (fh_json_string(fh_json_get(v.record, "artifact"))) fh_json_add_string(r, "artifact", fh_json_string(fh_json_get(v.record, "artifact")));
+    if (fh_json_string(fh_json_get(v.record, "artifact")))
+        fh_json_add_string(r, "artifact", fh_json_string(fh_json_get(v.record, "artifact")));
     else fh_json_add_null(r, "artifact");
     if (promise) fh_json_add_copy(r, "promise", promise);
     else fh_json_add_null(r, "promise");

@@ -64,5 +64,6 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 
 const fh_command fh_cmd_build = {"build", "all stages: checkpoint in, calibrated artifact out", "MODEL", 1, 1, options, sizeof(args), run,
     "A stage whose inputs and parameters have not changed is not run again; after an interruption the same command goes on.\n"
-    "--for vllm: an artifact that 'export --format vllm' takes: equal clusters, centroids at unit length, bf16, no hot list, calibrated as that runtime computes.",
+    "--for vllm: an artifact that 'export --format vllm' takes: equal clusters, centroids at unit length, bf16, no hot list,\n"
+    "calibrated as that runtime computes.",
     "fhtool build ~/models/SmolLM2-135M -o model.fhead --target-containment 0.99"};

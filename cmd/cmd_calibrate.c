@@ -16,8 +16,10 @@ fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, cons
                                  .max_cost = a->max_cost.set ? a->max_cost.v : 0.5, .containment_k = a->containment_k.set ? (uint32_t)a->containment_k.v : 1, .hot = -1,
                                  .rerank = a->rerank.set ? (int64_t)a->rerank.v : -1, .by_time = a->cheapest.v == 1, .vllm = a->runtime.v == 1};
     if (out->vllm) {
-        if (a->hot.set && strcmp(a->hot.v, "0")) return fh_fail(err, FH_EUSAGE, "%s: --hot: that runtime has no hot list: leave it out with --for vllm", command);
-        if (a->rerank.set && a->rerank.v) return fh_fail(err, FH_EUSAGE, "%s: --rerank: that runtime does not score rows again: leave it out with --for vllm", command);
+        if (a->hot.set && strcmp(a->hot.v, "0"))
+            return fh_fail(err, FH_EUSAGE, "%s: --hot: that runtime has no hot list: leave it out with --for vllm", command);
+        if (a->rerank.set && a->rerank.v)
+            return fh_fail(err, FH_EUSAGE, "%s: --rerank: that runtime does not score rows again: leave it out with --for vllm", command);
         out->hot = out->rerank = 0;
         return FH_OK;
     }
@@ -44,5 +46,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_calibrate = {"calibrate", "choose P and the hot list, with a guarantee", "", 0, 0, options, sizeof(args), run,
-    "The text is split by documents: part A fits routing and hot list, part B decides P (exact binomial lower bound), part C is only reported.\nExit status 3 where the target cannot be promised.  --for vllm: as the vLLM plugin flash-head computes; needs 'quantize --centroids bf16 --tokens bf16'.",
+    "The text is split by documents: part A fits routing and hot list, part B decides P (exact binomial lower bound), part C is only reported.\n"
+    "Exit status 3 where the target cannot be promised.  --for vllm: as the vLLM plugin flash-head computes; needs 'route --unit' and\n"
+    "'quantize --centroids bf16 --tokens bf16'.",
     "fhtool calibrate -C work --target-containment 0.99 --text wiki.valid.tokens"};

@@ -13,7 +13,8 @@ static const fh_opt options[] = {
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "leave out the hot list", 0, 0, NULL},
     {"curve", FH_OPT_STR, offsetof(args, curve), "P,P,...", "containment, agreement, mass and KL at these P instead", 0, 0, NULL},
     FH_DEVICE_OPT(args),
-    {"for", FH_OPT_PICK, offsetof(args, runtime), "R", "vllm: the greedy token as the vLLM plugin computes it (bf16, no hot list, no reranking)", 0, 0, "fhtool,vllm"},
+    {"for", FH_OPT_PICK, offsetof(args, runtime), "R", "vllm: the greedy token as the vLLM plugin computes it (bf16, no hot list, no reranking)", 0, 0,
+     "fhtool,vllm"},
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -57,8 +58,8 @@ static fh_status as_vllm(fh_head **out, const fh_head *head, fh_err *err)
 {
     fh_head_parts p = *fh_head_get_parts(head);
     if (p.centroids.dtype != FH_BF16 || p.tokens.dtype != FH_BF16)
-        return fh_fail(err, FH_EUSAGE, "query: --for vllm: that runtime works in bf16, the artifact holds %s and %s: make it with 'fhtool build --for vllm'", fh_dtype_name(p.centroids.dtype),
-                       fh_dtype_name(p.tokens.dtype));
+        return fh_fail(err, FH_EUSAGE, "query: --for vllm: that runtime works in bf16, the artifact holds %s and %s: make it with 'fhtool build --for vllm'",
+                       fh_dtype_name(p.centroids.dtype), fh_dtype_name(p.tokens.dtype));
     p.through_bf16 = true, p.hot = NULL, p.n_hot = p.rerank = 0, p.dead = NULL, p.n_dead = 0; /* it knows no dead rows either */
     return fh_head_from_parts(out, &p, "query: --for vllm", err);
 }
@@ -147,7 +148,8 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (a->curve.set && (a->dense || a->probes.set || a->top_k.set)) return fh_fail(err, FH_EUSAGE, "query: --curve stands without --dense, --probes and --top-k");
     if (a->curve.set && a->device.v != FH_DEVICE_CPU) return fh_fail(err, FH_EUSAGE, "query: --curve is measured on the CPU: leave out --device");
     if (a->dense && (a->probes.set || a->no_hot)) return fh_fail(err, FH_EUSAGE, "query: --dense scores every token: --probes and --no-hot do not apply");
-    if (a->runtime.v && (a->curve.set || a->dense || a->no_hot || a->top_k.set)) return fh_fail(err, FH_EUSAGE, "query: --for vllm: that runtime gives one token: --curve, --dense, --no-hot and --top-k do not apply");
+    if (a->runtime.v && (a->curve.set || a->dense || a->no_hot || a->top_k.set))
+        return fh_fail(err, FH_EUSAGE, "query: --for vllm: that runtime gives one token: --curve, --dense, --no-hot and --top-k do not apply");
     fh_status rc = a->curve.set ? fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_HEAD, job, err) : fh_head_open(&head, a->common.args[0], err);
     if (rc == FH_OK && a->curve.set && !m.head) rc = fh_fail(err, FH_EUSAGE, "%s: is no .fhead artifact", a->common.args[0]);
     if (rc == FH_OK) rc = fh_read_states(&file, &states, &owned, &n, a->hidden.v, fh_head_get_info(head ? head : m.head)->hidden, err);

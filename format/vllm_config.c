@@ -1,11 +1,16 @@
-/* format/vllm_config.c: config.json as the vLLM plugin wants it: three members set, the architecture renamed, and every other byte as it was.  Parsing
- * and printing would keep the values and lose how they are written (1e-05, 500000.0, the order). */
+/* format/vllm_config.c: config.json as the vLLM plugin wants it: three members set, the architecture renamed, and every other byte as it
+ * was.  Parsing and printing would keep the values and lose how they are written (1e-05, 500000.0, the order). */
 #include "format/format.h"
 
 #include <string.h>
 
-typedef struct span { size_t begin, end; } span;
-typedef struct cursor { const char *text; size_t len, at; } cursor;
+typedef struct span {
+    size_t begin, end;
+} span;
+typedef struct cursor {
+    const char *text;
+    size_t len, at;
+} cursor;
 
 /* The text has been judged by fh_json_parse: these only find their way. */
 static void skip_space(cursor *c)
@@ -50,7 +55,7 @@ static void add_architectures(fh_buf *b, const cursor *c, span member, size_t va
 {
     cursor v = {c->text, c->len, value + 1}; /* behind the bracket */
     skip_space(&v);
-    size_t name = v.at + 1;                   /* behind the quote */
+    size_t name = v.at + 1; /* behind the quote */
     fh_buf_add(b, c->text + member.begin, name - member.begin);
     fh_buf_puts(b, "FlashHead");
     fh_buf_add(b, c->text + name, member.end - name);
@@ -97,8 +102,8 @@ fh_status fh_vllm_config(char **out, const fh_config *config, uint32_t probes, c
     }
     const char *space = c.text + lead.begin;
     int width = (int)(lead.end - lead.begin);
-    fh_buf_printf(&b, "%s%.*s\"flash_head_cache_dir\": \"" FH_VLLM_ASSETS "\",%.*s\"n_probes\": %u,%.*s\"flash_head_special_token_ids\": [", first ? "" : ",", width, space, width, space, probes,
-                  width, space);
+    fh_buf_printf(&b, "%s%.*s\"flash_head_cache_dir\": \"" FH_VLLM_ASSETS "\",%.*s\"n_probes\": %u,%.*s\"flash_head_special_token_ids\": [",
+                  first ? "" : ",", width, space, width, space, probes, width, space);
     for (size_t i = 0; i < n_special; i++) fh_buf_printf(&b, "%s%u", i ? ", " : "", special[i]);
     fh_buf_puts(&b, "]");
     fh_buf_add(&b, c.text + tail, c.len - tail);

@@ -33,7 +33,15 @@ static void look(const fh_json *config, const char *beside, size_t beside_len, c
     fh_vllm v;
     fh_err err = {FH_OK, ""};
     if (fh_tensors_open_memory(&t, cache, size, "fuzz", &err) < 0) return;
-    fh_vllm_source s = {.dir = "fuzz", .cache_name = "fuzz", .beside_name = "fuzz", .config = config, .vocab = V, .hidden = D, .cache = t, .beside = beside, .beside_len = beside_len};
+    fh_vllm_source s = {.dir = "fuzz",
+                        .cache_name = "fuzz",
+                        .beside_name = "fuzz",
+                        .config = config,
+                        .vocab = V,
+                        .hidden = D,
+                        .cache = t,
+                        .beside = beside,
+                        .beside_len = beside_len};
     fh_status rc = fh_vllm_parse(&v, &s, &err);
     if (rc == FH_OK) judged(&v);
     else if (v.centroids || v.assignment || !err.text[0] || strchr(err.text, '\n')) abort();

@@ -69,16 +69,19 @@ static void expect_text(const char *path, const char *text)
 
 static void expect_error(fh_status got, fh_status want, const fh_err *err, const char *words)
 {
-    if (got != want || err->code != want || !strstr(err->text, words)) fail_msg("%s with '%s' expected, not %s: %s", fh_status_name(want), words, fh_status_name(got), err->text);
+    if (got != want || err->code != want || !strstr(err->text, words))
+        fail_msg("%s with '%s' expected, not %s: %s", fh_status_name(want), words, fh_status_name(got), err->text);
 }
 
 /* A directory with one file and one below a directory of its own. */
 static fh_status fill(fh_outdir *o, fh_err *err)
 {
     fh_status rc = FH_ENOMEM;
-    char *sub = fh_path_join(fh_outdir_path(o), "sub"), *file = fh_path_join(fh_outdir_path(o), "file"), *deep = sub ? fh_path_join(sub, "deep") : NULL;
+    char *sub = fh_path_join(fh_outdir_path(o), "sub"), *file = fh_path_join(fh_outdir_path(o), "file"),
+         *deep = sub ? fh_path_join(sub, "deep") : NULL;
     if (!sub || !file || !deep) fh_fail(err, rc, "out of memory");
-    else if ((rc = fh_mkdirs(sub, err)) == FH_OK && (rc = fh_file_write(file, "new", 3, 0, err)) == FH_OK) rc = fh_file_copy(file, deep, 0, NULL, err);
+    else if ((rc = fh_mkdirs(sub, err)) == FH_OK && (rc = fh_file_write(file, "new", 3, 0, err)) == FH_OK)
+        rc = fh_file_copy(file, deep, 0, NULL, err);
     fh_free(sub);
     fh_free(file);
     fh_free(deep);
@@ -202,7 +205,8 @@ static void two_at_once_do_not_mix(void **state)
     pid_t child = fork();
     if (!child) {
         fh_outdir *o;
-        bool fine = fh_outdir_open(&o, at("out"), 0, &err) == FH_OK && fill(o, &err) == FH_OK && write(ready[1], "x", 1) == 1 && read(go[0], &c, 1) == 1;
+        bool fine = fh_outdir_open(&o, at("out"), 0, &err) == FH_OK && fill(o, &err) == FH_OK && write(ready[1], "x", 1) == 1 &&
+                    read(go[0], &c, 1) == 1;
         _exit(fine && fh_outdir_commit(o, 0, &err) == FH_EFAIL ? 0 : 1);
     }
     assert_int_equal(read(ready[0], &c, 1), 1);

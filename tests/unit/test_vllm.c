@@ -30,18 +30,25 @@ static void every_other_byte_of_the_config_is_kept(void **state)
 {
     (void)state;
     static const uint32_t special[] = {3, 5};
-    static const struct { const char *before, *after; } cases[] = {
-        {"{\n  \"architectures\": [\n    \"LlamaForCausalLM\"\n  ],\n  \"model_type\": \"llama\",\n  \"rms_norm_eps\": 1e-05,\n  \"rope_theta\": 500000.0,\n  " FACTS "\n}\n",
-         "{\n  \"architectures\": [\n    \"FlashHeadLlamaForCausalLM\"\n  ],\n  \"model_type\": \"llama\",\n  \"rms_norm_eps\": 1e-05,\n  \"rope_theta\": 500000.0,\n  " FACTS
+    static const struct {
+        const char *before, *after;
+    } cases[] = {
+        {"{\n  \"architectures\": [\n    \"LlamaForCausalLM\"\n  ],\n  \"model_type\": \"llama\",\n  \"rms_norm_eps\": 1e-05,\n  "
+         "\"rope_theta\": 500000.0,\n  " FACTS "\n}\n",
+         "{\n  \"architectures\": [\n    \"FlashHeadLlamaForCausalLM\"\n  ],\n  \"model_type\": \"llama\",\n  \"rms_norm_eps\": 1e-05,\n  "
+         "\"rope_theta\": 500000.0,\n  " FACTS
          ",\n  \"flash_head_cache_dir\": \"flash_head_assets\",\n  \"n_probes\": 7,\n  \"flash_head_special_token_ids\": [3, 5]\n}\n"},
         /* what was set before is set anew; auto_map goes; brackets and quotes in texts and keys mislead nobody */
-        {"{\"auto_map\":{\"a\":[\"}\",\"\\\\\\\"\",{}]},\"n_probes\":[1,{\"x\":2}],\"model_type\":\"llama\",\"\\u0066lash_head_cache_dir\":\"other\",\"]}\":\"{[\\\"\"," FACTS
-         ",\"architectures\":[\"LlamaForCausalLM\",\"X\"],\"flash_head_special_token_ids\":9}",
-         "{\"model_type\":\"llama\",\"]}\":\"{[\\\"\"," FACTS ",\"architectures\":[\"FlashHeadLlamaForCausalLM\",\"X\"],\"flash_head_cache_dir\": \"flash_head_assets\",\"n_probes\": 7,"
+        {"{\"auto_map\":{\"a\":[\"}\",\"\\\\\\\"\",{}]},\"n_probes\":[1,{\"x\":2}],\"model_type\":\"llama\",\"\\u0066lash_head_cache_dir\":"
+         "\"other\",\"]}\":\"{[\\\"\"," FACTS ",\"architectures\":[\"LlamaForCausalLM\",\"X\"],\"flash_head_special_token_ids\":9}",
+         "{\"model_type\":\"llama\",\"]}\":\"{[\\\"\"," FACTS
+         ",\"architectures\":[\"FlashHeadLlamaForCausalLM\",\"X\"],\"flash_head_cache_dir\": \"flash_head_assets\",\"n_probes\": 7,"
          "\"flash_head_special_token_ids\": [3, 5]}"},
         /* one that has the prefix keeps it; numbers, words and nested arrays as values */
-        {" { \"architectures\" : [ \"FlashHeadGemma3ForCausalLM\" ] , \"model_type\" : \"llama\" , \"a\" : -1.50E+3 , \"b\" : null , \"c\" : [[1,[2]],true] , " FACTS " } ",
-         " { \"architectures\" : [ \"FlashHeadGemma3ForCausalLM\" ], \"model_type\" : \"llama\", \"a\" : -1.50E+3, \"b\" : null, \"c\" : [[1,[2]],true], " FACTS
+        {" { \"architectures\" : [ \"FlashHeadGemma3ForCausalLM\" ] , \"model_type\" : \"llama\" , \"a\" : -1.50E+3 , \"b\" : null , \"c\" "
+         ": [[1,[2]],true] , " FACTS " } ",
+         " { \"architectures\" : [ \"FlashHeadGemma3ForCausalLM\" ], \"model_type\" : \"llama\", \"a\" : -1.50E+3, \"b\" : null, \"c\" : "
+         "[[1,[2]],true], " FACTS
          ", \"flash_head_cache_dir\": \"flash_head_assets\", \"n_probes\": 7, \"flash_head_special_token_ids\": [3, 5] } "},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -56,9 +63,18 @@ static void every_other_byte_of_the_config_is_kept(void **state)
 static void architectures_are_known_by_name(void **state)
 {
     (void)state;
-    static const struct { const char *said, *known; } cases[] = {
-        {"LlamaForCausalLM", "LlamaForCausalLM"}, {"FlashHeadQwen3ForCausalLM", "Qwen3ForCausalLM"}, {"Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"},
-        {"MistralForCausalLM", NULL}, {"llamaForCausalLM", NULL}, {"LlamaForCausalLM2", NULL}, {"FlashHead", NULL}, {"FlashHeadFlashHeadLlamaForCausalLM", NULL}, {"", NULL},
+    static const struct {
+        const char *said, *known;
+    } cases[] = {
+        {"LlamaForCausalLM", "LlamaForCausalLM"},
+        {"FlashHeadQwen3ForCausalLM", "Qwen3ForCausalLM"},
+        {"Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"},
+        {"MistralForCausalLM", NULL},
+        {"llamaForCausalLM", NULL},
+        {"LlamaForCausalLM2", NULL},
+        {"FlashHead", NULL},
+        {"FlashHeadFlashHeadLlamaForCausalLM", NULL},
+        {"", NULL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         fh_config c = {0};
@@ -93,8 +109,14 @@ static world *make_world(void)
         w->assignment[t] = (uint32_t)(t % K);
         for (size_t j = 0; j < D; j++) w->rows[t * D + j] = w->centroids[t % K * D + j] + (float)(fh_rng_double(&r) - 0.5);
     }
-    w->head = (fh_tensor){.name = "lm_head.weight", .dtype = FH_F32, .rank = 2, .shape = {V, D}, .data = w->rows, .bytes = sizeof w->rows, .file = "model.safetensors"};
-    w->c = (fh_checkpoint){.dir = (char *)(uintptr_t)"dir", .head = &w->head};
+    w->head = (fh_tensor){.name = "lm_head.weight",
+                          .dtype = FH_F32,
+                          .rank = 2,
+                          .shape = {V, D},
+                          .data = w->rows,
+                          .bytes = sizeof w->rows,
+                          .file = "model.safetensors"};
+    w->c = (fh_checkpoint){.dir = (char *)(uintptr_t) "dir", .head = &w->head};
     w->v = (fh_vllm){.vocab = V, .hidden = D, .k = K, .cap = CAP, .probes = 4, .assignment = w->assignment, .centroids = w->centroids};
     return w;
 }
@@ -159,8 +181,18 @@ static void make_plain(plain *p, bool always)
     memset(p, 0, sizeof *p);
     for (uint32_t i = 0; i < TV; i++) p->permutation[i] = i / TCAP + i % TCAP * TK;
     p->always[0] = 7;
-    p->parts = (fh_head_parts){.vocab = TV, .hidden = TD, .clusters = TK, .cap = TCAP, .probes = 2, .centroids = {p->centroids, FH_BF16, TK, TD, 64}, .tokens = {p->tokens, FH_BF16, TV, TD, 64},
-                               .tokens_exact = true, .permutation = p->permutation, .through_bf16 = true, .always = p->always, .n_always = always};
+    p->parts = (fh_head_parts){.vocab = TV,
+                               .hidden = TD,
+                               .clusters = TK,
+                               .cap = TCAP,
+                               .probes = 2,
+                               .centroids = {p->centroids, FH_BF16, TK, TD, 64},
+                               .tokens = {p->tokens, FH_BF16, TV, TD, 64},
+                               .tokens_exact = true,
+                               .permutation = p->permutation,
+                               .through_bf16 = true,
+                               .always = p->always,
+                               .n_always = always};
     for (uint32_t c = 0; c < TK; c++) set_row(p->centroids + c * 32, 1, (float)c / 8);
     for (uint32_t i = 0; i < TV; i++) set_row(p->tokens + i * 32, 1, 0);
 }
@@ -171,7 +203,8 @@ static uint32_t answer(plain *p, float x, float y, uint32_t probes, float *logit
     fh_head *head = NULL;
     uint32_t id = 99;
     const float h[2] = {x, y};
-    if (fh_head_from_parts(&head, &p->parts, "test", &err) < 0 || fh_plain_greedy(head, h, 1, probes, &id, logit, NULL, &err) < 0) fail_msg("%s", err.text);
+    if (fh_head_from_parts(&head, &p->parts, "test", &err) < 0 || fh_plain_greedy(head, h, 1, probes, &id, logit, NULL, &err) < 0)
+        fail_msg("%s", err.text);
     fh_head_close(head);
     return id;
 }
@@ -181,7 +214,7 @@ static void equal_logits_go_as_that_runtime_has_them(void **state)
     (void)state;
     plain p;
     float logit;
-    make_plain(&p, false); /* scores rise with the cluster; all logits are equal */
+    make_plain(&p, false);                            /* scores rise with the cluster; all logits are equal */
     assert_int_equal(answer(&p, 1, 1, 2, &logit), 3); /* without special ids: the better cluster's first */
     assert_true(logit == 1);
     make_plain(&p, true);
@@ -251,7 +284,8 @@ static void equal_scores_are_ranked_behind(void **state)
 static void every_allocation_may_fail(void **state)
 {
     (void)state;
-    static const char config[] = "{\"architectures\":[\"FlashHeadLlamaForCausalLM\"],\"flash_head_cache_dir\":\"x\",\"n_probes\":2,\"flash_head_special_token_ids\":[0,159]}";
+    static const char config[] = "{\"architectures\":[\"FlashHeadLlamaForCausalLM\"],\"flash_head_cache_dir\":\"x\",\"n_probes\":2,\"flash_"
+                                 "head_special_token_ids\":[0,159]}";
     static const char beside[] = "{\"format\":\"safetensors\",\"vocab_size\":160,\"hidden_size\":24}";
     static const char model[] = "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"," FACTS "}";
     world *w = make_world();
@@ -279,14 +313,24 @@ static void every_allocation_may_fail(void **state)
         double affinity;
         fh_fault_set(FH_FAULT_ALLOC, n);
         fh_status rc = fh_tensors_open_memory(&t, image, header + sizeof columns + sizeof ids, "cache", &err);
-        fh_vllm_source s = {.dir = "dir", .cache_name = "cache", .beside_name = "beside", .config = json, .vocab = V, .hidden = D, .cache = t, .beside = beside, .beside_len = sizeof beside - 1};
+        fh_vllm_source s = {.dir = "dir",
+                            .cache_name = "cache",
+                            .beside_name = "beside",
+                            .config = json,
+                            .vocab = V,
+                            .hidden = D,
+                            .cache = t,
+                            .beside = beside,
+                            .beside_len = sizeof beside - 1};
         if (rc == FH_OK) rc = fh_vllm_parse(&v, &s, &err);
         if (rc == FH_OK) rc = fh_vllm_belongs(&v, &w->c, NULL, &affinity, &err);
         if (rc == FH_OK) rc = patch(&out, model, NULL, 0, &err);
         fired = fh_fault_fired();
         fh_fault_set(FH_FAULT_ALLOC, 0);
         assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
-        if (!fired) assert_true(v.k == K && v.n_special == 2 && v.special[1] == 159 && !memcmp(v.centroids, w->centroids, sizeof w->centroids) && v.record);
+        if (!fired)
+            assert_true(v.k == K && v.n_special == 2 && v.special[1] == 159 && !memcmp(v.centroids, w->centroids, sizeof w->centroids) &&
+                        v.record);
         fh_free(out);
         fh_vllm_free(&v);
         fh_tensors_close(t);
