@@ -19,6 +19,7 @@ ARCHITECTURES = ['LlamaForCausalLM', 'Qwen3ForCausalLM', 'Qwen3VLForConditionalG
                  'Qwen3_5ForConditionalGeneration', 'Qwen3_5MoeForConditionalGeneration', 'Gemma3ForCausalLM']
 HEADS = ['lm_head.weight', 'model.lm_head.weight', 'transformer.lm_head.weight', 'model.embed_tokens.weight']
 ASSETS, CACHE, BESIDE = 'flash_head_assets', 'clustering_cache.safetensors', 'clustering_config.json'
+PREFIXED = 'architectures[0] has the prefix FlashHead and is a known one'
 DTYPES = {'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I64': '<i8', 'I32': '<i4', 'U32': '<u4', 'U8': 'u1'}
 n = bad = 0
 
@@ -91,10 +92,11 @@ def broken_rules(directory, base):
     config, before = json.load(open(os.path.join(directory, 'config.json'))), json.load(open(os.path.join(base, 'config.json')))
     rule('flash_head_cache_dir is flash_head_assets', config.get('flash_head_cache_dir') == ASSETS)
     prefixed = config['architectures'][0]
-    rule('architectures[0] has the prefix FlashHead and is a known one', prefixed.startswith('FlashHead') and prefixed[9:] in ARCHITECTURES and prefixed[9:] == before['architectures'][0])
+    rule(PREFIXED, prefixed.startswith('FlashHead') and prefixed[9:] in ARCHITECTURES and prefixed[9:] == before['architectures'][0])
     rule('no auto_map', 'auto_map' not in config)
-    rule('everything else of config.json is kept', {k: v for k, v in config.items() if k not in ('flash_head_cache_dir', 'n_probes', 'flash_head_special_token_ids', 'architectures')} ==
-         {k: v for k, v in before.items() if k not in ('architectures', 'auto_map')} and config['architectures'][1:] == before['architectures'][1:])
+    ours = ('flash_head_cache_dir', 'n_probes', 'flash_head_special_token_ids', 'architectures', 'auto_map')
+    kept, was = ({k: v for k, v in j.items() if k not in ours} for j in (config, before))
+    rule('everything else of config.json is kept', kept == was and config['architectures'][1:] == before['architectures'][1:])
     for name in os.listdir(base):  # the ordinary directory
         if name.endswith(('.json', '.safetensors', '.jinja')) and name != 'config.json':
             there = os.path.join(directory, name)
@@ -121,7 +123,8 @@ def broken_rules(directory, base):
     beside = os.path.join(directory, ASSETS, BESIDE)
     if os.path.exists(beside):
         j = json.load(open(beside))
-        rule('clustering_config.json says the same', j.get('format') == 'safetensors' and j.get('vocab_size') == head.shape[0] and j.get('hidden_size') == head.shape[1])
+        rule('clustering_config.json says the same',
+             j.get('format') == 'safetensors' and j.get('vocab_size') == head.shape[0] and j.get('hidden_size') == head.shape[1])
     probes = config.get('n_probes', k // 16)
     rule('n_probes is 1..K', isinstance(probes, int) and 1 <= probes <= k)
     special = config.get('flash_head_special_token_ids') or []
@@ -262,12 +265,17 @@ def fifo(path):
 
 SIZES, FLOATS, ASSIGNED = 'every cluster has the same size and K * cap is V', 'no centroid is NaN, infinite or zero', 'assignments are 0..K-1'
 BROKEN = [
-    ('no flash_head_cache_dir', edit_config(flash_head_cache_dir=None), 'flash_head_cache_dir is flash_head_assets', 1, 'config.json: has no "flash_head_cache_dir"'),
-    *((f'flash_head_cache_dir {x!r}', edit_config(flash_head_cache_dir=x), 'flash_head_cache_dir is flash_head_assets', 1, 'flash_head_cache_dir .*plain name|NUL')
+    ('no flash_head_cache_dir',
+     edit_config(flash_head_cache_dir=None), 'flash_head_cache_dir is flash_head_assets', 1, 'config.json: has no "flash_head_cache_dir"'),
+    *((f'flash_head_cache_dir {x!r}', edit_config(flash_head_cache_dir=x), 'flash_head_cache_dir is flash_head_assets', 1,
+       'flash_head_cache_dir .*plain name|NUL')
       for x in ('../x', '/etc', '', '.', '..', 'a/b', 'a\x00b', 7, ['x'])),
-    ('a cache directory that is not there', edit_config(flash_head_cache_dir='other'), 'flash_head_cache_dir is flash_head_assets', 1, 'other/clustering_cache.safetensors: cannot open'),
-    ('an architecture without the prefix', edit_config(architectures=['Qwen3ForCausalLM']), 'architectures[0] has the prefix FlashHead and is a known one', 3, "'Qwen3ForCausalLM' without the prefix"),
-    ('an unknown architecture', edit_config(architectures=['FlashHeadMistralForCausalLM']), 'architectures[0] has the prefix FlashHead and is a known one', 1, 'FlashHeadMistralForCausalLM.*none'),
+    ('a cache directory that is not there',
+     edit_config(flash_head_cache_dir='other'), 'flash_head_cache_dir is flash_head_assets', 1, 'other/clustering_cache.safetensors: cannot open'),
+    ('an architecture without the prefix',
+     edit_config(architectures=['Qwen3ForCausalLM']), PREFIXED, 3, "'Qwen3ForCausalLM' without the prefix"),
+    ('an unknown architecture',
+     edit_config(architectures=['FlashHeadMistralForCausalLM']), PREFIXED, 1, 'FlashHeadMistralForCausalLM.*none'),
     ('an auto_map', edit_config(auto_map={'AutoModel': 'x.y'}), 'no auto_map', 3, 'auto_map'),
     ('n_probes 0', edit_config(n_probes=0), 'n_probes is 1..K', 3, 'n_probes is 0 of 19'),
     ('n_probes above K', edit_config(n_probes=20), 'n_probes is 1..K', 3, 'n_probes is 20 of 19'),
@@ -284,18 +292,23 @@ BROKEN = [
     ('clustering_config that is a FIFO', fifo(f'{ASSETS}/{BESIDE}'), None, 1, 'clustering_config.json: is a FIFO'),
     ('no cache', remove(f'{ASSETS}/{CACHE}'), None, 1, 'clustering_cache.safetensors: cannot open'),
     ('an empty cache', write(f'{ASSETS}/{CACHE}', b''), None, 1, 'clustering_cache.safetensors'),
-    ('a cache that is a git-lfs pointer', write(f'{ASSETS}/{CACHE}', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n'), None, 1, 'git-lfs|LFS'),
+    ('a cache that is a git-lfs pointer',
+     write(f'{ASSETS}/{CACHE}', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n'), None, 1, 'git-lfs|LFS'),
     ('a cache that is a FIFO', fifo(f'{ASSETS}/{CACHE}'), None, 1, 'clustering_cache.safetensors: is a FIFO'),
     ('no centroids', replace('centroids', lambda t, x: None), 'centroids and cluster_assignments are there', 1, "'centroids' is missing"),
     ('no assignments', replace('cluster_assignments', lambda t, x: None), 'centroids and cluster_assignments are there', 1, "'cluster_assignments' is missing"),
     ('centroids of rank 2', replace('centroids', lambda t, x: (t, x[0, 0])), 'centroids are floats of rank 4, [1, 1, D, K]', 1, "'centroids'"),
-    ('centroids row by row', replace('centroids', lambda t, x: (t, x.transpose(0, 1, 3, 2))), 'centroids are as wide as the head', 3, "'centroids' .* is of width 19, the head's is 64"),
+    ('centroids row by row',
+     replace('centroids', lambda t, x: (t, x.transpose(0, 1, 3, 2))), 'centroids are as wide as the head', 3,
+     "'centroids' .* is of width 19, the head's is 64"),
     ('centroids of integers', replace('centroids', lambda t, x: ('I64', x)), 'centroids are floats of rank 4, [1, 1, D, K]', 1, "'centroids'"),
     ('centroids of another width', replace('centroids', lambda t, x: (t, x[:, :, :63])), 'centroids are as wide as the head', 3, "width 63, the head's is 64"),
     ('no centroid at all', replace('centroids', lambda t, x: (t, x[:, :, :, :0])), None, 3, '0 clusters'),
     ('assignments of 32 bits', replace('cluster_assignments', lambda t, x: ('I32', x)), 'cluster_assignments are int64 [V]', 1, "'cluster_assignments'"),
-    ('assignments of fewer tokens', replace('cluster_assignments', lambda t, x: (t, x[:303])), 'cluster_assignments are int64 [V]', 3, 'of 303 tokens, the head has 304'),
-    ('assignments of rank 2', replace('cluster_assignments', lambda t, x: (t, x.reshape(2, 152))), 'cluster_assignments are int64 [V]', 1, "'cluster_assignments'"),
+    ('assignments of fewer tokens',
+     replace('cluster_assignments', lambda t, x: (t, x[:303])), 'cluster_assignments are int64 [V]', 3, 'of 303 tokens, the head has 304'),
+    ('assignments of rank 2',
+     replace('cluster_assignments', lambda t, x: (t, x.reshape(2, 152))), 'cluster_assignments are int64 [V]', 1, "'cluster_assignments'"),
     ('a cluster that is not there', value('cluster_assignments', 5, 19), ASSIGNED, 3, 'token 5 is in cluster 19 of 19'),
     ('a negative cluster', value('cluster_assignments', 5, -1), ASSIGNED, 3, 'token 5 is in cluster -1 of 19'),
     ('a cluster of 2^40', value('cluster_assignments', 303, 1 << 40), ASSIGNED, 3, 'token 303 is in cluster 1099511627776'),
@@ -323,7 +336,8 @@ def break_rules(w, good, base):
         for command in (['verify', d], ['import', '--format', 'vllm', d, '-C', os.path.join(w, 'nothing')]):
             r = run(*command)
             lines = r.stderr.strip().split('\n')
-            check(f'fhtool {command[0]} refuses: {what}', r.returncode == status and not r.stdout and len(lines) == 1 and lines[0].startswith('fhtool: ') and re.search(message, lines[0]),
+            one_line = len(lines) == 1 and lines[0].startswith('fhtool: ') and re.search(message, lines[0])
+            check(f'fhtool {command[0]} refuses: {what}', r.returncode == status and not r.stdout and one_line,
                   f'status {r.returncode}: {r.stderr}')
     check('nothing was imported', not os.path.exists(os.path.join(w, 'nothing', 'model.json')))
     # What may be: no clustering_config.json, no n_probes where K/16 is some, one special id, centroids of any length and float type.
@@ -334,7 +348,8 @@ def break_rules(w, good, base):
     edit_cache(lambda t: t.update(centroids=('F16', t['centroids'][1] * 3)))(d)
     r = run('verify', d, '--json', '-q')
     j = json.loads(r.stdout or '{}')
-    check('a directory of somebody else that keeps the rules', r.returncode == 0 and j['probes'] == 1 and j['probes_said'] is False and j['special'] == 1 and j['artifact'] is None, r.stderr)
+    check('a directory of somebody else that keeps the rules',
+          r.returncode == 0 and j['probes'] == 1 and j['probes_said'] is False and j['special'] == 1 and j['artifact'] is None, r.stderr)
     # A clustering that says it was made for another head is believed, however well it fits.
     path = os.path.join(good, ASSETS, CACHE)
     tensors, meta = read_st(path)
@@ -366,7 +381,8 @@ def there_and_back(w, work, artifact, out, base):
     same = os.path.join(w, 'same')
     r = run('export', '--format', 'vllm', artifact, '--model', base, '-o', same, '-q', '--link', 'hard')
     names = sorted(os.path.relpath(os.path.join(d, f), out) for d, _, files in os.walk(out) for f in files)
-    check('two exports are the same bytes', r.returncode == 0 and all(open(os.path.join(out, f), 'rb').read() == open(os.path.join(same, f), 'rb').read() for f in names), r.stderr)
+    equal = all(open(os.path.join(out, f), 'rb').read() == open(os.path.join(same, f), 'rb').read() for f in names)
+    check('two exports are the same bytes', r.returncode == 0 and equal, r.stderr)
 
 
 with tempfile.TemporaryDirectory() as w:

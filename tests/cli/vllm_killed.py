@@ -1,4 +1,5 @@
-"""vllm_killed.py FHTOOL: kill -9, and at times a signal to stop, during export at seeded moments, where tiny and model.fhead are; with and without an older export in its place."""
+"""vllm_killed.py FHTOOL: kill -9, and at times a signal to stop, during export at seeded moments, where tiny and
+model.fhead are; with and without an older export in its place."""
 import os
 import random
 import shutil
@@ -13,7 +14,8 @@ command = [fhtool, "export", "--format", "vllm", "model.fhead", "--model", "tiny
 
 
 def listing():
-    return sorted((os.path.relpath(os.path.join(d, f), "killed/out"), open(os.path.join(d, f), "rb").read()) for d, _, files in os.walk("killed/out") for f in files)
+    paths = [os.path.join(d, f) for d, _, files in os.walk("killed/out") for f in files]
+    return sorted((os.path.relpath(path, "killed/out"), open(path, "rb").read()) for path in paths)
 
 
 os.mkdir("killed")

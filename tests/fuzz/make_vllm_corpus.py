@@ -5,7 +5,8 @@ import os
 import struct
 import sys
 
-ARCH = {"architectures": ["FlashHeadLlamaForCausalLM"], "model_type": "llama", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1,
+ARCH = {"architectures": ["FlashHeadLlamaForCausalLM"], "model_type": "llama", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1,
+        "num_attention_heads": 1,
         "intermediate_size": 4, "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "flash_head_cache_dir": "flash_head_assets", "n_probes": 2}
 BESIDE = {"format": "safetensors", "vocab_size": 8, "hidden_size": 4}
 UNIT = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]  # [D, K] of K = 4
@@ -48,6 +49,6 @@ seed("flat", blob=cache((4, 4)))
 seed("integers", blob=cache(dtype="I32"))
 seed("outside", {**ARCH, "flash_head_cache_dir": "../x"})
 seed("auto_map", {**ARCH, "auto_map": {"a": ["}", "\\\"", {"b": 1}]}})
-seed("to_patch", b'{"model_type":"llama" ,\t"architectures" : [ "LlamaForCausalLM" , "x"],"vocab_size":8,"hidden_size":4,"num_hidden_layers":1,"num_attention_heads":1,'
-     b'"intermediate_size":4,"auto_map":{"x":[1,{"}":"]"}]},"n_pr\\u006fbes" : [1,2, {"a":{}}] , "rms_norm_eps": 1e-05}\n')
+seed("to_patch", b'{"model_type":"llama" ,\t"architectures" : [ "LlamaForCausalLM" , "x"],"vocab_size":8,"hidden_size":4,"num_hidden_layers":1,'
+     b'"num_attention_heads":1,"intermediate_size":4,"auto_map":{"x":[1,{"}":"]"}]},"n_pr\\u006fbes" : [1,2, {"a":{}}] , "rms_norm_eps": 1e-05}\n')
 seed("no_config", b"", beside=None)
