@@ -167,7 +167,8 @@ static fh_status fill_clustering(export_job *x, fh_err *err)
 /* What the directory says about itself, beside what that runtime reads: {"tool", "artifact", "fingerprint", "promise"}. */
 static char *record_text(const export_job *x)
 {
-    static const char *const kept[] = {"target", "confidence", "containment_k", "bound", "positions", "misses", "text", "text_sha256"};
+    static const char *const kept[] = {"target", "confidence",  "containment_k", "bound",    "positions", "misses",
+                                       "text",   "text_sha256", "documents",     "promises", "heldout"};
     const fh_json *calibration = fh_json_get(fh_fhead_header(x->artifact), "calibration");
     fh_json *j = fh_json_object(), *promise;
     fh_json_add_string(j, "tool", "fhtool " FH_TOOL_VERSION);

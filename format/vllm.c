@@ -67,6 +67,10 @@ fh_status fh_vllm_model_check(const fh_checkpoint *c, fh_err *err)
     }
     if (c->bias)
         return fh_fail(err, FH_EUNSUPPORTED, "%s: the head has a bias ('%s'): the vLLM plugin has no place for one", c->dir, c->bias->name);
+    if (c->config.final_softcap > 0) /* the plugin hands token ids on where logits are expected */
+        return fh_fail(err, FH_EUNSUPPORTED,
+                       "%s: final_logit_softcapping is %g: vLLM would cap the token ids that the plugin returns in place of logits", c->dir,
+                       c->config.final_softcap);
     if (c->head->shape[0] < c->head->shape[1])
         return fh_fail(err, FH_EUNSUPPORTED,
                        "%s: the head has %llu rows of %llu: the vLLM plugin takes the larger number for the vocabulary", c->dir,

@@ -141,6 +141,10 @@ change arch 'c["architectures"]=["MistralForCausalLM"]'
 cannot "arch: architecture 'MistralForCausalLM' is none that the vLLM plugin knows: LlamaForCausalLM, Qwen3ForCausalLM, .*Gemma3ForCausalLM" arch
 change arch 'del c["architectures"]'
 cannot "architecture '' is none" arch
+change capped 'c["architectures"]=["Gemma3ForCausalLM"]; c["model_type"]="gemma2"; c["final_logit_softcapping"]=30.0; c["head_dim"]=16; c["query_pre_attn_scalar"]=16'
+fails 1 'capped: final_logit_softcapping is 30: vLLM would cap the token ids' fh build capped -q --for vllm -C w -o x.fhead
+change ids 'json.dump({"eos_token_id": [0, 304]}, open("ids/generation_config.json", "w"))'
+fails 3 "ids/generation_config.json: 'eos_token_id' is 304, which is no token: there are 304" fh export --format vllm model.fhead --model ids -o x -q
 fails 1 'is a GGUF file: the vLLM plugin takes a directory' fh build "$TOP/tests/golden/gguf/tiny.gguf" -q --for vllm -C w -o x.fhead
 python3 - << 'END'
 import json, os, shutil, struct
