@@ -51,7 +51,7 @@ COMMANDS = [
     ["verify", "registry/n/1"],
     ["rebuild", "registry/n/1/recipe.json", "--model", "tiny", "-C", "fresh", "-o", "out.fhead"],
     ["diff", "model.fhead", "registry/n/1", "--hidden", "some.safetensors"],
-    ["build", "big", "--for", "vllm", "-C", "fresh", "-o", "out.fhead", *PROMISE],
+    ["build", "big", "--for", "vllm", "-C", "fresh", "-o", "out.fhead", "--target-containment", "0.3", "--tokens", "1000"],
     ["export", "--format", "vllm", "plugin.fhead", "--model", "big", "-o", "out"],
     ["export", "--format", "vllm", "plugin.fhead", "--model", "big", "-o", "out", "--link", "sym"],
     ["import", "--format", "vllm", "exported", "-C", "fresh"],

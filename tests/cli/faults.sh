@@ -6,7 +6,7 @@ FHTOOL=$faulty
 build_tiny
 write_text text.txt 60
 tiny big --vocab 304
-fh build big -q --for vllm -C for-vllm -o plugin.fhead --tokens 1000 --target-containment 0.7 > /dev/null
+fh build big -q --for vllm -C for-vllm -o plugin.fhead --tokens 2000 --target-containment 0.3 > /dev/null
 fh export --format vllm plugin.fhead --model big -o exported -q > /dev/null
 printf '%s\n' '"the king and the queen"' '"\u00e9\ud83d\ude00"' > lines.jsonl
 printf '%s\n' '[1,2,3]' '[200,5]' > ids.jsonl
