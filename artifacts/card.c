@@ -22,22 +22,12 @@ static void yaml(fh_buf *b, const char *key, const char *value)
     fh_buf_puts(b, "\n");
 }
 
-static double number(const fh_json *j, const char *key)
-{
-    double v;
-    return fh_json_double(fh_json_get(j, key), &v) ? v : NAN;
-}
+static double number(const fh_json *j, const char *key) { return fh_member_double(j, key, NAN); }
 
 static const char *string(const fh_json *j, const char *key)
 {
     const char *s = fh_json_string(fh_json_get(j, key));
     return s ? s : "-";
-}
-
-static bool yes(const fh_json *j, const char *key)
-{
-    bool b = false;
-    return fh_json_bool(fh_json_get(j, key), &b) && b;
 }
 
 /* What stands in a table cell: markup of its own would break it. */
@@ -71,7 +61,7 @@ static void front_matter(fh_buf *b, const fh_publish_params *p, const fh_json *i
         yaml(b, "base_model", p->base_model);
         fh_buf_puts(b, "base_model_relation: quantized\n");
     }
-    if (yes(info, "bundled")) fh_buf_puts(b, "pipeline_tag: text-generation\n");
+    if (fh_member_true(info, "bundled")) fh_buf_puts(b, "pipeline_tag: text-generation\n");
     fh_buf_puts(b, "library_name: fhtool\ntags:\n- flashhead\n- fhead\n---\n\n");
 }
 
@@ -101,7 +91,9 @@ static void promise(fh_buf *b, const fh_json *calibration)
     fh_buf_printf(b, "\nContainment of top k: all of the dense head's best k tokens are candidates. Held out: a third part of the text, %.10g positions.",
                   number(held, "positions"));
     if (!strcmp(string(calibration, "runtime"), "vllm"))
-        fh_buf_puts(b, " Measured as the vLLM plugin flash-head computes, for `fhtool export --format vllm`: in bf16, routed by cosine, without hot list and reranking.");
+        fh_buf_puts(
+            b,
+            " Measured as the vLLM plugin flash-head computes, for `fhtool export --format vllm`: in bf16, routed by cosine, without hot list and reranking.");
     fh_buf_puts(b, " The promise is about this text:\n\n| | |\n|---|---|\n");
     row(b, "text", string(calibration, "text"));
     if (fh_json_get(calibration, "text_sha256")) row(b, "its SHA-256", string(calibration, "text_sha256"));
@@ -131,8 +123,8 @@ char *fh_card_text(const fh_publish_params *p, const fh_json *info, const fh_jso
     fh_buf_printf(&b, "# %s %s\n\n", p->name, p->version);
     fh_buf_puts(&b, "A FlashHead artifact (arXiv [2603.14591](https://arxiv.org/abs/2603.14591)): the output head of a language model that reads a few "
                     "clusters of tokens instead of the whole vocabulary");
-    fh_buf_puts(&b, yes(info, "bundled") ? ", bundled with the model it belongs to.\n\n" : ". The model it belongs to is not in it.\n\n");
-    fh_buf_printf(&b, "```sh\nfhtool run %s.fhead --prompt 'Once upon a time'%s\n```\n\n", p->name, yes(info, "bundled") ? "" : " --model DIR");
+    fh_buf_puts(&b, fh_member_true(info, "bundled") ? ", bundled with the model it belongs to.\n\n" : ". The model it belongs to is not in it.\n\n");
+    fh_buf_printf(&b, "```sh\nfhtool run %s.fhead --prompt 'Once upon a time'%s\n```\n\n", p->name, fh_member_true(info, "bundled") ? "" : " --model DIR");
     promise(&b, calibration);
     if (isfinite(step) && isfinite(dense) && step > 0)
         fh_buf_printf(&b, "A step reads %.0f bytes of the head; the dense head reads %.0f (%.1f times as many).\n\n", step, dense, dense / step);
@@ -206,7 +198,7 @@ char *fh_card_notice(const fh_publish_params *p, const fh_json *info)
     fh_buf_printf(&b, "%s %s\n\nThis artifact is derived from ", p->name, p->version);
     fh_buf_puts(&b, p->base_model ? p->base_model : "a base model that its publisher did not name");
     fh_buf_printf(&b, ":\nits head has the fingerprint %s\n(SHA-256 of the head tensor and the facts that matter).\n\n", string(info, "fingerprint"));
-    fh_buf_puts(&b, yes(info, "bundled") ? "The weights of the base model are in it, unchanged but for the encodings that README.md names.\n"
+    fh_buf_puts(&b, fh_member_true(info, "bundled") ? "The weights of the base model are in it, unchanged but for the encodings that README.md names.\n"
                                          : "Of the base model's weights it holds those of the head, in the encodings that README.md names.\n");
     fh_buf_puts(&b, "The licence of the base model applies to them, with what it asks of derived works.\n\n");
     fh_buf_printf(&b, "Licence of this release, as its publisher states it: %s%s\n", p->license ? p->license : "not stated",

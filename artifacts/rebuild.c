@@ -144,32 +144,12 @@ out:
 
 /* ---- from the text on ----------------------------------------------------------------------------------------------------- */
 
-static uint64_t whole(const fh_json *j, const char *key)
-{
-    uint64_t v;
-    return fh_json_u64(fh_json_get(j, key), &v) ? v : 0;
-}
-
-static double number(const fh_json *j, const char *key, double otherwise)
-{
-    double v;
-    return fh_json_double(fh_json_get(j, key), &v) ? v : otherwise;
-}
-
-static bool is(const fh_json *j, const char *key, const char *value)
-{
-    const char *s = fh_json_string(fh_json_get(j, key));
-    return s && !strcmp(s, value);
-}
-
 /* What the clock or another file had a part in cannot be repeated; NULL: nothing had. */
 static const char *why_not_again(const fh_json *cluster, const fh_json *calibrate_params)
 {
-    bool interrupted = false;
-    fh_json_bool(fh_json_get(cluster, "interrupted"), &interrupted);
     if (fh_json_get(cluster, "init")) return "its clusters began from an earlier clustering";
-    if (interrupted) return "its clustering was interrupted";
-    if (is(calibrate_params, "cheapest", "time")) return "its setting was chosen by the clock";
+    if (fh_member_true(cluster, "interrupted")) return "its clustering was interrupted";
+    if (fh_member_is(calibrate_params, "cheapest", "time")) return "its setting was chosen by the clock";
     return NULL;
 }
 
@@ -180,7 +160,6 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
     const fh_json *made = fh_json_get(r->recipe.calibration, "made_by"), *how = fh_json_get(made, "params"), *states = fh_json_get(made, "states");
     const fh_json *asked = fh_json_get(fh_json_get(states, "params"), "asked");
     const char *text = fh_json_string(fh_json_get(asked, "text")), *digest = fh_json_string(fh_json_get(states, "text_sha256"));
-    bool was_asked = false;
     int64_t hot = -1, rerank = -1;
     if (!made || !text)
         return fh_fail(err, FH_ECHECK, "%s: the artifact is not calibrated, and a build calibrates: only --from assignment makes it again", r->p->recipe);
@@ -190,27 +169,27 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
     if (!self && !r->p->n_texts)
         return fh_fail(err, FH_EUSAGE, "--from text: the recipe's text is '%.100s' (SHA-256 %.12s): give it with --text", text, digest ? digest : "?");
     if (self && r->p->n_texts) return fh_fail(err, FH_EUSAGE, "--text: the recipe's text is what the model says itself");
-    fh_json_bool(fh_json_get(route, "asked"), &was_asked);
     fh_json_i64(fh_json_get(how, "hot"), &hot);
     fh_json_i64(fh_json_get(how, "rerank"), &rerank);
     fh_build_params b = {.model = r->p->model, .output = r->output, .no_clobber = r->p->no_clobber, .head_only = r->recipe.head_only, .exact = r->recipe.exact,
                          .centroids = r->recipe.centroids, .tokens = r->recipe.tokens, .rerank = r->recipe.rerank};
     b.text = (fh_text_params){.texts = r->p->texts,
                               .n_texts = r->p->n_texts,
-                              .tokens = (size_t)whole(asked, "tokens"),
-                              .window = (uint32_t)whole(asked, "window"),
-                              .seed = whole(asked, "seed")};
+                              .tokens = (size_t)fh_member_u64(asked, "tokens", 0),
+                              .window = (uint32_t)fh_member_u64(asked, "window", 0),
+                              .seed = fh_member_u64(asked, "seed", 0)};
     b.cluster = fh_cluster_params_of(cluster);
-    b.routing = was_asked ? fh_json_string(fh_json_get(route, "routing")) : NULL;
-    fh_json_bool(fh_json_get(route, "unit"), &b.unit);
-    b.how = (fh_calibrate_params){
-        .targets = {[FH_CONTAINED] = number(how, "target", 0), [FH_AGREED] = number(how, "target_agreement", 0), [FH_COVERED] = number(how, "target_mass", 0)},
-        .confidence = number(how, "confidence", 0.95),
-        .containment_k = (uint32_t)whole(how, "containment_k"),
-        .hot = hot,
-        .rerank = rerank,
-        .max_cost = number(how, "max_cost", 0.5),
-        .vllm = is(how, "runtime", "vllm")};
+    b.routing = fh_member_true(route, "asked") ? fh_json_string(fh_json_get(route, "routing")) : NULL;
+    b.unit = fh_member_true(route, "unit");
+    b.how = (fh_calibrate_params){.targets = {[FH_CONTAINED] = fh_member_double(how, "target", 0),
+                                              [FH_AGREED] = fh_member_double(how, "target_agreement", 0),
+                                              [FH_COVERED] = fh_member_double(how, "target_mass", 0)},
+                                  .confidence = fh_member_double(how, "confidence", 0.95),
+                                  .containment_k = (uint32_t)fh_member_u64(how, "containment_k", 0),
+                                  .hot = hot,
+                                  .rerank = rerank,
+                                  .max_cost = fh_member_double(how, "max_cost", 0.5),
+                                  .vllm = fh_member_is(how, "runtime", "vllm")};
     return fh_stage_build(&r->e, &b, report, err);
 }
 
@@ -230,7 +209,8 @@ static char *different_sections(const rebuilding *r, const fh_json *info)
             const char *name = fh_json_string(fh_json_get(s, "name")), *now = fh_json_string(fh_json_get(s, "digest")),
                        *then = fh_json_string(fh_json_get(was, "digest"));
             if (!name || !now || !then || strcmp(now, then))
-                fh_buf_printf(&b, "%s%s%s", b.len ? ", " : "", name ? name : "?", is(s, "codec", "zstd") ? " (compressed: by another version of zstd?)" : "");
+                fh_buf_printf(&b, "%s%s%s", b.len ? ", " : "", name ? name : "?",
+                              fh_member_is(s, "codec", "zstd") ? " (compressed: by another version of zstd?)" : "");
         }
     }
     fh_json_free(release);

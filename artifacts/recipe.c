@@ -22,20 +22,13 @@ static void add_number(fh_json *words, const char *flag, const fh_json *params, 
 /* 0: not asked for. */
 static void add_target(fh_json *words, const char *flag, const fh_json *params, const char *key)
 {
-    double v;
-    if (fh_json_double(fh_json_get(params, key), &v) && v > 0) add_number(words, flag, params, key);
+    if (fh_member_double(params, key, 0) > 0) add_number(words, flag, params, key);
 }
 
 static void add_word(fh_json *words, const char *a, const char *b)
 {
     fh_json_add_string(words, NULL, a);
     if (b) fh_json_add_string(words, NULL, b);
-}
-
-static bool flag_of(const fh_json *j, const char *key)
-{
-    bool b = false;
-    return fh_json_bool(fh_json_get(j, key), &b) && b;
 }
 
 /* The command line that builds it from the checkpoint on. */
@@ -53,8 +46,8 @@ static void add_command(fh_json *j, const fh_recipe *r)
     add_number(w, "--start", cluster, "start");
     add_number(w, "--metric", cluster, "metric");
     if (fh_json_u64(fh_json_get(cluster, "rounds"), &rounds) && rounds) add_word(w, "--rounds", NULL), fh_json_add_u64(w, NULL, rounds > 1000 ? 0 : rounds);
-    if (flag_of(route, "asked")) add_number(w, "--routing", route, "routing");
-    if (flag_of(route, "unit")) add_word(w, "--unit", NULL);
+    if (fh_member_true(route, "asked")) add_number(w, "--routing", route, "routing");
+    if (fh_member_true(route, "unit")) add_word(w, "--unit", NULL);
     add_number(w, "--for", how, "runtime");
     add_word(w, "--centroids", fh_dtype_name(r->centroids));
     add_word(w, "--rows", fh_dtype_name(r->tokens));
