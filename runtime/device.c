@@ -53,9 +53,10 @@ static fh_status open_library(fh_device *d, fh_err *err)
     void *symbol = dlsym(d->library, FH_CUDA_SYMBOL);
     memcpy(&backend, &symbol, sizeof backend); /* POSIX lets a function be an object pointer, C does not */
     if (!backend) { rc = fh_fail(err, FH_EUNSUPPORTED, "%s: has no " FH_CUDA_SYMBOL ": is it of this program?", path); goto out; }
-    if (backend()->abi == FH_CUDA_ABI) d->cuda = backend();
-    else rc = fh_fail(err, FH_EUNSUPPORTED, "%s: is of another build (interface %u, this program has %d): install both together", path, backend()->abi,
-                      FH_CUDA_ABI);
+    const fh_cuda_table *table = backend();
+    if (table->abi == FH_CUDA_ABI && table->shapes == FH_CUDA_SHAPES) d->cuda = table;
+    else rc = fh_fail(err, FH_EUNSUPPORTED, "%s: is of another build (%s) than this program: install both together", path,
+                      table->abi == FH_CUDA_ABI ? table->version : "with another interface");
 out:
     fh_free(path);
     return rc;

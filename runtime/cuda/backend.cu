@@ -401,7 +401,7 @@ static fh_status head_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_cal
 
 extern "C" const fh_cuda_table *fh_cuda_backend(void)
 {
-    static const fh_cuda_table table = {FH_CUDA_ABI, FH_TOOL_VERSION, FH_CUDA_ARCHS, device_open, device_close, device_info, head_new, head_free, head_bytes,
+    static const fh_cuda_table table = {FH_CUDA_ABI, FH_CUDA_SHAPES, FH_TOOL_VERSION, device_open, device_close, device_info, head_new, head_free, head_bytes,
                                         head_topk, head_apart, head_time, fh_cuda_attend};
     return &table;
 }

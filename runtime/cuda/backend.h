@@ -23,6 +23,7 @@ extern "C" {
 
 /* Grows whenever this file changes what it means: a shared object of another build is refused. */
 enum { FH_CUDA_ABI = 1 };
+#define FH_CUDA_SHAPES (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_err))
 enum {
     FH_CUDA_BATCH = 64,   /* states of one launch: as many as a word has bits */
     FH_CUDA_KEPT = 2048   /* candidates of one state that are ranked on the device: k, and R + k - 1 more where the head reranks */
@@ -74,8 +75,8 @@ typedef struct fh_cuda_attention {
 
 typedef struct fh_cuda_table {
     uint32_t abi;
+    size_t shapes;                                  /* FH_CUDA_SHAPES: of structs that others change */
     const char *version;                            /* of the program it was built with */
-    const char *architectures;                      /* "80 86 90 ptx90": what the shared object holds code for */
     /* FH_ENOTFOUND: no driver or no device; FH_EUNSUPPORTED: a device that this build has no code for.  ordinal: as the driver counts. */
     fh_status (*device_open)(fh_cuda_device **out, int ordinal, const fh_cuda_host *host, fh_err *err);
     void (*device_close)(fh_cuda_device *d);        /* accepts NULL; after its heads */
