@@ -61,7 +61,7 @@ show "fhtool tokenize prose-7m --text 'The ship went down.'"
 show "fhtool tokenize prose-7m --text 'The ship went down.' > ids.jsonl; fhtool detokenize prose-7m --batch ids.jsonl"; end
 section estimate 'What FlashHead will bring to a model, before any work: bytes and operations of every stage, the key-value cache, and the time that a stand-in of the same shape takes on this machine. `bench --against-estimate` compares afterwards ([docs/measurements/estimate.md](docs/measurements/estimate.md)). A directory with `config.json` alone will do.'
 show 'fhtool estimate prose-7m --k 1024 --probes 30,64'; end
-section sweep 'Every combination of K, P and encodings: quality and time of each, the frontier, and three settings by name, in JSON, CSV and one HTML page ([docs/measurements/sweep-prose-7m.html](docs/measurements/sweep-prose-7m.html)). What is there is not done again.'
+section sweep 'Every combination of K, P and encodings: quality and time of each, the frontier, and three settings by name, in JSON, CSV and one HTML page ([docs/measurements/sweep.md](docs/measurements/sweep.md)). What is there is not done again.'
 show 'fhtool sweep prose-7m -C sweep --k 512,1024 --probes 16,64,256 --tokens 50000 -o sweep-results -q'; end
 section bench 'Times the heads of an artifact, caches swept before every call, beside the memory speed of the machine; and the body: decoding on caches of 16 to 32768 tokens, a prompt (`--body`: nothing else, of a checkpoint too).'
 show 'fhtool bench prose-7m.fhead'; end
