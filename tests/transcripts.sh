@@ -21,15 +21,17 @@ section route 'Makes the centroids by which clusters are found: `learned` (disti
 show 'fhtool route -C work'; end
 section quantize 'Encodes centroids and token rows (`int8`, `bf16`, `f16`, `f32`) and says what that costs, relative to the length of each row.'
 show 'fhtool quantize -C work --centroids int8 --tokens int8'; end
-section calibrate 'Chooses routing and hot list on part A, P on part B with its bound, and reports part C.'
+section calibrate 'Chooses routing and hot list on part A, P on part B with its bound, and reports part C. `--target-containment` (with `--containment-k`), `--target-agreement` and `--target-mass` are promised together. `--plan` only says what settings cost, in bytes and in time on this machine; `--cheapest time` chooses by the latter.'
 show 'fhtool calibrate -C work --target-containment 0.99'; end
+section rehearse 'Calibrates on many random draws of a text and says how often the promise holds on the rest, or on another text (`--against`). `validate/promise.py` makes tables of it.'
+show 'fhtool rehearse -C work --text self --seed 1 --tokens 60000 --draws 20 --draw-tokens 30000 --targets 0.95,0.99 --containment-k 1'; end
 section pack 'Puts everything into one file. `--head-only` leaves body and tokenizer out; `run` then takes `--model DIR` and refuses any other model.'
 show 'fhtool pack -C work -o prose-7m.fhead'; end
 section build 'All stages at once. What is current is not run again; after an interruption the same command goes on.'
 show 'fhtool build prose-7m -C work -o prose-7m.fhead -q | tail -n 9'; end
 section status 'What a work directory holds, and what is stale.'
 show 'fhtool status -C work'; end
-section run 'Continues a prompt: greedy, or sampled with `--temperature`, `--top-k`, `--top-p`, `--min-p`, `--seed`, `--repetition-penalty`; ends before `--stop TEXT`. `--chat` answers a message and `-i` holds a conversation (`--system`; Ctrl-C ends a reply, `/new` begins anew, `/exit` ends), written exactly as the chat template of the model has it where that is a published one of the supported families, else as `--chat-template NAME` says. Sampling is from FlashHead'\''s candidates and says what share of the probability they hold; `--exact-sampling` draws from all tokens ([how, and how often it reads them all](docs/measurements/exact-sampling.md)). `--no-think` asks Qwen3 not to think aloud. `--kv-type f16` or `int8` keeps the key-value cache in half or a quarter of its size ([what that costs](docs/measurements/kv-cache.md)).'
+section run 'Continues a prompt: greedy, or sampled with `--temperature`, `--top-k`, `--top-p`, `--min-p`, `--seed`, `--repetition-penalty`; ends before `--stop TEXT`. `--chat` answers a message and `-i` holds a conversation (`--system`; Ctrl-C ends a reply, `/new` begins anew, `/exit` ends), written exactly as the chat template of the model has it where that is a published one of the supported families, else as `--chat-template NAME` says. Sampling is from FlashHead'\''s candidates and says what share of the probability they hold; `--exact-sampling` draws from all tokens ([how, and how often it reads them all](docs/measurements/exact-sampling.md)). `--no-think` asks Qwen3 not to think aloud. `--kv-type f16` or `int8` keeps the key-value cache in half or a quarter of its size ([what that costs](docs/measurements/kv-cache.md)). `--audit N` compares every N-th state with the dense head and says at the end how FlashHead did.'
 show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --stats"
 show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 0.8 --top-p 0.95 --seed 3"
 show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --temperature 1 --exact-sampling"; end
