@@ -170,6 +170,45 @@ static void a_target_beyond_the_text_is_not_reached_and_says_what_it_needs(void 
     free(x);
 }
 
+/* ---- plans ----------------------------------------------------------------------------------------------------------- */
+
+static fh_status fake_time(void *ctx, const fh_head *head, fh_step_times *out, fh_err *e)
+{
+    *out = (fh_step_times){.probes = {1, 4, K}, .seconds = {1, 2, 8}, .n = 3, .hot = 0.01};
+    return FH_OK;
+}
+
+static fh_status plan(fh_plan_row *rows, size_t *n, world *x, bool by_time)
+{
+    static const fh_choice two[] = {{"raw", "f32", "f32"}, {"same", "f32", "f32"}};
+    fh_choices choices = {.choice = two, .n = 2, .open = same_head, .time = fake_time, .ctx = x};
+    fh_calibrate_params p = {.targets = {0.5, 0, 0.3}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = 0, .by_time = by_time};
+    x->parts.n_hot = 0;
+    fh_status rc = fh_states_split(&x->states, 1, &err);
+    return rc < 0 ? rc : fh_plan(rows, n, &x->states, &x->dense, &choices, &p, NULL, &err);
+}
+
+static void a_plan_costs_more_the_more_it_keeps_and_marks_what_meets_the_targets(void **state)
+{
+    (void)state;
+    for (int by_time = 0; by_time < 2; by_time++) {
+        world *x = make_world(5);
+        fh_plan_row rows[FH_PLAN_ROWS];
+        size_t n, meets = 0;
+        assert_int_equal(plan(rows, &n, x, by_time), FH_OK);
+        assert_true(n >= 2 && n <= FH_PLAN_ROWS);
+        for (size_t i = 0; i < n; i++) {
+            double t = rows[i].probes <= 4 ? 1 + (rows[i].probes - 1) / 3.0 : 2 + (rows[i].probes - 4); /* lines between 1, 4 and K = 10 */
+            assert_true(fabs(rows[i].seconds - t) < 1e-9 && rows[i].n_hot == 0 && rows[i].choice == 0);
+            assert_true(rows[i].bytes > 0 && rows[i].agreement > 0 && rows[i].agreement <= 1 && rows[i].mass > 0 && rows[i].mass <= 1 && rows[i].kl >= 0);
+            if (i) assert_true(rows[i].bytes >= rows[i - 1].bytes && rows[i].probes >= rows[i - 1].probes);
+            meets += rows[i].meets;
+        }
+        assert_int_equal(meets, 1);
+        free(x);
+    }
+}
+
 /* ---- rehearsals ---------------------------------------------------------------------------------------------------- */
 
 enum { DRAWS = 6, CELLS = 4 };
@@ -269,6 +308,23 @@ static void every_allocation_of_a_rehearsal_may_fail(void **state)
     }
 }
 
+static void every_allocation_of_a_plan_may_fail(void **state)
+{
+    (void)state;
+    for (long n = 1;; n++) {
+        world *x = make_world(5);
+        fh_plan_row rows[FH_PLAN_ROWS];
+        size_t count;
+        fh_fault_set(FH_FAULT_ALLOC, n);
+        fh_status rc = plan(rows, &count, x, false);
+        bool fired = fh_fault_fired();
+        fh_fault_set(FH_FAULT_ALLOC, 0);
+        assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
+        free(x);
+        if (!fired) break;
+    }
+}
+
 static void every_allocation_of_a_calibration_may_fail(void **state)
 {
     (void)state;
@@ -293,11 +349,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calibration_takes_the_fewest_probes_whose_bounds_hold_all_the_way_down),
         cmocka_unit_test(a_target_beyond_the_text_is_not_reached_and_says_what_it_needs),
+        cmocka_unit_test(a_plan_costs_more_the_more_it_keeps_and_marks_what_meets_the_targets),
         cmocka_unit_test(a_rehearsal_finds_on_another_text_what_is_there),
         cmocka_unit_test(a_rehearsal_is_the_same_whatever_the_threads),
         cmocka_unit_test(draws_that_leave_nothing_are_refused),
 #ifdef FH_FAULTS
         cmocka_unit_test(every_allocation_of_a_calibration_may_fail),
+        cmocka_unit_test(every_allocation_of_a_plan_may_fail),
         cmocka_unit_test(every_allocation_of_a_rehearsal_may_fail),
 #endif
     };
