@@ -92,12 +92,14 @@ fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *s)
     return j;
 }
 
-static fh_status save_calibration(fh_stage_env *e, const fh_calibration *c, const fh_stage_calibrate_params *p, uint32_t rerank, const fh_choice *choice, const char *states_file, fh_json **report, fh_err *err)
+static fh_status save_calibration(fh_stage_env *e, const fh_calibration *c, const fh_stage_calibrate_params *p, uint32_t rerank, const fh_choice *choice,
+                                  const char *states_file, fh_json **report, fh_err *err)
 {
     fh_json *states = NULL, *record = NULL, *body = NULL;
     fh_status rc = fh_work_record(e->work, states_file, &states, err);
     if (rc < 0) return rc;
-    const char *text = fh_json_string(fh_json_get(fh_json_get(fh_json_get(states, "params"), "asked"), "text")), *digest = fh_json_string(fh_json_get(states, "text_sha256"));
+    const char *text = fh_json_string(fh_json_get(fh_json_get(fh_json_get(states, "params"), "asked"), "text")),
+        *digest = fh_json_string(fh_json_get(states, "text_sha256"));
     body = body_of(c, &p->how, rerank, choice, text ? text : "?", digest);
     if (c->reached) {
         if (!(record = fh_record_new("calibrate", fh_calibrate_record_params(p)))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
@@ -123,13 +125,18 @@ static fh_status not_reached(const fh_calibration *c, const fh_calibrate_params 
     const fh_promise *m = &c->promise[i];
     double seen = n ? 1 - m->misses / (double)n : 0;
     if (!c->probes)
-        return fh_fail(err, FH_ECHECK, "%s %.4g cannot be promised: even one probe costs more than %.2f of the dense head: take fewer clusters, a smaller encoding of centroids, or a larger --max-cost", promised[i], m->target, p->max_cost);
+        return fh_fail(err, FH_ECHECK,
+                       "%s %.4g cannot be promised: even one probe costs more than %.2f of the dense head: take fewer clusters, a smaller encoding of centroids, or a larger --max-cost", promised[i], m->target, p->max_cost);
     if (n < c->needed)
-        return fh_fail(err, FH_ECHECK, "%s %.4g cannot be promised with confidence %.4g: part B has %zu positions in %zu documents, worth %.0f independent ones, and needs at least %llu (about %llu tokens of text, of many documents); the best found is a bound of %.4f",
-                       promised[i], m->target, p->confidence, n, documents, m->bound.effective, (unsigned long long)c->needed, (unsigned long long)c->needed * 3, m->bound.lower);
+        return fh_fail(err, FH_ECHECK,
+                       "%s %.4g cannot be promised with confidence %.4g: part B has %zu positions in %zu documents, worth %.0f independent ones, and needs at least %llu (about %llu tokens of text, of many documents); the best found is a bound of %.4f",
+                       promised[i], m->target, p->confidence, n, documents, m->bound.effective, (unsigned long long)c->needed,
+                           (unsigned long long)c->needed * 3, m->bound.lower);
     if (seen > m->target)
-        return fh_fail(err, FH_ECHECK, "%s %.4g cannot be promised: %.5f was seen at P = %u on %zu positions worth %.0f independent ones, a bound of %.5f: more text could do it (--tokens)", promised[i], m->target, seen, c->probes, n, m->bound.effective, m->bound.lower);
-    return fh_fail(err, FH_ECHECK, "%s %.4g cannot be reached: %.5f was seen at P = %u, the most that --max-cost %.2g allows; the best bound is %.5f: allow more cost, or take another K", promised[i], m->target, seen, c->probes, p->max_cost, m->bound.lower);
+        return fh_fail(err, FH_ECHECK,
+                       "%s %.4g cannot be promised: %.5f was seen at P = %u on %zu positions worth %.0f independent ones, a bound of %.5f: more text could do it (--tokens)", promised[i], m->target, seen, c->probes, n, m->bound.effective, m->bound.lower);
+    return fh_fail(err, FH_ECHECK,
+                   "%s %.4g cannot be reached: %.5f was seen at P = %u, the most that --max-cost %.2g allows; the best bound is %.5f: allow more cost, or take another K", promised[i], m->target, seen, c->probes, p->max_cost, m->bound.lower);
 }
 
 /* The head is made with what was chosen from here on. */
@@ -182,7 +189,8 @@ static fh_status looking_open(looking *l, fh_stage_env *e, const fh_stage_calibr
     fh_status rc = fh_facts_load(&l->f, e, err);
     if (rc < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_choose_states(&l->file, e, &p->text, err)) < 0) goto out;
     if (!(path = fh_work_path(e->work, l->file))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = fh_states_load(&l->s, path, err)) < 0 || (rc = fh_parted_load(&l->parted, e, &l->f, err)) < 0 || (rc = fh_encoded_load(&l->q, e, &l->f, err)) < 0) goto out;
+    if ((rc = fh_states_load(&l->s, path, err)) < 0 || (rc = fh_parted_load(&l->parted, e, &l->f, err)) < 0
+        || (rc = fh_encoded_load(&l->q, e, &l->f, err)) < 0) goto out;
     if (l->s.d != l->f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, l->s.d, l->f.head.cols); goto out; }
     if ((rc = fh_candidates_load(&l->of, e, &l->f, &l->parted, &l->q, &l->s, p->how.rerank, encodings, err)) < 0) goto out;
     l->choices = (fh_choices){.choice = l->of.choice, .n = l->of.n, .open = fh_candidates_open, .ctx = &l->of};

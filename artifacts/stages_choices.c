@@ -42,8 +42,8 @@ out:
     return rc;
 }
 
-fh_status fh_candidates_load(fh_candidates *c, fh_stage_env *e, const fh_facts *f, const fh_parted *parted, const fh_encoded *q, const fh_states *s, int64_t rerank,
-                             const fh_encodings *encodings, fh_err *err)
+fh_status fh_candidates_load(fh_candidates *c, fh_stage_env *e, const fh_facts *f, const fh_parted *parted, const fh_encoded *q, const fh_states *s,
+                             int64_t rerank, const fh_encodings *encodings, fh_err *err)
 {
     *c = (fh_candidates){.e = e, .f = f, .q = q, .rerank = rerank};
     fh_status rc = find_routings(c, parted, s, err);
@@ -73,7 +73,8 @@ static fh_status encode(fh_kept_rows *to, fh_dtype encoding, const fh_rows *from
     if (!fh_mul(n, stride, &bytes)) return fh_fail(err, FH_ENOMEM, "the encoded rows pass the address space");
     to->data = fh_aligned(bytes), to->scales = fh_malloc(n * fh_scale_bytes(encoding, from->cols) + 1);
     if (!to->data || !to->scales) return fh_fail(err, FH_ENOMEM, "out of memory for %zu bytes of encoded rows", bytes);
-    fh_status rc = order ? fh_encode_rows(encoding, from, order, n, NULL, job, to->data, to->scales, &q, err) : fh_encode_centroids(encoding, from, job, to->data, to->scales, &q, err);
+    fh_status rc = order ? fh_encode_rows(encoding, from, order, n, NULL, job, to->data, to->scales, &q, err)
+                         : fh_encode_centroids(encoding, from, job, to->data, to->scales, &q, err);
     if (rc < 0) fh_free(to->data), to->data = NULL;
     return rc;
 }
@@ -89,10 +90,12 @@ fh_status fh_candidates_open(void *ctx, size_t i, fh_head **out, fh_err *err)
     fh_kept_rows *kept = &c->routing[r].encoded[centroids], *rows = &c->tokens[tokens];
     fh_status rc = encode(kept, centroids, &from, NULL, p.clusters, c->e->job, err);
     if (rc < 0) return rc;
-    p.centroids = (fh_rows){kept->data, centroids, p.clusters, p.hidden, fh_enc_stride(centroids, p.hidden)}, p.centroid_scales = fh_dtype_is_integer(centroids) ? kept->scales : NULL;
+    p.centroids = (fh_rows){kept->data, centroids, p.clusters, p.hidden, fh_enc_stride(centroids, p.hidden)},
+        p.centroid_scales = fh_dtype_is_integer(centroids) ? kept->scales : NULL;
     if (tokens != p.tokens.dtype) {
         if ((rc = encode(rows, tokens, &c->f->head, p.permutation, slots, c->e->job, err)) < 0) return rc;
-        p.tokens = (fh_rows){rows->data, tokens, slots, p.hidden, fh_enc_stride(tokens, p.hidden)}, p.token_scales = fh_dtype_is_integer(tokens) ? rows->scales : NULL;
+        p.tokens = (fh_rows){rows->data, tokens, slots, p.hidden, fh_enc_stride(tokens, p.hidden)},
+            p.token_scales = fh_dtype_is_integer(tokens) ? rows->scales : NULL;
         p.tokens_exact = tokens == c->f->head.dtype;
     }
     p.rerank = fh_candidates_rerank(c, i), p.through_bf16 = c->through_bf16;

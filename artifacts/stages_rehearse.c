@@ -78,8 +78,10 @@ static fh_json *report_of(const fh_rehearsed *of, const fh_stage_rehearse_params
     fh_json *list = fh_json_add_array(r, "cells"), *all = fh_json_array();
     for (size_t t = 0; t < how->n_tokens; t++, of += how->draws * cells) {
         size_t tokens = how->tokens[t] ? how->tokens[t] : s->n / 2;
-        for (size_t i = 0; i < cells; i++) add_cell(list, of + i, how->draws, cells, tokens, how->ks[i / how->n_targets], how->targets[i % how->n_targets], room);
-        for (size_t i = 0; i < how->draws * cells; i++) add_draw(all, &of[i], i / cells, tokens, how->ks[i % cells / how->n_targets], how->targets[i % how->n_targets]);
+        for (size_t i = 0; i < cells; i++)
+            add_cell(list, of + i, how->draws, cells, tokens, how->ks[i / how->n_targets], how->targets[i % how->n_targets], room);
+        for (size_t i = 0; i < how->draws * cells; i++)
+            add_draw(all, &of[i], i / cells, tokens, how->ks[i % cells / how->n_targets], how->targets[i % how->n_targets]);
     }
     fh_json_add(r, "draw_list", all);
     return r;
@@ -98,7 +100,8 @@ fh_status fh_stage_rehearse(fh_stage_env *e, const fh_stage_rehearse_params *p, 
     if (rc < 0 || (rc = fh_need(e, FH_FILE_QUANTIZED, err)) < 0 || (rc = fh_encoded_load(&q, e, &f, err)) < 0) goto out;
     if ((rc = load_states(&s, e, FH_FILE_REHEARSAL, &p->text, &f, err)) < 0) goto out;
     if (p->against.n_texts && (rc = load_states(&against, e, FH_FILE_REHEARSAL_OTHER, &p->against, &f, err)) < 0) goto out;
-    if (!fh_mul(p->how.draws * p->how.n_tokens, p->how.n_ks * p->how.n_targets, &cells) || !(of = fh_calloc(cells, sizeof *of)) || !(room = fh_malloc(p->how.draws * sizeof *room))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (!fh_mul(p->how.draws * p->how.n_tokens, p->how.n_ks * p->how.n_targets, &cells) || !(of = fh_calloc(cells, sizeof *of))
+        || !(room = fh_malloc(p->how.draws * sizeof *room))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     fh_dense dense = fh_facts_dense(&f);
     if ((rc = fh_head_from_parts(&head, &q.parts, "rehearse", err)) < 0) goto out;
     if ((rc = fh_rehearse(of, &s, p->against.n_texts ? &against : NULL, &dense, head, &p->how, e->job, err)) < 0) goto out;

@@ -33,7 +33,8 @@ static fh_status price_of(fh_cost *cost, price *p, const fh_choices *choices, bo
     if (!choices->time) return FH_OK;
     fh_status rc = choices->time(choices->ctx, head, &p->times, err);
     if (rc < 0 || p->times.n < 2) return rc;
-    for (size_t i = 1; i < p->times.n; i++) p->times.seconds[i] = fmax(p->times.seconds[i], p->times.seconds[i - 1]); /* a larger P is never cheaper: what says so is noise */
+    /* a larger P is never cheaper: what says so is noise */
+    for (size_t i = 1; i < p->times.n; i++) p->times.seconds[i] = fmax(p->times.seconds[i], p->times.seconds[i - 1]);
     if (by_time) cost->of = seconds_of;
     return FH_OK;
 }
@@ -79,7 +80,8 @@ static fh_status with_list(fh_head **out, const fh_head *head, const fh_setting 
     return fh_head_from_parts(out, &p, "calibration", err);
 }
 
-static fh_status measure_losses(losses *l, const fh_point *points, const fh_view *v, const fh_head *head, const fh_setting *s, const fh_states *states, const fh_dense *dense, const fh_job *job,
+static fh_status measure_losses(losses *l, const fh_point *points, const fh_view *v, const fh_head *head, const fh_setting *s, const fh_states *states,
+                                const fh_dense *dense, const fh_job *job,
                                 fh_err *err)
 {
     fh_head *whole = NULL;
@@ -158,8 +160,8 @@ static fh_status fit_choice(fh_setting *out, const work *w, const fh_calibrate_p
     uint32_t probes;
     /* Agreement is little else than containment of the best token: the list is fitted for the one that asks most.  Mass says nothing of single tokens. */
     fh_fit_params f = {.vocab = w->dense->vocab, .most = fh_most_probes(head, 0, p->max_cost * w->dense_bytes), .always = w->fixed, .k = p->containment_k,
-                       .target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]), .confidence = p->confidence, .tested = w->part[FH_PART_B].n, .fresh = w->s->n, .hot = p->hot,
-                       .cost = *cost};
+                       .target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]), .confidence = p->confidence, .tested = w->part[FH_PART_B].n,
+                       .fresh = w->s->n, .hot = p->hot, .cost = *cost};
     fh_status rc = fh_fit(out, &w->part[FH_PART_A], &f, err);
     if (rc < 0 || !through_head(p) || !out->probes) return rc;
     if ((rc = look(&probes, w, head, out, f.most, err)) < 0) return rc;
@@ -191,7 +193,8 @@ static fh_status choose(fh_setting *best, size_t *choice, work *w, fh_err *err)
         price pr;
         fh_cost cost;
         if ((rc = open_choice(&head, &pr, &cost, w, i, err)) == FH_OK) rc = fit_choice(&s, w, w->p, head, &cost, err);
-        if (rc == FH_OK) fh_job_say(w->job, FH_DEBUG, "routing %s, %s %s: P = %u and %zu hot on the other half of A, cost %.6g", w->choices->choice[i].routing, w->choices->choice[i].centroids, w->choices->choice[i].tokens, s.probes, s.n_hot, s.cost);
+        if (rc == FH_OK) fh_job_say(w->job, FH_DEBUG, "routing %s, %s %s: P = %u and %zu hot on the other half of A, cost %.6g", w->choices->choice[i].routing,
+                                    w->choices->choice[i].centroids, w->choices->choice[i].tokens, s.probes, s.n_hot, s.cost);
         if (rc == FH_OK && (s.cost < best->cost || i == 0)) {
             fh_free(best->hot);
             *best = s, *choice = i, s.hot = NULL;
@@ -229,11 +232,13 @@ static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, c
         if ((rc = measure_losses(&l, points, b, head, s, w->s, w->dense, w->job, err)) < 0) goto out;
         for (size_t q = 0; q < n; q++) {
             uint32_t probes = points[n - 1 - q].probes;
-            of[FH_CONTAINED][q] = of[FH_CONTAINED][most - probes], of[FH_PROMISES][q] = of[FH_PROMISES][most - probes]; /* never from further up than where to */
+            /* never from further up than where to */
+            of[FH_CONTAINED][q] = of[FH_CONTAINED][most - probes], of[FH_PROMISES][q] = of[FH_PROMISES][most - probes];
             of[FH_AGREED][q] = l.agreed[n - 1 - q], of[FH_COVERED][q] = l.covered[n - 1 - q];
         }
     }
-    fh_trial trials[FH_PROMISES] = {{p->targets[FH_CONTAINED], of[FH_CONTAINED], of[FH_PROMISES]}, {p->targets[FH_AGREED], of[FH_AGREED], NULL}, {p->targets[FH_COVERED], of[FH_COVERED], NULL}};
+    fh_trial trials[FH_PROMISES] = {{p->targets[FH_CONTAINED], of[FH_CONTAINED], of[FH_PROMISES]}, {p->targets[FH_AGREED], of[FH_AGREED], NULL},
+                                    {p->targets[FH_COVERED], of[FH_COVERED], NULL}};
     size_t n_trials = through_head(p) ? FH_PROMISES : 1;
     ptrdiff_t at = fh_decide(bounds, trials, n_trials, n, (double)w->s->n, p->confidence);
     size_t q = at < 0 ? 0 : (size_t)at;
@@ -242,7 +247,8 @@ static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, c
     keep(c, bounds, trials, n_trials, q);
     for (int i = 0; i < FH_PROMISES; i++) {
         double effect = c->promise[i].bound.effect, need = (double)fh_share_needed(p->targets[i], p->confidence);
-        if (p->targets[i] > 0) c->needed = (uint64_t)fmax((double)c->needed, ceil(need * (isfinite(effect) ? fmax(effect, 1) : 1) * (1 + (double)b->n / (double)w->s->n)));
+        need *= (isfinite(effect) ? fmax(effect, 1) : 1) * (1 + (double)b->n / (double)w->s->n);
+        if (p->targets[i] > 0) c->needed = (uint64_t)fmax((double)c->needed, ceil(need));
     }
 out:
     for (int i = 0; i <= FH_PROMISES; i++) fh_free(of[i]);
@@ -287,7 +293,8 @@ static void work_close(work *w)
 }
 
 /* The parts, with the dense head's best tokens. */
-static fh_status work_open(work *w, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *p, const fh_job *job, fh_err *err)
+static fh_status work_open(work *w, const fh_states *states, const fh_dense *dense, const fh_choices *choices, const fh_calibrate_params *p, const fh_job *job,
+                           fh_err *err)
 {
     uint8_t *part = fh_malloc(fh_max(fh_states_documents(states), 1));
     fh_status rc = part ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");

@@ -40,12 +40,13 @@ static double contained(const fh_view *v, uint32_t k, const uint8_t *fixed, uint
 }
 
 /* One target on one draw of `drawn` positions. */
-static fh_status one(fh_rehearsed *out, const rehearsal *r, const fh_view *a, const fh_view *b, const fh_view *rest, size_t drawn, uint8_t *fixed, uint32_t k, double target, fh_err *err)
+static fh_status one(fh_rehearsed *out, const rehearsal *r, const fh_view *a, const fh_view *b, const fh_view *rest, size_t drawn, uint8_t *fixed, uint32_t k,
+                     double target, fh_err *err)
 {
     const fh_rehearse_params *p = r->p;
     fh_setting s = {0};
-    fh_fit_params f = {.vocab = fh_head_get_parts(r->head)->vocab, .most = fh_most_probes(r->head, 0, p->max_cost * r->dense_bytes), .always = fixed, .k = k, .target = target,
-                       .confidence = p->confidence, .tested = b->n, .fresh = drawn, .hot = p->hot, .cost = {bytes_of, (void *)(uintptr_t)r->head}};
+    fh_fit_params f = {.vocab = fh_head_get_parts(r->head)->vocab, .most = fh_most_probes(r->head, 0, p->max_cost * r->dense_bytes), .always = fixed, .k = k,
+                       .target = target, .confidence = p->confidence, .tested = b->n, .fresh = drawn, .hot = p->hot, .cost = {bytes_of, (void *)(uintptr_t)r->head}};
     fh_mark(fixed, r->head, NULL);
     fh_status rc = fh_fit(&s, a, &f, err);
     if (rc < 0) return rc;
@@ -89,7 +90,8 @@ static fh_status draw(rehearsal *r, size_t number, fh_err *err)
         if (i != FH_PART_C && !(i == FH_PARTS && r->other) && (rc = view_of(&v[i], r, part, (uint8_t)i, err)) < 0) goto out;
     for (size_t i = 0; i < p->n_ks; i++)
         for (size_t j = 0; j < p->n_targets; j++, cell++)
-            if ((rc = one(&r->out[number * p->n_ks * p->n_targets + cell], r, &v[FH_PART_A], &v[FH_PART_B], r->other ? r->other : &v[FH_PARTS], drawn, fixed, p->ks[i], p->targets[j], err)) < 0) goto out;
+            if ((rc = one(&r->out[number * p->n_ks * p->n_targets + cell], r, &v[FH_PART_A], &v[FH_PART_B], r->other ? r->other : &v[FH_PARTS], drawn, fixed,
+                          p->ks[i], p->targets[j], err)) < 0) goto out;
 out:
     for (int i = 0; i <= FH_PARTS; i++) fh_view_free(&v[i]);
     fh_free(order);
@@ -132,7 +134,8 @@ static fh_status look(fh_view *v, const fh_states *s, const fh_dense *dense, con
     return rc;
 }
 
-fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_states *against, const fh_dense *dense, const fh_head *head, const fh_rehearse_params *p,
+fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_states *against, const fh_dense *dense, const fh_head *head,
+                      const fh_rehearse_params *p,
                       const fh_job *job, fh_err *err)
 {
     fh_status rc;
@@ -144,7 +147,8 @@ fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_state
     for (size_t i = 0; i < p->n_ks; i++) r.k = fh_max(r.k, p->ks[i]);
     r.sizes = sizes, r.dense_bytes = (double)dense->vocab * (double)dense->rows.cols * (double)fh_dtype_size(dense->rows.dtype);
     for (size_t i = 0; i < p->n_tokens && !against; i++)
-        if (p->tokens[i] >= states->n) { rc = fh_fail(err, FH_EUSAGE, "draws of %zu positions leave nothing of %zu to look at: draw fewer, or name more text", p->tokens[i], states->n); goto out; }
+        if (p->tokens[i] >= states->n) { rc = fh_fail(err, FH_EUSAGE, "draws of %zu positions leave nothing of %zu to look at: draw fewer, or name more text",
+                                                      p->tokens[i], states->n); goto out; }
     if ((rc = look(&all, states, dense, head, r.k, job, err)) < 0 || (against && (rc = look(&other, against, dense, head, r.k, job, err)) < 0)) goto out;
     r.ids = all.ids, r.ranks = all.ranks, r.other = against ? &other : NULL;
     rc = all_draws(&r, job, err);

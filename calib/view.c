@@ -62,7 +62,8 @@ uint32_t fh_view_need(const fh_view *v, size_t i, uint32_t k, const uint8_t *fix
 fh_status fh_view_tallies(fh_tally *tallies, uint32_t most, const fh_view *v, uint32_t k, const uint8_t *fixed, fh_err *err)
 {
     size_t n = v->n, documents = 0;
-    size_t *start = fh_calloc((size_t)most + 2, sizeof *start), *order = fh_malloc(fh_max(n, 1) * sizeof *order); /* by need: those above `most` under most + 1 */
+    /* by need: those above `most` under most + 1 */
+    size_t *start = fh_calloc((size_t)most + 2, sizeof *start), *order = fh_malloc(fh_max(n, 1) * sizeof *order);
     uint32_t *need = fh_malloc(fh_max(n, 1) * sizeof *need), *own = fh_malloc(fh_max(n, 1) * sizeof *own);      /* own: number of its document among these */
     double *m = fh_calloc(n + 1, sizeof *m), *x = fh_calloc(n + 1, sizeof *x);                                  /* of each document: positions, misses */
     fh_status rc = start && order && need && own && m && x ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");

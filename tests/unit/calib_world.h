@@ -38,8 +38,10 @@ static inline world *make_world(uint64_t seed)
     }
     x->dead[0] = 13, x->dead[1] = 44, x->hot[0] = 5, x->hot[1] = 29, x->hot[2] = 51, x->always[0] = 2;
     x->dead_map[13] = x->dead_map[44] = 1;
-    x->parts = (fh_head_parts){.vocab = V, .hidden = D, .clusters = K, .cap = CAP, .probes = 3, .centroids = {x->c, FH_F32, K, D, 64}, .tokens = {x->rows, FH_F32, K * CAP, D, 64},
-                               .exact = {.dtype = FH_F32}, .tokens_exact = true, .permutation = x->perm, .dead = x->dead, .n_dead = 2, .hot = x->hot, .n_hot = 3, .always = x->always, .n_always = 1};
+    x->parts = (fh_head_parts){.vocab = V, .hidden = D, .clusters = K, .cap = CAP, .probes = 3, .centroids = {x->c, FH_F32, K, D, 64},
+                               .tokens = {x->rows, FH_F32, K * CAP, D, 64},
+                               .exact = {.dtype = FH_F32}, .tokens_exact = true, .permutation = x->perm, .dead = x->dead, .n_dead = 2, .hot = x->hot,
+                                   .n_hot = 3, .always = x->always, .n_always = 1};
     x->dense = (fh_dense){.rows = {x->w, FH_F32, V, D, 64}, .vocab = V, .dead = x->dead_map};
     x->states = (fh_states){.n = N, .d = D, .hidden = &x->h[0][0], .ids = x->ids, .next = x->next, .document = x->document, .part = x->part};
     return x;

@@ -218,7 +218,8 @@ static const size_t sizes[] = {120, 0};
 
 static fh_status rehearse(fh_rehearsed *out, world *x, const fh_states *against, int64_t hot, const fh_job *job)
 {
-    fh_rehearse_params p = {.ks = ks, .n_ks = 2, .targets = targets, .n_targets = 2, .confidence = 0.9, .max_cost = 10, .hot = hot, .draws = DRAWS, .tokens = sizes, .n_tokens = 2, .seed = 3};
+    fh_rehearse_params p = {.ks = ks, .n_ks = 2, .targets = targets, .n_targets = 2, .confidence = 0.9, .max_cost = 10, .hot = hot, .draws = DRAWS,
+                            .tokens = sizes, .n_tokens = 2, .seed = 3};
     fh_head *head = NULL;
     x->parts.n_hot = 0;
     fh_status rc = fh_head_from_parts(&head, &x->parts, "test", &err);
@@ -280,7 +281,8 @@ static void draws_that_leave_nothing_are_refused(void **state)
     world *x = make_world(5);
     fh_rehearsed r[1];
     const size_t all = N;
-    fh_rehearse_params p = {.ks = ks, .n_ks = 1, .targets = targets, .n_targets = 1, .confidence = 0.9, .max_cost = 10, .draws = 1, .tokens = &all, .n_tokens = 1};
+    fh_rehearse_params p = {.ks = ks, .n_ks = 1, .targets = targets, .n_targets = 1, .confidence = 0.9, .max_cost = 10, .draws = 1, .tokens = &all,
+                            .n_tokens = 1};
     fh_head *head = NULL;
     (void)state;
     assert_int_equal(fh_head_from_parts(&head, &x->parts, "test", &err), FH_OK);

@@ -48,7 +48,8 @@ static void counts_that_are_not_whole_have_the_bound_of_the_beta_distribution(vo
         {1000, 3.5, 0.9915614697988722}, {2500.5, 0.25, 0.99861555180907}, {41.7, 7.2, 0.7021963914747194}, {1e6, 990.5, 0.9989561722976114}};
     (void)state;
     for (size_t i = 0; i < 4; i++)
-        if (!(fabs(fh_share_lower(known[i].n, known[i].misses, 0.95) - known[i].lower) < 1e-10)) fail_msg("n %g misses %g: %.12g", known[i].n, known[i].misses, fh_share_lower(known[i].n, known[i].misses, 0.95));
+        if (!(fabs(fh_share_lower(known[i].n, known[i].misses, 0.95) - known[i].lower) < 1e-10))
+            fail_msg("n %g misses %g: %.12g", known[i].n, known[i].misses, fh_share_lower(known[i].n, known[i].misses, 0.95));
 }
 
 static void the_positions_needed_are_the_fewest_whose_bound_reaches_the_target(void **state)
@@ -65,11 +66,14 @@ static void the_positions_needed_are_the_fewest_whose_bound_reaches_the_target(v
 static void students_quantiles_are_those_of_the_tables(void **state)
 {
     static const struct { double p, degrees, t; } known[] = {
-        {0.95, 1, 6.313751514675037}, {0.95, 2, 2.9199855803537242}, {0.95, 6, 1.9431802805153042}, {0.95, 30, 1.697260886593957}, {0.95, 1e6, 1.6448551507220404},
+        {0.95, 1, 6.313751514675037}, {0.95, 2, 2.9199855803537242}, {0.95, 6, 1.9431802805153042}, {0.95, 30, 1.697260886593957},
+            {0.95, 1e6, 1.6448551507220404},
         {0.95, INFINITY, 1.6448536269514722}, {0.2, 5, -0.9195437802408267}, {0.999, 3, 10.214531852407383}};
     (void)state;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!(fabs(fh_student_quantile(known[i].p, known[i].degrees) - known[i].t) < 1e-8)) fail_msg("p %g degrees %g: %.12g", known[i].p, known[i].degrees, fh_student_quantile(known[i].p, known[i].degrees));
+        if (!(fabs(fh_student_quantile(known[i].p, known[i].degrees) - known[i].t) < 1e-8))
+            fail_msg("p %g degrees %g: %.12g", known[i].p, known[i].degrees,
+            fh_student_quantile(known[i].p, known[i].degrees));
     assert_true(isinf(fh_student_quantile(0.95, 0)));
 }
 
@@ -79,7 +83,8 @@ static void a_share_reaches_a_target_where_its_bound_does(void **state)
     (void)state;
     for (size_t i = 0; i < 3; i++)
         for (size_t j = 0; j < 4; j++)
-            for (size_t k = 0; k < 5; k++) assert_int_equal(fh_share_reaches(n[i], misses[j], targets[k], 0.95), fh_share_lower(n[i], misses[j], 0.95) >= targets[k]);
+            for (size_t k = 0; k < 5; k++) assert_int_equal(fh_share_reaches(n[i], misses[j], targets[k], 0.95),
+                                                            fh_share_lower(n[i], misses[j], 0.95) >= targets[k]);
     assert_false(fh_share_reaches(NAN, 0, 0.5, 0.95));
     assert_false(fh_share_reaches(0, 0, 0.5, 0.95));
 }
