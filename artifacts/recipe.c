@@ -168,7 +168,7 @@ fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_
                     .head_only = !h.has_body && !h.has_tokenizer,
                     .exact = h.exact.data != NULL};
     /* Means are the same everywhere, made from the rows again; what was learned, weighted or held at unit length is not. */
-    bool unit = flag_of(fh_json_get(fh_json_get(r.provenance, "route"), "params"), "unit");
+    bool unit = fh_member_true(fh_json_get(fh_json_get(r.provenance, "route"), "params"), "unit");
     if ((rc = carry(carried, carried_bytes, &h, unit || (strcmp(h.routing, "mean") && strcmp(h.routing, "raw")), err)) < 0) goto out;
     fh_sha256_of(digest, *carried, *carried_bytes);
     fh_sha256_hex(hex, digest);
