@@ -38,13 +38,19 @@ show "fhtool run prose-7m.fhead --prompt 'She opened the door and' -n 32 --tempe
 section 'inspect and verify' '`inspect` checks the header and shows what is inside; `verify` checks every byte, and that what is inside makes sense. This is integrity, not authenticity.'
 show 'fhtool inspect prose-7m.fhead'
 show 'fhtool verify prose-7m.fhead | tail -n 2'; end
-section 'publish, list, fetch, keygen, sign, rebuild and diff' 'A registry is a directory with an index; on a share or behind a web server it is one for everybody. [docs/releases.md](docs/releases.md) has all of it.'
+section 'publish, list, fetch, keygen, sign, rebuild and diff' 'A registry is a directory with an index; on a share or behind a web server it is one for everybody. A release holds the artifact, a model card with the artifact'\''s own numbers, checksums, a recipe, and with `--oci` an OCI layout; it appears whole or not at all and
+is never overwritten. `fetch` takes it from a directory, `file://` or `https://`, goes on after interruptions and checks every byte as it comes; `verify` names each file that is missing, extra, renamed or altered, and with `--pubkey` who signed it
+(in minisign'\''s format, both ways). `rebuild` makes the artifact again from the recipe, bit for bit; `diff A B` says what moved between two: clusters, tokens that changed home, P, hot list, promise, worst-affected tokens; with `--hidden STATES` also what both make of recorded states.
+[docs/releases.md](docs/releases.md) has all of it.'
 show 'fhtool keygen -o team.key --no-password'
 show 'fhtool publish prose-7m.fhead --to registry --name prose-7m --version 1.0 --base-model me/prose-7m --license cc-by-sa-4.0 --key team.key | tail -n 8'
 show 'fhtool list registry'
 show 'fhtool fetch registry prose-7m --pubkey team.key.pub | tail -n 6'
 show 'fhtool rebuild prose-7m-1.0/recipe.json --model prose-7m | tail -n 5'; end
-section 'export and import' 'For runtimes people already use: directories of the vLLM plugin `flash-head`.'
+section 'export and import' 'For runtimes people already use. `export --format vllm` makes the directory that the vLLM plugin `flash-head` loads, from an artifact of `build --for vllm` (clusters of one size, centroids at unit length, bf16, no hot list, the promise measured as that runtime
+computes): config.json patched and otherwise byte for byte, weights copied or linked, tokenizer and all. It appears whole or not at all, and what that runtime cannot hold is refused by name. `import` makes a work directory of such a directory, and `verify DIR` judges
+one that somebody else made: every rule of that runtime, most of which it does not check itself, and that the clustering belongs to the head.
+[The plugin'\''s own class gives the same tokens](docs/measurements/vllm-export.md); [why the promise is another one](docs/decisions/0008-promises-for-the-vllm-plugin.md).'
 show "fhtool build prose-7m --for vllm -C for-vllm -o for-vllm.fhead -q | grep -E '^(probes|hot|runtime|centroids)'"
 show 'fhtool export --format vllm for-vllm.fhead --model prose-7m -o prose-7m-FlashHead --link hard'
 show 'fhtool verify prose-7m-FlashHead | tail -n 4'; end
