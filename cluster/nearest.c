@@ -1,6 +1,6 @@
 /* cluster/nearest.c: the best clusters of every row, from tiles of a dense product that are searched while they are in the cache.
  *
- * Rows of eight bits, K 8016, D 2048: see docs/measurements/clustering.md.
+ * Rows of eight bits, K 8016, D 2048: see docs/measurements/large-heads.md.
  */
 #include "cluster/cluster_private.h"
 
