@@ -12,7 +12,7 @@ WHAT = {
     "published-learned": "published clusters, learned routing",
     "cosine-learned": "swaps on directions, learned routing",
     "output-learned": "output-aware swaps, learned routing",
-    "int4": "the same in int4, 32 rows reranked",
+    "int4": "output-aware, learned, int4, 32 reranked",
 }
 COLORS = ["#8c8c8c", "#b07d2b", "#7a9a2e", "#2f8f6b", "#c0569b", "#7c5cc4", "#1f6fb4", "#c03a2b"]
 
@@ -45,7 +45,7 @@ def plot(names, curves, positions):
 
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
            f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-           f'<text x="{left}" y="20" font-size="14">Greedy tokens that are not the dense head\'s, by bytes read a token ({positions} states of WikiText test, demo model, K = 1024)</text>']
+           f'<text x="{left}" y="20" font-size="14">Greedy tokens that are not the dense head\'s, by bytes read ({positions} states of WikiText test, K = 1024)</text>']
     for missed in (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002):
         if y(missed) > height - bottom + 1:
             continue
@@ -61,8 +61,8 @@ def plot(names, curves, positions):
         line = " ".join(f"{x(s):.1f},{y(1 - a):.1f}" for _, a, s in points)
         out.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="{3 if name in ("output-learned", "int4") else 1.6}"/>')
         out.extend(f'<circle cx="{x(s):.1f}" cy="{y(1 - a):.1f}" r="2.6" fill="{color}"><title>P = {p}: {100 * a:.2f} % at {s / 1000:.0f} KB</title></circle>' for p, a, s in points)
-    for i, (name, color) in enumerate(zip(names, COLORS)):
-        row = height - bottom - 14 * len(names) + 14 * i
+    for i, (name, color) in enumerate(reversed(list(zip(names, COLORS)))): # the longest label where the curves are not
+        row = height - bottom - 14 * len(names) + 14 * i + 8
         out.append(f'<line x1="{left + 8}" x2="{left + 32}" y1="{row - 4}" y2="{row - 4}" stroke="{color}" stroke-width="3"/><text x="{left + 38}" y="{row}">{WHAT[name]}</text>')
     out.append("</svg>\n")
     return "\n".join(out)
