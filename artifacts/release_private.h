@@ -33,28 +33,6 @@ bool fh_release_path_ok(const char *s);
 int fh_version_order(const char *a, const char *b);
 static inline bool fh_hex64_ok(const char *s) { return s && strlen(s) == 64 && strspn(s, "0123456789abcdef") == 64; }
 
-/* Members of foreign JSON, or `otherwise`. */
-static inline double fh_member_double(const fh_json *j, const char *key, double otherwise)
-{
-    double v;
-    return fh_json_double(fh_json_get(j, key), &v) ? v : otherwise;
-}
-static inline uint64_t fh_member_u64(const fh_json *j, const char *key, uint64_t otherwise)
-{
-    uint64_t v;
-    return fh_json_u64(fh_json_get(j, key), &v) ? v : otherwise;
-}
-static inline bool fh_member_true(const fh_json *j, const char *key)
-{
-    bool b = false;
-    return fh_json_bool(fh_json_get(j, key), &b) && b;
-}
-static inline bool fh_member_is(const fh_json *j, const char *key, const char *value)
-{
-    const char *s = fh_json_string(fh_json_get(j, key));
-    return s && !strcmp(s, value);
-}
-
 /* ---- release.json --------------------------------------------------------------------------------------------------- */
 
 typedef struct fh_release_file { char *path; uint64_t bytes; char sha256[65]; } fh_release_file;

@@ -178,12 +178,6 @@ static void note_stage(fh_json *list, fh_json **report, const char *stage, bool 
     *report = NULL;
 }
 
-static bool says(const fh_json *params, const char *key, const char *value)
-{
-    const char *s = fh_json_string(fh_json_get(params, key));
-    return s && !strcmp(s, value);
-}
-
 fh_status fh_current_record(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
 {
     fh_stage_state state;
@@ -212,10 +206,8 @@ fh_status fh_route_ensure(fh_stage_env *e, const char *routing, bool unit, bool 
     fh_status rc = fh_current_record(&record, e, FH_FILE_ROUTING, NULL, err);
     if (rc < 0) return rc;
     const fh_json *params = fh_json_get(record, "params");
-    bool asked = false, held = false;
-    fh_json_bool(fh_json_get(params, "asked"), &asked);
-    fh_json_bool(fh_json_get(params, "unit"), &held);
-    *current = record && held == unit && (routing ? says(params, "routing", routing) && asked : !asked);
+    bool asked = fh_member_true(params, "asked"), held = fh_member_true(params, "unit");
+    *current = record && held == unit && (routing ? fh_member_is(params, "routing", routing) && asked : !asked);
     fh_json_free(record);
     return *current ? FH_OK : fh_stage_route(e, routing, unit, report, err);
 }
@@ -226,7 +218,7 @@ fh_status fh_quantize_ensure(fh_stage_env *e, fh_dtype centroids, fh_dtype token
     fh_status rc = fh_current_record(&record, e, FH_FILE_QUANTIZED, NULL, err);
     if (rc < 0) return rc;
     const fh_json *params = fh_json_get(record, "params");
-    *current = record && says(params, "centroids", fh_dtype_name(centroids)) && says(params, "tokens", fh_dtype_name(tokens));
+    *current = record && fh_member_is(params, "centroids", fh_dtype_name(centroids)) && fh_member_is(params, "tokens", fh_dtype_name(tokens));
     fh_json_free(record);
     return *current ? FH_OK : fh_stage_quantize(e, centroids, tokens, report, err);
 }

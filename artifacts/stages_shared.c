@@ -268,15 +268,9 @@ void fh_encoded_free(fh_encoded *q) { fh_tensors_close(q->file); fh_json_free(q-
 
 /* ---- running what is missing ----------------------------------------------------------------------------------- */
 
-static uint64_t param_u64(const fh_json *params, const char *key, uint64_t otherwise)
-{
-    uint64_t v;
-    return fh_json_u64(fh_json_get(params, key), &v) ? v : otherwise;
-}
-
 fh_stage_cluster_params fh_cluster_params_of(const fh_json *params)
 {
-    fh_stage_cluster_params p = {.k = (uint32_t)param_u64(params, "k", 0), .seed = param_u64(params, "seed", 0), .rounds = (unsigned)param_u64(params, "rounds", 0)};
+    fh_stage_cluster_params p = {.k = (uint32_t)fh_member_u64(params, "k", 0), .seed = fh_member_u64(params, "seed", 0), .rounds = (unsigned)fh_member_u64(params, "rounds", 0)};
     const char *start = fh_json_string(fh_json_get(params, "start")), *metric = fh_json_string(fh_json_get(params, "metric"));
     p.start = !start || !strcmp(start, "coarse") ? FH_START_COARSE : !strcmp(start, "faiss") ? FH_START_FAISS : FH_START_RANDOM;
     p.metric = !metric ? FH_ALIKE_AUTO : !strcmp(metric, "cosine") ? FH_ALIKE_COSINE : !strcmp(metric, "output") ? FH_ALIKE_OUTPUT : FH_ALIKE_EUCLIDEAN;
@@ -296,10 +290,7 @@ static fh_status again(fh_stage_env *e, const char *file, const fh_json *params,
             return fh_fail(err, FH_ECHECK, "%s: its inputs changed, and it began from an earlier clustering: run 'fhtool cluster --init' again", file);
         rc = fh_stage_cluster(e, &p, &report, err);
     } else if (!strcmp(file, FH_FILE_ROUTING)) {
-        bool asked = false, unit = false;
-        fh_json_bool(fh_json_get(params, "asked"), &asked);
-        fh_json_bool(fh_json_get(params, "unit"), &unit);
-        rc = fh_stage_route(e, asked ? routing : NULL, unit, &report, err);
+        rc = fh_stage_route(e, fh_member_true(params, "asked") ? routing : NULL, fh_member_true(params, "unit"), &report, err);
     } else {
         fh_dtype centroids = FH_I8, tokens = FH_I8;
         const char *c = fh_json_string(fh_json_get(params, "centroids")), *t = fh_json_string(fh_json_get(params, "tokens"));

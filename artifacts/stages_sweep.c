@@ -61,12 +61,6 @@ static void close_sub(fh_stage_env *sub)
 
 /* ---- quality --------------------------------------------------------------------------------------------------------- */
 
-static double number(const fh_json *object, const char *key)
-{
-    double v;
-    return fh_json_double(fh_json_get(object, key), &v) ? v : NAN;
-}
-
 static const fh_json *at_probes(const fh_json *list, uint32_t probes)
 {
     uint64_t p;
@@ -159,7 +153,7 @@ static void add_tokens(fh_json *j, const fh_token_timing *t)
 
 static fh_token_timing tokens_of(const fh_json *j)
 {
-    fh_token_timing t = {number(j, "ttft_seconds"), number(j, "tpot_seconds"), number(j, "head_share")};
+    fh_token_timing t = {fh_member_double(j, "ttft_seconds", NAN), fh_member_double(j, "tpot_seconds", NAN), fh_member_double(j, "head_share", NAN)};
     return isfinite(t.tpot) ? t : (fh_token_timing){0};
 }
 
@@ -271,14 +265,14 @@ static void fill_point(fh_sweep_point *at, const fh_shape *shape, const fh_setti
     fh_cost costs[FH_COSTS], sums[FH_WHOLES];
     fh_costs(costs, shape, s, 1);
     fh_cost_sums(sums, costs);
-    *at = (fh_sweep_point){.setting = *s, .dense_head = number(dense, "head_seconds"), .flash = tokens_of(quick), .dense = tokens_of(dense)};
-    at->quality = (fh_point){s->probes, number(good, "top1"), number(good, "top3"), number(good, "top5"), number(good, "top10"), number(good, "agreement"),
-                             number(good, "mass"), number(good, "kl")};
-    at->head = (fh_timing){.median = number(quick, "head_seconds"), .low = number(quick, "head_p10_seconds"), .high = number(quick, "head_p90_seconds")};
+    *at = (fh_sweep_point){.setting = *s, .dense_head = fh_member_double(dense, "head_seconds", NAN), .flash = tokens_of(quick), .dense = tokens_of(dense)};
+    at->quality = (fh_point){s->probes, fh_member_double(good, "top1", NAN), fh_member_double(good, "top3", NAN), fh_member_double(good, "top5", NAN), fh_member_double(good, "top10", NAN), fh_member_double(good, "agreement", NAN),
+                             fh_member_double(good, "mass", NAN), fh_member_double(good, "kl", NAN)};
+    at->head = (fh_timing){.median = fh_member_double(quick, "head_seconds", NAN), .low = fh_member_double(quick, "head_p10_seconds", NAN), .high = fh_member_double(quick, "head_p90_seconds", NAN)};
     at->step_bytes = sums[FH_WHOLE_FLASH].bytes;
     at->token_bytes = sums[FH_WHOLE_FLASH].bytes + sums[FH_WHOLE_BODY].bytes;
     at->token_flops = sums[FH_WHOLE_FLASH].flops + sums[FH_WHOLE_BODY].flops;
-    at->peak_bytes = isfinite(number(quick, "peak_bytes")) ? number(quick, "peak_bytes") : 0;
+    at->peak_bytes = isfinite(fh_member_double(quick, "peak_bytes", NAN)) ? fh_member_double(quick, "peak_bytes", NAN) : 0;
 }
 
 /* All P of one K and one pair of encodings. */

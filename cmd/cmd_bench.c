@@ -191,12 +191,6 @@ static fh_json *report_of(const fh_bench_report *b, bool given)
 
 /* ---- beside what was expected ---------------------------------------------------------------------------------------- */
 
-static double number(const fh_json *object, const char *key)
-{
-    double v;
-    return fh_json_double(fh_json_get(object, key), &v) ? v : NAN;
-}
-
 /* An estimate of another head says nothing of this one; P alone may differ. */
 static fh_status same_head(const fh_json *e, const fh_head *head, unsigned threads, const char *file, fh_err *err)
 {
@@ -257,25 +251,25 @@ static fh_status against(fh_json *report, const fh_json *e, const fh_bench_repor
         if (!strncmp(b->heads.row[i].what, "dense", 5) && b->heads.row[i].threads == b->threads && !b->heads.row[i].warm) head[1] = &b->heads.row[i];
     for (const fh_json *j = curve ? fh_json_first(curve) : NULL; j; j = fh_json_next(j)) {
         uint64_t probes;
-        double us = number(j, "head_microseconds");
+        double us = fh_member_double(j, "head_microseconds", NAN);
         if (fh_json_u64(fh_json_get(j, "probes"), &probes) && probes <= UINT32_MAX && isfinite(us)) times[n++] = (fh_head_time){(uint32_t)probes, us};
     }
     if (!n || !dense || !flash || !head[0]) {
         fh_free(times);
         return fh_fail(err, FH_EFORMAT, "%s: has no \"curve\" or \"expected\": is it what 'fhtool estimate --json' printed?", file);
     }
-    double here = fh_head_time_at(times, n, b->probes), more = here - number(flash, "head_microseconds"); /* where another P was estimated */
-    double whole = number(flash, "milliseconds_per_token") + 1e-3 * more;
+    double here = fh_head_time_at(times, n, b->probes), more = here - fh_member_double(flash, "head_microseconds", NAN); /* where another P was estimated */
+    double whole = fh_member_double(flash, "milliseconds_per_token", NAN) + 1e-3 * more;
     fh_json *list = fh_json_add_array(report, "against_estimate");
     compared(list, "flash head", "microseconds", here, 1e6 * head[0]->time.median);
     if (head[1]) {
-        compared(list, "dense head", "microseconds", number(dense, "head_microseconds"), 1e6 * head[1]->time.median);
-        compared(list, "head speed-up", "times", number(dense, "head_microseconds") / here, over(head[1], head[0]));
+        compared(list, "dense head", "microseconds", fh_member_double(dense, "head_microseconds", NAN), 1e6 * head[1]->time.median);
+        compared(list, "head speed-up", "times", fh_member_double(dense, "head_microseconds", NAN) / here, over(head[1], head[0]));
     }
     if (b->tpot[0] > 0) compared(list, "flash model", "milliseconds", whole, 1e3 * b->tpot[0]);
     if (b->tpot[1] > 0) {
-        compared(list, "dense model", "milliseconds", number(dense, "milliseconds_per_token"), 1e3 * b->tpot[1]);
-        compared(list, "model speed-up", "times", number(dense, "milliseconds_per_token") / whole, b->tpot[1] / b->tpot[0]);
+        compared(list, "dense model", "milliseconds", fh_member_double(dense, "milliseconds_per_token", NAN), 1e3 * b->tpot[1]);
+        compared(list, "model speed-up", "times", fh_member_double(dense, "milliseconds_per_token", NAN) / whole, b->tpot[1] / b->tpot[0]);
     }
     fh_free(times);
     return FH_OK;

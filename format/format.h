@@ -7,6 +7,8 @@
 
 #include "base/base.h"
 
+#include <string.h>
+
 /* ---- dtypes ---------------------------------------------------------------------------------------------- */
 
 typedef enum fh_dtype {
@@ -76,6 +78,27 @@ bool fh_json_i64(const fh_json *j, int64_t *out);
 bool fh_json_double(const fh_json *j, double *out);  /* any number */
 bool fh_json_bool(const fh_json *j, bool *out);
 const char *fh_json_string(const fh_json *j);        /* NULL unless a string; borrowed from j */
+/* A member of an object, or `otherwise` where it is absent or of another kind. */
+static inline double fh_member_double(const fh_json *j, const char *key, double otherwise)
+{
+    double v;
+    return fh_json_double(fh_json_get(j, key), &v) ? v : otherwise;
+}
+static inline uint64_t fh_member_u64(const fh_json *j, const char *key, uint64_t otherwise)
+{
+    uint64_t v;
+    return fh_json_u64(fh_json_get(j, key), &v) ? v : otherwise;
+}
+static inline bool fh_member_true(const fh_json *j, const char *key)
+{
+    bool b = false;
+    return fh_json_bool(fh_json_get(j, key), &b) && b;
+}
+static inline bool fh_member_is(const fh_json *j, const char *key, const char *value)
+{
+    const char *s = fh_json_string(fh_json_get(j, key));
+    return s && !strcmp(s, value);
+}
 
 /* Building.  A key of NULL appends to an array.  The adders return false when memory ran out; *failed of
  * fh_json_print's caller need not track each: after a failed add, fh_json_print of that tree returns NULL. */
