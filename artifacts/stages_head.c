@@ -143,7 +143,7 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
 
     fh_stage_cluster_params again = *p; /* one start and so many rounds give the same as several starts or a budget did */
     if (p->restarts > 1) again.seed = c.seed;
-    if (c.spent) again.rounds = c.rounds;
+    if (c.spent && c.rounds) again.rounds = c.rounds; /* none where none were asked for */
     fh_json *params = fh_cluster_record_params(&again, k, output);
     if (c.interrupted) fh_json_add_bool(params, "interrupted", true);
     if (init) {

@@ -42,3 +42,9 @@ assignment best.safetensors > a && assignment work/clusters.safetensors > b && s
 cluster -C work --cap 16 --start random --budget 0.000001
 grep -q '"rounds":1,.*"spent":true' report.json || die "$(cat report.json)"
 assignment work/clusters.safetensors > a && assignment first.safetensors > b && same a b
+# Starts alone, cut short: still no rounds.
+cluster -C work --cap 16 --start random --rounds 0 --restarts 9 --budget 0.000001
+grep -q '"rounds":0,.*"spent":true' report.json || die "$(cat report.json)"
+cp work/clusters.safetensors cut.safetensors
+cluster -C work --cap 16 --start random --rounds 0
+same cut.safetensors work/clusters.safetensors
