@@ -46,6 +46,12 @@ INLINE TARGET void load_tail(fh_dtype t, const uint8_t *row, size_t full, size_t
     *hi = load8(t, tail, 8);
 }
 
+INLINE TARGET void prefetch_next(const uint8_t *p, bool far)
+{
+    if (far) _mm_prefetch((const char *)p, _MM_HINT_T1);
+    else _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
 /* One row from begin to end times one state; `next` is what comes after the row. */
 INLINE TARGET float float_row(fh_dtype t, const uint8_t *row, const void *next, size_t d, const float *x)
 {
@@ -68,52 +74,59 @@ INLINE TARGET float float_row(fh_dtype t, const uint8_t *row, const void *next, 
     return sum16(lo, hi);
 }
 
-/* Two rows times two states, the row after them prefetched meanwhile. */
-INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo,
-                               const uint8_t *next)
+/* Two rows times S states, the rows after them prefetched meanwhile: into the second cache where the first has no room (far). */
+INLINE TARGET void float_block(fh_dtype t, int S, bool far, const void *const *rows, size_t d, const fh_state *const *states, float *out,
+                               size_t ldo, const uint8_t *next)
 {
     const uint8_t *row[2];
     const float *x[2];
     __m256 lo[2][2], hi[2][2], r_lo[2], r_hi[2], x_lo, x_hi;
     size_t full = d & ~(size_t)15, size = t == FH_F32 ? 4 : 2;
-    UNROLL for (int i = 0; i < 2; i++) row[i] = rows[i], x[i] = states[i]->f;
-    UNROLL for (int s = 0; s < 2; s++) {
+    UNROLL for (int r = 0; r < 2; r++) row[r] = rows[r];
+    UNROLL for (int s = 0; s < S; s++) x[s] = states[s]->f;
+    UNROLL for (int s = 0; s < S; s++) {
         UNROLL for (int r = 0; r < 2; r++) lo[s][r] = hi[s][r] = _mm256_setzero_ps();
     }
     for (size_t i = 0; i < full; i += 16) {
-        if (next) _mm_prefetch((const char *)next + 2 * i * size, _MM_HINT_T0);
-        if (next && t == FH_F32) _mm_prefetch((const char *)next + 2 * i * size + 64, _MM_HINT_T0);
+        if (next) prefetch_next(next + 2 * i * size, far);
+        if (next && t == FH_F32) prefetch_next(next + 2 * i * size + 64, far);
         UNROLL for (int r = 0; r < 2; r++) r_lo[r] = load8(t, row[r], i), r_hi[r] = load8(t, row[r], i + 8);
-        UNROLL for (int s = 0; s < 2; s++) {
-            UNROLL for (int r = 0; r < 2; r++) {
-                lo[s][r] = _mm256_fmadd_ps(r_lo[r], _mm256_loadu_ps(x[s] + i), lo[s][r]);
-                hi[s][r] = _mm256_fmadd_ps(r_hi[r], _mm256_loadu_ps(x[s] + i + 8), hi[s][r]);
-            }
+        UNROLL for (int s = 0; s < S; s++) {
+            x_lo = _mm256_loadu_ps(x[s] + i), x_hi = _mm256_loadu_ps(x[s] + i + 8);
+            UNROLL for (int r = 0; r < 2; r++) lo[s][r] = _mm256_fmadd_ps(r_lo[r], x_lo, lo[s][r]);
+            UNROLL for (int r = 0; r < 2; r++) hi[s][r] = _mm256_fmadd_ps(r_hi[r], x_hi, hi[s][r]);
         }
     }
     if (full < d) {
         UNROLL for (int r = 0; r < 2; r++) load_tail(t, row[r], full, d, &r_lo[r], &r_hi[r]);
-        UNROLL for (int s = 0; s < 2; s++) {
+        UNROLL for (int s = 0; s < S; s++) {
             load_tail(FH_F32, (const uint8_t *)x[s], full, d, &x_lo, &x_hi);
-            UNROLL for (int r = 0; r < 2; r++) {
-                lo[s][r] = _mm256_fmadd_ps(r_lo[r], x_lo, lo[s][r]);
-                hi[s][r] = _mm256_fmadd_ps(r_hi[r], x_hi, hi[s][r]);
-            }
+            UNROLL for (int r = 0; r < 2; r++) lo[s][r] = _mm256_fmadd_ps(r_lo[r], x_lo, lo[s][r]);
+            UNROLL for (int r = 0; r < 2; r++) hi[s][r] = _mm256_fmadd_ps(r_hi[r], x_hi, hi[s][r]);
         }
     }
-    UNROLL for (int s = 0; s < 2; s++) {
+    UNROLL for (int s = 0; s < S; s++) {
         UNROLL for (int r = 0; r < 2; r++) out[(size_t)s * ldo + (size_t)r] = sum16(lo[s][r], hi[s][r]);
     }
+}
+
+INLINE TARGET void float_rows_of(fh_dtype t, bool far, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
+                                 float *out, size_t ldo)
+{
+    size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
+    for (size_t r = 0; r < blocked; r += 2) {
+        for (size_t s = 0; s < m2; s += 2) float_block(t, 2, far, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 2] : NULL);
+        if (far && m2 < m) float_block(t, 1, far, rows + r, d, states + m2, out + m2 * ldo + r, ldo, m2 == 0 ? rows[r + 2] : NULL);
+    }
+    for (size_t r = 0; r < n; r++)
+        for (size_t s = r >= blocked ? 0 : far ? m : m2; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
 }
 
 INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
                               float *out, size_t ldo)
 {
-    size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
-    for (size_t r = 0; r < blocked; r += 2)
-        for (size_t s = 0; s < m2; s += 2) float_block(t, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 2] : NULL);
-    for (size_t r = 0; r < n; r++)
-        for (size_t s = r < blocked ? m2 : 0; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
+    if (d > FH_LONG) float_rows_of(t, true, rows, n, d, states, m, out, ldo);
+    else float_rows_of(t, false, rows, n, d, states, m, out, ldo);
 }
 
 TARGET static void fh_dot_f32_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,

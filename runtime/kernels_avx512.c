@@ -5,8 +5,8 @@
  * best tenth of 2 MB stretches).  The out-of-order window reaches into the next row, so that latency costs little.  Only the
  * horizontal sums are taken for eight rows at once.
  *
- * Many states: four rows times four states in registers; the rows come from memory once, by a prefetch that runs through the next four in
- * address order.  Tails are masked loads, which do not touch what is masked out.
+ * Many states, or rows longer than FH_LONG: four rows times four states or one in registers; the rows come from memory once, by a
+ * prefetch that runs through the next four in address order.  Tails are masked loads, which do not touch what is masked out.
  */
 #include "runtime/kernels.h"
 
@@ -24,11 +24,17 @@
 #endif
 
 enum { TOGETHER = 8 }; /* rows whose sums are finished together */
+enum { NEAR = 128 };   /* bytes by which a long row is brought from the second cache */
 
 /* Some lines of what comes next, in address order. */
 INLINE TARGET void prefetch_lines(const uint8_t *next, size_t done, int lines)
 {
     UNROLL for (int l = 0; l < lines; l++) _mm_prefetch((const char *)next + done + 64 * l, _MM_HINT_T0);
+}
+
+INLINE TARGET void prefetch_far(const uint8_t *next, size_t done, int lines)
+{
+    UNROLL for (int l = 0; l < lines; l++) _mm_prefetch((const char *)next + done + 64 * l, _MM_HINT_T1);
 }
 
 /* ---- float rows -------------------------------------------------------------------------------------------------- */
@@ -99,23 +105,29 @@ INLINE TARGET void float_stream(fh_dtype t, int S, const void *const *rows, size
     UNROLL for (int s = 0; s < S; s++) _mm256_mask_storeu_ps(out + (size_t)s * ldo, (__mmask8)((1u << n) - 1), sums8(sum[s]));
 }
 
-/* Four rows times four states.  next: what to prefetch meanwhile, or NULL. */
-INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo,
-                               const uint8_t *next)
+/* Four rows times S states.  next: what to prefetch meanwhile, or NULL.  far: into the second cache, from where each row fetches its own
+ * next bytes: four long rows and a long state do not fit the first. */
+INLINE TARGET void float_block(fh_dtype t, int S, bool far, const void *const *rows, size_t d, const fh_state *const *states, float *out,
+                               size_t ldo, const uint8_t *next)
 {
     const uint8_t *row[4];
     const float *x[4];
     __m512 acc[4][4], v[4];
+    const int size = t == FH_F32 ? 4 : 2;
     UNROLL for (int r = 0; r < 4; r++) row[r] = rows[r];
-    UNROLL for (int s = 0; s < 4; s++) x[s] = states[s]->f;
-    UNROLL for (int s = 0; s < 4; s++) {
+    UNROLL for (int s = 0; s < S; s++) x[s] = states[s]->f;
+    UNROLL for (int s = 0; s < S; s++) {
         UNROLL for (int r = 0; r < 4; r++) acc[s][r] = _mm512_setzero_ps();
     }
     size_t i = 0;
     for (; i + 16 <= d; i += 16) {
-        if (next) prefetch_lines(next, 4 * i * (t == FH_F32 ? 4 : 2), t == FH_F32 ? 4 : 2);
+        if (next && far) prefetch_far(next, (size_t)(4 * size) * i, size);
+        if (next && !far) prefetch_lines(next, (size_t)(4 * size) * i, size);
+        if (next && far && (t == FH_F32 || i % 32 == 0)) {
+            UNROLL for (int r = 0; r < 4; r++) _mm_prefetch((const char *)((uintptr_t)row[r] + i * (size_t)size + NEAR), _MM_HINT_T0);
+        }
         UNROLL for (int r = 0; r < 4; r++) v[r] = load16(t, row[r], i);
-        UNROLL for (int s = 0; s < 4; s++) {
+        UNROLL for (int s = 0; s < S; s++) {
             __m512 xs = _mm512_loadu_ps(x[s] + i);
             UNROLL for (int r = 0; r < 4; r++) acc[s][r] = _mm512_fmadd_ps(v[r], xs, acc[s][r]);
         }
@@ -123,32 +135,43 @@ INLINE TARGET void float_block(fh_dtype t, const void *const *rows, size_t d, co
     if (i < d) {
         __mmask16 mask = (__mmask16)((1u << (d - i)) - 1);
         UNROLL for (int r = 0; r < 4; r++) v[r] = load_tail(t, row[r], i, mask);
-        UNROLL for (int s = 0; s < 4; s++) {
+        UNROLL for (int s = 0; s < S; s++) {
             __m512 xs = _mm512_maskz_loadu_ps(mask, x[s] + i);
             UNROLL for (int r = 0; r < 4; r++) acc[s][r] = _mm512_fmadd_ps(v[r], xs, acc[s][r]);
         }
     }
-    UNROLL for (int s = 0; s < 4; s += 2) {
+    UNROLL for (int s = 0; s < S; s += 2) {
         __m512 eight[8];
-        UNROLL for (int r = 0; r < 4; r++) eight[r] = acc[s][r], eight[4 + r] = acc[s + 1][r];
+        UNROLL for (int r = 0; r < 4; r++) eight[r] = acc[s][r], eight[4 + r] = acc[s + 1 < S ? s + 1 : s][r];
         __m256 sums = sums8(eight);
         _mm_storeu_ps(out + (size_t)s * ldo, _mm256_castps256_ps128(sums));
-        _mm_storeu_ps(out + (size_t)(s + 1) * ldo, _mm256_extractf128_ps(sums, 1));
+        if (s + 1 < S) _mm_storeu_ps(out + (size_t)(s + 1) * ldo, _mm256_extractf128_ps(sums, 1));
+    }
+}
+
+/* Rows and states of which a first-level cache holds what a block needs, or not. */
+INLINE TARGET void float_rows_of(fh_dtype t, bool far, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
+                                 float *out, size_t ldo)
+{
+    size_t blocked = m < 4 && !far ? 0 : n & ~(size_t)3, m4 = far ? m : m & ~(size_t)3;
+    for (size_t r = 0; r < blocked; r += 4) {
+        size_t s = 0;
+        for (; s + 4 <= m; s += 4) float_block(t, 4, far, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 4] : NULL);
+        for (; far && s < m; s++) float_block(t, 1, far, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 4] : NULL);
+    }
+    for (size_t r = 0, count; r < n; r += count) {
+        size_t s = r < blocked ? m4 : 0;
+        count = fh_min(TOGETHER, (r < blocked ? blocked : n) - r);
+        for (; s + 2 <= m; s += 2) float_stream(t, 2, rows + r, count, d, states + s, out + s * ldo + r, ldo);
+        if (s < m) float_stream(t, 1, rows + r, count, d, states + s, out + s * ldo + r, ldo);
     }
 }
 
 INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
                               float *out, size_t ldo)
 {
-    size_t blocked = m < 4 ? 0 : n & ~(size_t)3, m4 = m & ~(size_t)3;
-    for (size_t r = 0; r < blocked; r += 4)
-        for (size_t s = 0; s < m4; s += 4)
-            float_block(t, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 4] : NULL);
-    for (size_t r = 0; r < n; r += TOGETHER) {
-        size_t count = fh_min(TOGETHER, n - r), s = r < blocked && r + count <= blocked ? m4 : 0;
-        for (; s + 2 <= m; s += 2) float_stream(t, 2, rows + r, count, d, states + s, out + s * ldo + r, ldo);
-        if (s < m) float_stream(t, 1, rows + r, count, d, states + s, out + s * ldo + r, ldo);
-    }
+    if (d > FH_LONG) float_rows_of(t, true, rows, n, d, states, m, out, ldo);
+    else float_rows_of(t, false, rows, n, d, states, m, out, ldo);
 }
 
 TARGET static void fh_dot_f32_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,

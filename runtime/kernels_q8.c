@@ -4,7 +4,7 @@
  * self: the sums are those of float rows (kernels.h), bit for bit those of a float32 row with the decoded values.  Rounding the state to
  * integers instead, as for int8 rows, would save a multiplication and cost that equality; both wait for memory.
  *
- * Two rows side by side: a block gives each lane two fma that wait for each other, 8 cycles for 34 bytes, which alone is slower than
+ * Two rows side by side, four where rows are long: a block gives each lane two fma that wait for each other, 8 cycles for 34 bytes, which alone is slower than
  * memory.  What comes after the two is prefetched meanwhile in the order of its addresses, which is how memory is fastest.
  */
 #include "runtime/kernels.h"
@@ -27,15 +27,18 @@
 
 enum { LANES = 16 };
 
-/* What every table does with its block of R rows and S states: pairs of rows with `many` states, what is left one by one. */
-#define ROWS_AND_STATES(block, many)                                                                                       \
-    do {                                                                                                                    \
-        for (size_t r = 0; r < n; r += 2) {                                                                                 \
-            size_t s = 0;                                                                                                   \
-            for (; r + 2 <= n && s + (many) <= m; s += (many)) block(2, (many), rows + r, d, states + s, out + s * ldo + r, ldo); \
-            for (; r + 2 <= n && s < m; s++) block(2, 1, rows + r, d, states + s, out + s * ldo + r, ldo);                  \
-            for (; r + 2 > n && s < m; s++) block(1, 1, rows + r, d, states + s, out + s * ldo + r, ldo);                   \
-        }                                                                                                                   \
+/* What every table does with its block of R rows and S states: pairs of rows with `many` states; four long rows (FH_LONG) with one; what is left
+ * one by one. */
+#define ROWS_AND_STATES(block, many)                                                                                            \
+    do {                                                                                                                         \
+        size_t r = 0, s;                                                                                                         \
+        for (; d > FH_LONG && m < (many) && r + 4 <= n; r += 4)                                                                  \
+            for (s = 0; s < m; s++) block(4, 1, rows + r, d, states + s, out + s * ldo + r, ldo);                                \
+        for (; r + 2 <= n; r += 2) {                                                                                             \
+            for (s = 0; s + (many) <= m; s += (many)) block(2, (many), rows + r, d, states + s, out + s * ldo + r, ldo);         \
+            for (; s < m; s++) block(2, 1, rows + r, d, states + s, out + s * ldo + r, ldo);                                     \
+        }                                                                                                                        \
+        for (s = 0; r < n && s < m; s++) block(1, 1, rows + r, d, states + s, out + s * ldo + r, ldo);                           \
     } while (0)
 
 static inline uint16_t scale_of(const uint8_t *block)
@@ -86,9 +89,9 @@ INLINE TARGET_512 __m512 half_block_512(const uint8_t *block, int half, __m512 s
 
 INLINE TARGET_512 void block_512(int R, int S, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo)
 {
-    const uint8_t *row[2];
+    const uint8_t *row[4];
     const float *x[4];
-    __m512 acc[4][2];
+    __m512 acc[4][4];
     uintptr_t ahead = (uintptr_t)rows[R];
     UNROLL for (int r = 0; r < R; r++) row[r] = rows[r];
     UNROLL for (int s = 0; s < S; s++) {
@@ -97,7 +100,8 @@ INLINE TARGET_512 void block_512(int R, int S, const void *const *rows, size_t d
     }
     for (size_t i = 0; i < d; i += FH_Q8_VALUES) {
         UNROLL for (int r = 0; r < R; r++) {
-            _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+            if (R == 4) _mm_prefetch((const char *)ahead, _MM_HINT_T1); /* four long rows more do not fit the first cache */
+            else _mm_prefetch((const char *)ahead, _MM_HINT_T0);
             ahead += FH_Q8_BYTES;
             __m512 scale = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale_of(row[r]))));
             __m512 lo = half_block_512(row[r], 0, scale), hi = half_block_512(row[r], 1, scale);
@@ -140,9 +144,9 @@ INLINE TARGET_256 __m256 eighth_256(const uint8_t *block, int at, __m256 scale)
 
 INLINE TARGET_256 void block_256(int R, int S, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo)
 {
-    const uint8_t *row[2];
+    const uint8_t *row[4];
     const float *x[2];
-    __m256 acc[2][2][2]; /* by state, row, half of the lanes */
+    __m256 acc[2][4][2]; /* by state, row, half of the lanes */
     uintptr_t ahead = (uintptr_t)rows[R];
     UNROLL for (int r = 0; r < R; r++) row[r] = rows[r];
     UNROLL for (int s = 0; s < S; s++) {
@@ -151,7 +155,8 @@ INLINE TARGET_256 void block_256(int R, int S, const void *const *rows, size_t d
     }
     for (size_t i = 0; i < d; i += FH_Q8_VALUES) {
         UNROLL for (int r = 0; r < R; r++) {
-            _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+            if (R == 4) _mm_prefetch((const char *)ahead, _MM_HINT_T1); /* four long rows more do not fit the first cache */
+            else _mm_prefetch((const char *)ahead, _MM_HINT_T0);
             ahead += FH_Q8_BYTES;
             __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale_of(row[r]))));
             UNROLL for (int e = 0; e < 4; e++) {
@@ -180,9 +185,9 @@ INLINE float32x4_t load4(const void *p) { return vreinterpretq_f32_u8(vld1q_u8(p
 
 INLINE void block_neon(int R, int S, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo)
 {
-    const uint8_t *row[2];
+    const uint8_t *row[4];
     const float *x[2];
-    float32x4_t acc[2][2][4]; /* by state, row, quarter of the lanes */
+    float32x4_t acc[2][4][4]; /* by state, row, quarter of the lanes */
     uintptr_t ahead = (uintptr_t)rows[R];
     UNROLL for (int r = 0; r < R; r++) row[r] = rows[r];
     UNROLL for (int s = 0; s < S; s++) {

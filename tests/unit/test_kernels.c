@@ -96,6 +96,10 @@ static void every_table_gives_the_bits_of_the_definition(void **state)
         }
     for (fh_dtype t = FH_F32; t <= FH_I8; t++)
         for (size_t m = 1; m <= 9; m++) compare(t, 64, m, 77, 77 * 4, 0);
+    static const size_t lengths[] = {FH_LONG - 1, FH_LONG, FH_LONG + 1, FH_LONG + 16, 8192, 14336 + 5}; /* long ones are read side by side */
+    for (fh_dtype t = FH_F32; t <= FH_I8; t++)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+            for (size_t m = 1; m <= 6; m++) compare(t, 1 + fh_rng_below(&rng, 13), m, lengths[i], lengths[i] * fh_dtype_size(t) + 3, 0);
 }
 
 /* int4 rows at odd addresses, scales at any even one, `m` states: every table against the definition, and that against a sum in double. */
@@ -158,6 +162,7 @@ static void q8_rows_give_the_bits_of_what_they_decode_to(void **state)
 {
     for (size_t turn = 0; turn < 120; turn++) {
         size_t n = 1 + fh_rng_below(&rng, 19), m = 1 + fh_rng_below(&rng, 9), d = 32 * (1 + fh_rng_below(&rng, 20));
+        if (turn % 10 == 9) d += FH_LONG / 2 * fh_rng_below(&rng, 4);
         size_t stride = fh_row_bytes(FH_Q8_0, d);
         uint8_t *data = malloc(n * stride + 1);
         float *x = malloc(m * d * sizeof *x), *decoded = malloc(n * d * sizeof *decoded);
