@@ -219,6 +219,7 @@ fh_status fh_file_bring(const char *from, const char *to, fh_link how, unsigned 
 
 double fh_now(void);            /* seconds on a clock that only goes forward */
 uint64_t fh_peak_bytes(void);   /* the most memory this process has held resident */
+size_t fh_last_cache(void);     /* bytes of the largest cache that the first CPU shares; 0: not known.  Asked once */
 bool fh_peak_reset(void);       /* from now on; false where the system cannot forget (Linux can) */
 
 /* ---- dense products (OpenBLAS; not part of libflashhead) ----------------------------------------------------- */

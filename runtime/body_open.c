@@ -390,6 +390,7 @@ fh_status fh_body_open(fh_body **out, const fh_body_source *source, const char *
     if ((rc = set_windows(b, f, err)) < 0) goto out;
     set_scales(b);
     if ((rc = find_weights(b, f, source, err)) < 0) goto out;
+    b->kernels = fh_kernels_for(b->kernels, b->bytes);
     *out = b, b = NULL;
 out:
     fh_body_close(b);

@@ -181,6 +181,16 @@ static fh_status dense_candidates(fh_chooser *c, const float *state, size_t *cou
     return FH_OK;
 }
 
+/* The live token of the largest of all logits [V], the smallest id among equals; UINT32_MAX: there is none above -infinity. */
+static uint32_t best_live(const fh_model *m, const float *logits)
+{
+    uint32_t best = UINT32_MAX;
+    float top = -INFINITY;
+    for (uint32_t t = 0; t < m->config->vocab; t++)
+        if (logits[t] > top && !(m->dense.dead && m->dense.dead[t])) best = t, top = logits[t];
+    return best;
+}
+
 static fh_status flash_candidates(fh_chooser *c, const float *state, size_t *n, fh_err *err)
 {
     fh_status rc = fh_head_route(c->m->head, c->scratch, state, 1, c->probes, c->clusters, NULL, err);
@@ -212,6 +222,11 @@ fh_status fh_chooser_choose(fh_chooser *c, const float *state, fh_generate_stats
         float best;
         return fh_head_dense_topk(c->m->head, c->scratch, state, 1, 1, id, &best, err);
     }
+    if (greedy(c) && !c->seen) {
+        if ((rc = dense_logits(c, state, c->logits, err)) < 0) return rc;
+        *id = best_live(c->m, c->logits);
+        return *id == UINT32_MAX ? fh_fail(err, FH_ECHECK, "no token is left to choose from") : FH_OK;
+    }
     stats->draws += !greedy(c);
     if (c->bounds) return draw_exact(c, state, c->seen ? &penalty : NULL, stats, id, err);
     if (c->m->device && !dense && !c->seen && c->mass_kind != FH_MASS_MEASURED) {
@@ -231,13 +246,12 @@ fh_status fh_chooser_audit(fh_chooser *c, const float *state, fh_generate_stats 
 {
     const fh_model *m = c->m;
     size_t n;
-    uint32_t dense = UINT32_MAX, flash = UINT32_MAX;
+    uint32_t dense, flash = UINT32_MAX;
     float best = -INFINITY;
     if (!c->p->audit || fh_chooser_is_dense(c) || ++c->states % c->p->audit) return FH_OK;
     fh_status rc = flash_candidates(c, state, &n, err);
     if (rc < 0 || (rc = dense_logits(c, state, c->all, err)) < 0) return rc;
-    for (uint32_t t = 0; t < m->config->vocab; t++)
-        if ((!m->dense.dead || !m->dense.dead[t]) && (dense == UINT32_MAX || c->all[t] > c->all[dense])) dense = t;
+    dense = best_live(m, c->all);
     for (size_t i = 0; i < n; i++)
         if (c->logits[i] > best || (c->logits[i] == best && c->ids[i] < flash)) best = c->logits[i], flash = c->ids[i];
     for (size_t i = 0; i < n; i++) stats->audit.contained += c->ids[i] == dense;

@@ -81,6 +81,7 @@ static fh_status make(fh_head **out, const fh_head_parts *parts, bool checked, c
     if ((rc = fh_kernels_choose(&head->kernels, getenv("FH_ISA"), err)) < 0) goto out;
     head->exact = p->exact.data && !p->exact_by_token ? p->exact : p->tokens_exact ? p->tokens : (fh_rows){0};
     head->rerank = p->rerank;
+    head->kernels = fh_kernels_for(head->kernels, head->exact.rows * head->exact.stride);
 
     head->slot_of = fh_malloc((size_t)p->vocab * sizeof *head->slot_of);
     head->dead_map = fh_calloc(p->vocab, 1);

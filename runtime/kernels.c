@@ -18,8 +18,14 @@
 #if defined(__x86_64__)
 static bool has_f16c(void) /* clang 14 does not know "f16c" */
 {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    static atomic_int known; /* 0 not asked yet, 1 no, 2 yes: asking takes a virtual machine microseconds */
+    int has = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!has) {
+        unsigned a, b, c, d;
+        has = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) ? 2 : 1;
+        atomic_store_explicit(&known, has, memory_order_relaxed);
+    }
+    return has == 2;
 }
 #endif
 
@@ -60,19 +66,6 @@ const fh_kernels *fh_kernels_at(size_t i)
     return NULL;
 }
 
-fh_dot_groups *fh_kernels_groups(const fh_kernels *k)
-{
-#if defined(__x86_64__)
-    if (k == &fh_kernels_avx2) return fh_dot_i4_avx2;
-    if (k == &fh_kernels_avx512) return fh_dot_i4_avx512;
-    if (k == &fh_kernels_avx512_vnni) return fh_dot_i4_avx512_vnni;
-#elif defined(__aarch64__)
-    if (k == &fh_kernels_neon) return fh_dot_i4_neon;
-    if (k == &fh_kernels_neon_dotprod) return fh_dot_i4_neon_dotprod;
-#endif
-    return fh_dot_i4_ref;
-}
-
 static const fh_kernels *best(void)
 {
     const fh_kernels *k = &fh_kernels_ref, *next;
@@ -96,6 +89,8 @@ fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err
     *out = found;
     return FH_OK;
 }
+
+const fh_kernels *fh_kernels_for(const fh_kernels *k, uint64_t bytes) { return k->cached && bytes <= fh_last_cache() / 2 ? k->cached : k; }
 
 /* For products without a head, which cannot report: FH_ISA where it names kernels that run here, else the best.  Decided once; threads
  * that race decide alike. */
@@ -164,10 +159,10 @@ void fh_dots(const fh_kernels *k, const fh_rows *rows, const void *scales, const
         row[count] = next ? fh_row(rows, next) : row[count - 1];
         if (i4) {
             groups[count] = next ? (const uint8_t *)scales + next * step : groups[count - 1];
-            fh_kernels_groups(k)(row, groups, count, rows->cols, states, m, out + begin, ldo);
+            k->groups(row, groups, count, rows->cols, states, m, out + begin, ldo);
             continue;
         }
-        fh_dot *dot = rows->dtype == FH_Q8_0 ? fh_kernels_q8(k) : k->dot[rows->dtype];
+        fh_dot *dot = rows->dtype == FH_Q8_0 ? k->q8 : k->dot[rows->dtype];
         dot(row, scale, count, rows->cols, states, m, out + begin, ldo);
     }
 }

@@ -49,11 +49,15 @@ typedef void fh_dot_groups(const void *const *rows, const void *const *scales, s
                            float *out, size_t ldo);
 enum { FH_LINE_VALUES = 128 };
 
-typedef struct fh_kernels {
-    const char *name;        /* "ref", "avx2", "avx512", "neon": what FH_ISA says */
-    const char *variant;     /* told apart within a name: "vnni", "dotprod" or "" */
-    fh_dot *dot[FH_I8 + 1];  /* by encoding */
-} fh_kernels;
+typedef struct fh_kernels fh_kernels;
+struct fh_kernels {
+    const char *name;         /* "ref", "avx2", "avx512", "neon": what FH_ISA says */
+    const char *variant;      /* told apart within a name: "vnni", "dotprod" or "" */
+    fh_dot *dot[FH_I8 + 1];   /* by encoding */
+    fh_dot *q8;               /* FH_Q8_0 rows; d is a multiple of 32 */
+    fh_dot_groups *groups;    /* int4 rows */
+    const fh_kernels *cached; /* the same bits, faster where rows come from a cache and slower where they come from memory; NULL: no such */
+};
 
 extern const fh_kernels fh_kernels_ref;
 #if defined(__x86_64__)
@@ -62,17 +66,16 @@ extern const fh_kernels fh_kernels_avx2, fh_kernels_avx512, fh_kernels_avx512_vn
 extern const fh_kernels fh_kernels_neon, fh_kernels_neon_dotprod;
 #endif
 
-/* For int4 rows, of the same instruction set; the definition where it has none. */
-fh_dot_groups *fh_kernels_groups(const fh_kernels *k);
 fh_dot_groups fh_dot_i4_ref, fh_dot_i4_avx2, fh_dot_i4_avx512, fh_dot_i4_avx512_vnni, fh_dot_i4_neon, fh_dot_i4_neon_dotprod;
-
-/* For FH_Q8_0 rows, likewise; d is a multiple of 32. */
-fh_dot *fh_kernels_q8(const fh_kernels *k);
+fh_dot fh_dot_q8_ref, fh_dot_q8_avx2, fh_dot_q8_avx512, fh_dot_q8_neon;
 
 /* The i-th table that this CPU can run, slowest first; NULL past the last. */
 const fh_kernels *fh_kernels_at(size_t i);
 /* The best table of this CPU (isa NULL or ""), or the one asked for.  FH_EUSAGE: no such name; FH_EUNSUPPORTED: not this CPU. */
 fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err);
+
+/* The same kernels for float rows of so many bytes that are read again and again: k->cached where they stay in the last cache. */
+const fh_kernels *fh_kernels_for(const fh_kernels *k, uint64_t bytes);
 
 /* Some rows of a matrix: out[s * ldo + i] = row (index ? index[i] : first + i) . states[s], i < n.  scales: of all rows, float32 [rows] for int8,
  * bf16 [rows, groups] for int4, else NULL. */

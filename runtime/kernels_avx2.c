@@ -110,7 +110,7 @@ INLINE TARGET void float_block(fh_dtype t, int S, bool far, const void *const *r
     }
 }
 
-INLINE TARGET void float_rows_of(fh_dtype t, bool far, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
+INLINE TARGET void float_rows(fh_dtype t, bool far, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
                                  float *out, size_t ldo)
 {
     size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
@@ -122,33 +122,20 @@ INLINE TARGET void float_rows_of(fh_dtype t, bool far, const void *const *rows, 
         for (size_t s = r >= blocked ? 0 : far ? m : m2; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
 }
 
-INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
-                              float *out, size_t ldo)
-{
-    if (d > FH_LONG) float_rows_of(t, true, rows, n, d, states, m, out, ldo);
-    else float_rows_of(t, false, rows, n, d, states, m, out, ldo);
-}
-
-TARGET static void fh_dot_f32_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
-                                   size_t m,
-                                   float *out, size_t ldo)
-{
-    float_rows(FH_F32, rows, n, d, states, m, out, ldo);
-}
-
-TARGET static void fh_dot_bf16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
-                                    size_t m,
-                                    float *out, size_t ldo)
-{
-    float_rows(FH_BF16, rows, n, d, states, m, out, ldo);
-}
-
-TARGET static void fh_dot_f16_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
-                                   size_t m,
-                                   float *out, size_t ldo)
-{
-    float_rows(FH_F16, rows, n, d, states, m, out, ldo);
-}
+/* `cached`: rows that come from a cache are side by side at any length. */
+#define FLOAT_DOT(name, type, cached)                                                                                       \
+    TARGET static void name(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, \
+                            size_t m, float *out, size_t ldo)                                                                \
+    {                                                                                                                        \
+        if ((cached) || d > FH_LONG) float_rows(type, true, rows, n, d, states, m, out, ldo);                                \
+        else float_rows(type, false, rows, n, d, states, m, out, ldo);                                                       \
+    }
+FLOAT_DOT(fh_dot_f32_avx2, FH_F32, false)
+FLOAT_DOT(fh_dot_bf16_avx2, FH_BF16, false)
+FLOAT_DOT(fh_dot_f16_avx2, FH_F16, false)
+FLOAT_DOT(dot_f32_cached, FH_F32, true)
+FLOAT_DOT(dot_bf16_cached, FH_BF16, true)
+FLOAT_DOT(dot_f16_cached, FH_F16, true)
 
 /* ---- int8 rows ------------------------------------------------------------------------------------------------------ */
 
@@ -263,8 +250,12 @@ TARGET void fh_dot_i4_avx2(const void *const *rows, const void *const *scales, s
         }
 }
 
+static const fh_kernels cached = {
+    "avx2", "", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx2},
+    fh_dot_q8_avx2, fh_dot_i4_avx2, NULL};
 const fh_kernels fh_kernels_avx2 = {
-    "avx2", "", {[FH_F32] = fh_dot_f32_avx2, [FH_BF16] = fh_dot_bf16_avx2, [FH_F16] = fh_dot_f16_avx2, [FH_I8] = fh_dot_i8_avx2}};
+    "avx2", "", {[FH_F32] = fh_dot_f32_avx2, [FH_BF16] = fh_dot_bf16_avx2, [FH_F16] = fh_dot_f16_avx2, [FH_I8] = fh_dot_i8_avx2},
+    fh_dot_q8_avx2, fh_dot_i4_avx2, &cached};
 #else
 typedef int fh_kernels_avx2_not_here; /* ISO C wants a declaration */
 #endif

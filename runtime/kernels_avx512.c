@@ -149,8 +149,8 @@ INLINE TARGET void float_block(fh_dtype t, int S, bool far, const void *const *r
     }
 }
 
-/* Rows and states of which a first-level cache holds what a block needs, or not. */
-INLINE TARGET void float_rows_of(fh_dtype t, bool far, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
+/* far: see float_block. */
+INLINE TARGET void float_rows(fh_dtype t, bool far, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
                                  float *out, size_t ldo)
 {
     size_t blocked = m < 4 && !far ? 0 : n & ~(size_t)3, m4 = far ? m : m & ~(size_t)3;
@@ -167,33 +167,20 @@ INLINE TARGET void float_rows_of(fh_dtype t, bool far, const void *const *rows, 
     }
 }
 
-INLINE TARGET void float_rows(fh_dtype t, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
-                              float *out, size_t ldo)
-{
-    if (d > FH_LONG) float_rows_of(t, true, rows, n, d, states, m, out, ldo);
-    else float_rows_of(t, false, rows, n, d, states, m, out, ldo);
-}
-
-TARGET static void fh_dot_f32_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
-                                     size_t m,
-                                     float *out, size_t ldo)
-{
-    float_rows(FH_F32, rows, n, d, states, m, out, ldo);
-}
-
-TARGET static void fh_dot_bf16_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
-                                      size_t m,
-                                      float *out, size_t ldo)
-{
-    float_rows(FH_BF16, rows, n, d, states, m, out, ldo);
-}
-
-TARGET static void fh_dot_f16_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
-                                     size_t m,
-                                     float *out, size_t ldo)
-{
-    float_rows(FH_F16, rows, n, d, states, m, out, ldo);
-}
+/* `cached`: rows that come from a cache are side by side at any length. */
+#define FLOAT_DOT(name, type, cached)                                                                                       \
+    TARGET static void name(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, \
+                            size_t m, float *out, size_t ldo)                                                                \
+    {                                                                                                                        \
+        if ((cached) || d > FH_LONG) float_rows(type, true, rows, n, d, states, m, out, ldo);                                \
+        else float_rows(type, false, rows, n, d, states, m, out, ldo);                                                       \
+    }
+FLOAT_DOT(fh_dot_f32_avx512, FH_F32, false)
+FLOAT_DOT(fh_dot_bf16_avx512, FH_BF16, false)
+FLOAT_DOT(fh_dot_f16_avx512, FH_F16, false)
+FLOAT_DOT(dot_f32_cached, FH_F32, true)
+FLOAT_DOT(dot_bf16_cached, FH_BF16, true)
+FLOAT_DOT(dot_f16_cached, FH_F16, true)
 
 /* ---- int8 rows ------------------------------------------------------------------------------------------------------- */
 
@@ -460,11 +447,18 @@ TARGET_VNNI void fh_dot_i4_avx512_vnni(const void *const *rows, const void *cons
     }
 }
 
+static const fh_kernels cached = {
+    "avx512", "", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx512},
+    fh_dot_q8_avx512, fh_dot_i4_avx512, NULL};
+static const fh_kernels cached_vnni = {
+    "avx512", "vnni", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx512_vnni},
+    fh_dot_q8_avx512, fh_dot_i4_avx512_vnni, NULL};
 const fh_kernels fh_kernels_avx512 = {
-    "avx512", "", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512}};
+    "avx512", "", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512},
+    fh_dot_q8_avx512, fh_dot_i4_avx512, &cached};
 const fh_kernels fh_kernels_avx512_vnni = {
-    "avx512", "vnni", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512,
-                       [FH_I8] = fh_dot_i8_avx512_vnni}};
+    "avx512", "vnni", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512_vnni},
+    fh_dot_q8_avx512, fh_dot_i4_avx512_vnni, &cached_vnni};
 #else
 typedef int fh_kernels_avx512_not_here; /* ISO C wants a declaration */
 #endif

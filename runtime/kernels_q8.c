@@ -60,7 +60,7 @@ static float dot_ref(const uint8_t *row, size_t d, const float *x)
     return lane[0];
 }
 
-static void fh_dot_q8_ref(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+void fh_dot_q8_ref(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
                           float *out, size_t ldo)
 {
     for (size_t s = 0; s < m; s++)
@@ -117,7 +117,7 @@ INLINE TARGET_512 void block_512(int R, int S, const void *const *rows, size_t d
     }
 }
 
-TARGET_512 static void fh_dot_q8_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+TARGET_512 void fh_dot_q8_avx512(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
                                         size_t m, float *out, size_t ldo)
 {
     ROWS_AND_STATES(block_512, 4);
@@ -171,7 +171,7 @@ INLINE TARGET_256 void block_256(int R, int S, const void *const *rows, size_t d
     }
 }
 
-TARGET_256 static void fh_dot_q8_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
+TARGET_256 void fh_dot_q8_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states,
                                       size_t m, float *out, size_t ldo)
 {
     ROWS_AND_STATES(block_256, 2);
@@ -224,21 +224,10 @@ INLINE void block_neon(int R, int S, const void *const *rows, size_t d, const fh
     }
 }
 
-static void fh_dot_q8_neon(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
+void fh_dot_q8_neon(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
                            float *out, size_t ldo)
 {
     ROWS_AND_STATES(block_neon, 2);
 }
 
 #endif
-
-fh_dot *fh_kernels_q8(const fh_kernels *k)
-{
-#if defined(__x86_64__)
-    if (k == &fh_kernels_avx2) return fh_dot_q8_avx2;
-    if (k == &fh_kernels_avx512 || k == &fh_kernels_avx512_vnni) return fh_dot_q8_avx512;
-#elif defined(__aarch64__)
-    if (k == &fh_kernels_neon || k == &fh_kernels_neon_dotprod) return fh_dot_q8_neon;
-#endif
-    return fh_dot_q8_ref;
-}

@@ -245,24 +245,9 @@ static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_be
 
 /* ---- all of it ------------------------------------------------------------------------------------------------ */
 
-/* The cache that the first CPU shares; the C library counts those of the whole package together, a virtual machine's neighbours too. */
-static size_t last_cache(void)
-{
-    fh_err none;
-    char *text = NULL, *end;
-    size_t len, size = 0;
-    if (fh_file_read(&text, &len, "/sys/devices/system/cpu/cpu0/cache/index3/size", 1 << 16, &none) == FH_OK) {
-        unsigned long long n = strtoull(text, &end, 10);
-        if (n && n <= 1 << 30 && (*end == 'K' || *end == 'M')) size = (size_t)n << (*end == 'K' ? 10 : 20);
-    }
-    fh_free(text);
-    long known = size ? 0 : sysconf(_SC_LEVEL3_CACHE_SIZE);
-    return known > 0 ? (size_t)known : size;
-}
-
 static size_t sweep_bytes(const fh_bench_params *p)
 {
-    size_t cache = fh_min(last_cache(), (size_t)1 << 28), most = (size_t)1 << 30, least = (size_t)256 << 20;
+    size_t cache = fh_min(fh_last_cache(), (size_t)1 << 28), most = (size_t)1 << 30, least = (size_t)256 << 20;
     if (p->memory_bytes) return fh_max(fh_round_up(p->memory_bytes, 1 << 16), 1 << 20);
     return fh_min(fh_max(fh_round_up(4 * cache, 1 << 16), least), most);
 }
