@@ -231,5 +231,7 @@ void fh_gemm_nt(fh_pool *pool, size_t m, size_t n, size_t k, const float *a, siz
 void fh_gemm_nt_here(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);
 /* "OpenBLAS 0.3.21 Cooperlake": what the numbers depend on. */
 const char *fh_gemm_library(void);
+/* Stop the library's own threads, which nothing here uses, before they take time from ours: first thing in a program. */
+void fh_gemm_begin(void);
 
 #endif

@@ -121,6 +121,7 @@ int main(int argc, char **argv)
     const fh_command *c = NULL;
     fill_standard_files();
     set_signals();
+    fh_gemm_begin();
 #ifdef FH_FAULTS
     set_fault();
 #endif
