@@ -29,6 +29,7 @@ fh_status fh_stage_hidden(fh_stage_env *e, const fh_text_params *p, fh_json **re
 typedef enum fh_alike { FH_ALIKE_AUTO, FH_ALIKE_OUTPUT, FH_ALIKE_EUCLIDEAN, FH_ALIKE_COSINE } fh_alike;
 typedef struct fh_stage_cluster_params { uint32_t k, cap; uint64_t seed; fh_cluster_start start; fh_alike metric; unsigned rounds; /* 0: defaults; k and cap 0: V/16 */
     unsigned restarts; double budget;   /* as in fh_cluster_params */
+    fh_device_kind device;              /* that looks for near clusters: the same clusters */
     const char *init;                   /* an artifact or clusters.safetensors to begin from, or NULL; k and cap 0: its K */
     void (*on_round)(void *ctx, const fh_round *r); void *ctx; } fh_stage_cluster_params;
 /* cluster: clusters.safetensors.  FH_EUSAGE: K, or the K of init, does not fit.  Interrupted: the best so far is written and FH_EINTERRUPTED returned with the report. */

@@ -107,6 +107,7 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     uint32_t *init = NULL, init_k = 0;
     char *states = NULL;
     fh_json *record = NULL;
+    fh_device *device = NULL;
     fh_status rc = fh_facts_load(&f, e, err);
     if (rc < 0) return rc;
     if (p->init) {
@@ -127,6 +128,8 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
         how.map = map = fh_malloc(f.head.cols * f.head.cols * sizeof *map);
         if (!map) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     }
+    if ((rc = fh_device_open_clusters(&device, p->device, f.head.rows, f.head.cols, k, e->job, err)) < 0) goto out;
+    how.device = fh_device_clusters(device);
     uint64_t memory = fh_cluster_memory(f.head.rows, f.head.cols, &how);
     fh_job_say(e->job, FH_INFO, "%zu rows of %zu into %u clusters, alike by %s; needs about %.0f MiB beyond the head", f.head.rows, f.head.cols, k,
                output ? "the logits they give over the states" : how.metric == FH_METRIC_COSINE ? "direction" : "distance", (double)memory / (1 << 20));
@@ -171,6 +174,7 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     fh_json_add_string(r, "metric", output ? "output" : how.metric == FH_METRIC_COSINE ? "cosine" : "euclidean");
     fh_json_add_u64(r, "rounds", c.rounds);
     fh_json_add_u64(r, "swaps", c.swaps);
+    fh_json_add_string(r, "device", fh_device_name(device));
     fh_json_add_double(r, "seconds", fh_now() - began);
     fh_json_add_u64(r, "peak_bytes", fh_peak_bytes());
     if (c.spent) fh_json_add_bool(r, "spent", true);
@@ -178,6 +182,7 @@ fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh
     *report = r;
     if (c.interrupted) rc = fh_fail(err, FH_EINTERRUPTED, "interrupted: the best clustering so far is kept (" FH_FILE_CLUSTERS ", objective %.4f)", c.objective);
 out:
+    fh_device_close(device);
     fh_json_free(record);
     fh_clustering_free(&c);
     fh_states_free(&s);

@@ -62,6 +62,7 @@ static fh_status collect(fh_stage_env *e, const char *file, const fh_facts *f, c
     if ((rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0) goto out;
     fh_json_add_string(record, "text_sha256", c.digest);
     fh_json_add_string(record, "blas", fh_gemm_library());
+    fh_json_add_unified(record, s.seen, s.layers);
     meta = fh_json_object();
     if (!(text = fh_json_print(record, false)) || !fh_json_add_string(meta, "fhtool", text)) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     rc = fh_states_save(&s, path, meta, err);
@@ -126,11 +127,12 @@ fh_status fh_stage_hidden(fh_stage_env *e, const fh_text_params *p, fh_json **re
 {
     double began = fh_now();
     fh_states s = {0};
+    fh_json *record = NULL;
     bool fresh;
     char *path = fh_work_path(e->work, FH_FILE_STATES), *names = text_names(p);
     size_t count[FH_PARTS] = {0};
     fh_status rc = path && names ? fh_states_stage(e, FH_FILE_STATES, p, &fresh, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0 || (rc = fh_states_load(&s, path, err)) < 0) goto out;
+    if (rc < 0 || (rc = fh_states_load(&s, path, err)) < 0 || (rc = fh_work_record(e->work, FH_FILE_STATES, &record, err)) < 0) goto out;
     if (fresh) fh_stage_log(e, "hidden", began);
     for (size_t i = 0; i < s.n; i++) if (s.part[i] < FH_PARTS) count[s.part[i]]++;
     fh_json *r = fh_json_object();
@@ -141,9 +143,11 @@ fh_status fh_stage_hidden(fh_stage_env *e, const fh_text_params *p, fh_json **re
     fh_json_add_u64(parts, "b", count[FH_PART_B]);
     fh_json_add_u64(parts, "c", count[FH_PART_C]);
     fh_json_add_bool(r, "kept", !fresh);
+    if (fh_json_get(record, FH_ATTENTION_RANGE)) fh_json_add_copy(r, FH_ATTENTION_RANGE, fh_json_get(record, FH_ATTENTION_RANGE));
     fh_json_add_double(r, "seconds", fh_now() - began);
     *report = r;
 out:
+    fh_json_free(record);
     fh_free(path);
     fh_free(names);
     fh_states_free(&s);

@@ -45,6 +45,7 @@ typedef struct fh_states {
     uint32_t *next;        /* [n] the token that follows in the text, FH_NO_TOKEN at the end of a window */
     uint32_t *document;    /* [n] */
     uint8_t *part;         /* [n] */
+    fh_score_range *seen; size_t layers; /* [layers] of attention's scores while they were collected; NULL: read from a file, whose record has them */
     fh_tensors *file;      /* when read from a file: the arrays point into it */
 } fh_states;
 typedef struct fh_states_params { size_t tokens; uint32_t window; uint64_t seed; } fh_states_params; /* zeros: all, 512 */

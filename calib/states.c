@@ -7,17 +7,17 @@
 
 enum { BATCH_ROWS = 2048, VOICES = 64 };
 
-static fh_status reserve(fh_states *s, size_t n, size_t d, fh_err *err)
+static fh_status reserve(fh_states *s, size_t n, const fh_model *m, fh_err *err)
 {
-    size_t cells, bytes;
-    *s = (fh_states){.d = d};
+    size_t cells, bytes, d = m->config->hidden;
+    *s = (fh_states){.d = d, .seen = fh_score_ranges(m->body), .layers = m->config->layers};
     if (fh_mul(n, d, &cells) && fh_mul(cells, sizeof(float), &bytes)) {
         s->hidden = fh_malloc(fh_max(bytes, 1));
         s->ids = fh_malloc(fh_max(n, 1) * sizeof *s->ids);
         s->next = fh_malloc(fh_max(n, 1) * sizeof *s->next);
         s->document = fh_malloc(fh_max(n, 1) * sizeof *s->document);
         s->part = fh_calloc(fh_max(n, 1), 1);
-        if (s->hidden && s->ids && s->next && s->document && s->part) return FH_OK;
+        if (s->hidden && s->ids && s->next && s->document && s->part && s->seen) return FH_OK;
     }
     fh_states_free(s);
     return fh_fail(err, FH_ENOMEM, "out of memory for %zu states of %zu numbers: ask for fewer with --tokens", n, d);
@@ -35,6 +35,7 @@ void fh_states_free(fh_states *s)
         fh_free(s->document);
         fh_free(s->part);
     }
+    fh_free(s->seen);
     *s = (fh_states){0};
 }
 
@@ -65,6 +66,7 @@ static fh_status run_batch(fh_states *s, batch *b, const fh_model *m, const uint
     for (size_t i = 0; i < b->n; i++) {
         b->kv[i] = NULL;
         if ((rc = fh_kv_new(&b->kv[i], m->body, err)) < 0) { b->n = i; goto out; }
+        fh_kv_watch(b->kv[i], s->seen);
     }
     if ((rc = fh_body_forward(m->body, fh_job_pool(job), b->n, b->kv, b->lens, b->tokens, hidden, err)) < 0) goto out;
     for (size_t i = 0, row = 0; i < b->n; row += b->lens[i++])
@@ -87,7 +89,7 @@ fh_status fh_states_of_corpus(fh_states *out, const fh_model *m, const fh_corpus
     if (m->tokenizer && (rc = fh_tokenizer_affixes(m->tokenizer, &prefix, &n_prefix, &suffix, &n_suffix)) < 0) goto out;
     uint32_t w = window_of(m, p, n_prefix);
     size_t most = BATCH_ROWS + w + n_prefix;
-    if ((rc = reserve(&s, c->n, d, err)) < 0) goto out;
+    if ((rc = reserve(&s, c->n, m, err)) < 0) goto out;
     hidden = fh_malloc(most * d * sizeof *hidden);
     if (b) b->tokens = fh_malloc(most * sizeof *b->tokens), b->from = fh_malloc(BATCH_ROWS * sizeof *b->from);
     if (!hidden || !b || !b->tokens || !b->from) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
@@ -132,6 +134,7 @@ out:
 typedef struct voice { fh_kv *kv; fh_rng rng; uint32_t document, token; size_t position; } voice;
 typedef struct speech {
     const fh_model *m;
+    fh_score_range *seen;
     voice v[VOICES];
     float *hidden, *logits;       /* [VOICES, D], [VOICES, V] */
     uint32_t *live; size_t n_live;
@@ -182,7 +185,9 @@ static fh_status open_voice(speech *s, voice *v, uint32_t document, uint64_t see
     v->kv = NULL, v->document = document, v->position = 0;
     fh_rng_seed(&v->rng, seed, document);
     v->token = first_token(s, v);
-    return fh_kv_new(&v->kv, s->m->body, err);
+    fh_status rc = fh_kv_new(&v->kv, s->m->body, err);
+    if (rc == FH_OK) fh_kv_watch(v->kv, s->seen);
+    return rc;
 }
 
 fh_status fh_states_of_self(fh_states *out, fh_corpus *said, const fh_model *m, const fh_states_params *p, const fh_job *job, fh_err *err)
@@ -192,9 +197,9 @@ fh_status fh_states_of_self(fh_states *out, fh_corpus *said, const fh_model *m, 
     size_t d = m->config->hidden, vocab = m->config->vocab, total = p->tokens, n = 0;
     uint32_t documents = 0, window = window_of(m, p, 0);
     speech *s = fh_calloc(1, sizeof *s);
-    if ((rc = reserve(&st, total, d, err)) < 0) goto out;
+    if ((rc = reserve(&st, total, m, err)) < 0) goto out;
     if (!s) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    s->m = m;
+    s->m = m, s->seen = st.seen;
     s->hidden = fh_malloc(VOICES * d * sizeof(float));
     s->logits = fh_malloc(VOICES * vocab * sizeof(float));
     s->live = fh_malloc(vocab * sizeof *s->live);

@@ -191,6 +191,7 @@ fh_status fh_cluster(fh_clustering *out, const fh_rows *head, const uint8_t *dea
     fh_work w = {.head = head, .v = head->rows, .d = head->cols, .k = p->k, .metric = p->metric, .map = p->map, .dots = fh_dots_pick(), .job = job};
     fh_clustering c = {.v = (uint32_t)w.v, .d = (uint32_t)w.d, .k = p->k, .cap = (uint32_t)((w.v + p->k - 1) / p->k)};
     if ((rc = prepare(&w, dead, err)) < 0) goto out;
+    w.elsewhere = (fh_elsewhere){p->device, w.x, w.n, false};
     if (!(w.centre = fh_aligned(w.k * w.ld * sizeof *w.centre)) || (starts > 1 && !(best = fh_malloc(w.n * sizeof *best)))) {
         rc = fh_fail(err, FH_ENOMEM, "clustering: out of memory for %zu centres of %zu", w.k, w.d);
         goto out;

@@ -23,6 +23,25 @@ typedef struct fh_round { /* of the refinement */
     double gain;       /* of the metric's own objective this round, relative */
     uint64_t swaps; double seconds, tokens_per_second;
 } fh_round;
+/* Which clusters are near which rows, asked of something other than this CPU's kernels.  Rows are of eight bits, as the CPU rounded them, so that products are
+ * sums of integers; score = (float)(row . centre) * scale [centre] * by [row] + bias [centre], each step rounded to float32: whoever computes it, the answers
+ * are the same. */
+typedef struct fh_cluster_search {
+    const uint32_t *rows;      /* [n] numbers of rows; NULL: first, first + 1, ... */
+    size_t first, n, want;     /* want is at most 64 */
+    const uint32_t *but;       /* [n] a cluster that is left out; NULL: none */
+    int32_t *out;              /* [n, want] clusters of the largest scores, best first, ties to the smaller number; -1 where no more are above -INFINITY */
+    float *score;              /* [n, want]; NULL: not wanted */
+} fh_cluster_search;
+typedef struct fh_cluster_device {
+    void *ctx;
+    size_t at_once;            /* rows of one search, at most */
+    /* rows [n, ld], by [n]: numbers first and up; they stay.  ld is a multiple of 16. */
+    fh_status (*put_rows)(void *ctx, size_t first, size_t n, size_t ld, const int8_t *rows, const float *by, fh_err *err);
+    /* centres [k, ld], scale, bias [k]: in place of those that were there.  Everything is copied before either returns. */
+    fh_status (*put_centres)(void *ctx, size_t k, size_t ld, const int8_t *centres, const float *scale, const float *bias, fh_err *err);
+    fh_status (*search)(void *ctx, const fh_cluster_search *s, fh_err *err);
+} fh_cluster_device;
 #define FH_NO_HOME UINT32_MAX   /* for fh_cluster_params.init: anywhere */
 #define FH_ROUNDS_NONE UINT_MAX /* for fh_cluster_params.rounds: the start as it is */
 typedef struct fh_cluster_params {
@@ -37,6 +56,7 @@ typedef struct fh_cluster_params {
                                 * cluster, a cluster that would be too large) go where there is room */
     unsigned restarts;         /* starts tried, with seed, seed + 1, ...; the first of the best by the metric is kept.  0: one */
     double budget;             /* seconds, or 0: no further round and no further start are begun after them */
+    const fh_cluster_device *device; /* that looks for candidates; NULL: this CPU.  The same clusters */
     void (*on_round)(void *ctx, const fh_round *r); void *ctx;
 } fh_cluster_params;
 

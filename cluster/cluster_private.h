@@ -9,7 +9,7 @@
 
 enum {
     FH_LANES = 16,          /* rows are padded with zeros to whole multiples of this */
-    FH_MAX_CANDIDATES = 64, /* a mask of 64 bits remembers which of a row's candidates are new */
+    FH_MAX_CANDIDATES = 64, /* a mask of 64 bits remembers which of a row's candidates are new; fh_cluster_search.want */
     FH_NO_CLUSTER = -1
 };
 
@@ -51,6 +51,9 @@ const fh_int8_dots *fh_int8_dots_pick(void);
 
 /* ---- the state of one clustering ----------------------------------------------------------------------------- */
 
+/* Where candidates are looked for, and whether the n rows of x are there already. */
+typedef struct fh_elsewhere { const fh_cluster_device *device; const float *x; size_t n; bool sent; } fh_elsewhere;
+
 /* Cluster c holds the live rows members[first[c] .. first[c + 1]); sizes never change.  Euclidean: x are rows less their mean,
  * scaled by a power of two, centre [c] the mean of its members.  Cosine: x are unit rows, centre [c] the sum of its members. */
 typedef struct fh_work {
@@ -73,6 +76,7 @@ typedef struct fh_work {
     uint32_t *first;         /* [K + 1] */
     uint32_t *members;       /* [n] */
     uint32_t *place;         /* [n] row -> index in members */
+    fh_elsewhere elsewhere;  /* device NULL: here */
 } fh_work;
 
 /* Lengths of all rows, 0 for those that count nowhere: flagged in `dead` (may be NULL; these are not even looked at), zero, or shorter
@@ -82,7 +86,7 @@ fh_status fh_row_lengths(double *norm, size_t *live, const fh_rows *head, const 
 /* fh_centroids for lengths that are known. */
 fh_status fh_centroids_of(fh_clustering *c, const fh_rows *head, const double *norm, const fh_job *job, fh_err *err);
 
-/* Fill x, square, shift and scale for w->metric. */
+/* Fill x, square, shift and scale for w->metric; elsewhere, x has to be sent again. */
 fh_status fh_work_fill(fh_work *w, fh_err *err);
 /* centre and length from the members. */
 fh_status fh_work_centres(fh_work *w, fh_err *err);
@@ -108,11 +112,16 @@ typedef struct fh_nearest {
     size_t k, want;          /* want <= FH_MAX_CANDIDATES */
     const uint32_t *not;     /* [n] a cluster that is left out; NULL: none */
     bool int8;               /* rows of eight bits, where ld is at most FH_INT8_LONGEST */
+    fh_elsewhere *elsewhere; /* of x; where int8 rows may be multiplied instead; NULL, or its device NULL: here */
     int32_t *out;            /* [n, want] */
     float *score;            /* [n, want]; may be NULL */
 } fh_nearest;
 /* FH_EINTERRUPTED when stopped: `out` is then not to be used. */
 fh_status fh_nearest_run(const fh_nearest *q, const char *what, const fh_job *job, fh_err *err);
+/* Centre c of q in eight bits, row [ld]; what its products are multiplied by, and what is added.  room [ld]. */
+void fh_turn_centre(const fh_turn *t, const fh_nearest *q, size_t c, int8_t *row, float *scale, float *bias, float *room);
+/* The same search by q's device (elsewhere.c); q->out and q->score as fh_nearest_run fills them. */
+fh_status fh_nearest_elsewhere(const fh_nearest *q, const char *what, const fh_job *job, fh_err *err);
 
 /* ---- starts (start.c, greedy.c) and refinement (refine.c) -------------------------------------------------------- */
 

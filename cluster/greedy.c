@@ -33,7 +33,7 @@ static fh_status one_round(struct greedy *g, fh_err *err)
         if (!g->room[c]) g->bias[c] = -INFINITY;
     }
     fh_nearest q = {.x = w->x, .ld = w->ld, .rows = g->rows, .n = g->left, .c = g->c, .bias = g->bias, .k = w->k,
-                    .want = g->want, .int8 = true, .out = g->list, .score = g->score};
+                    .want = g->want, .int8 = true, .elsewhere = &w->elsewhere, .out = g->list, .score = g->score};
     fh_status rc = fh_nearest_run(&q, "balancing", w->job, err);
     if (rc < 0) return rc;
     for (size_t i = 0; i < g->left; i++) g->turn[i] = (struct turn){g->score[i * g->want], (uint32_t)i};

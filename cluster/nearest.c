@@ -87,6 +87,12 @@ static void one_tile(void *ctx, size_t task, unsigned worker)
 
 /* ---- rows of eight bits ---------------------------------------------------------------------------------------------- */
 
+void fh_turn_centre(const fh_turn *t, const fh_nearest *q, size_t c, int8_t *row, float *scale, float *bias, float *room)
+{
+    *scale = fh_turn_int8(t, row, q->c + c * q->ld, room) * (q->scale ? q->scale[c] : 1);
+    *bias = q->bias ? q->bias[c] : 0;
+}
+
 static void pack_task(void *ctx, size_t panel, unsigned worker)
 {
     const struct search *s = ctx;
@@ -95,11 +101,10 @@ static void pack_task(void *ctx, size_t panel, unsigned worker)
     for (size_t j = 0; j < FH_PANEL; j++) {
         size_t c = panel * FH_PANEL + j;
         float *scale = s->scale + c, *bias = s->bias + c;
-        *scale = 1, *bias = -INFINITY;
         if (c < q->k) {
-            *scale = fh_turn_int8(&s->turn, row, q->c + c * q->ld, s->room + (size_t)worker * q->ld) * (q->scale ? q->scale[c] : 1);
-            *bias = q->bias ? q->bias[c] : 0;
+            fh_turn_centre(&s->turn, q, c, row, scale, bias, s->room + (size_t)worker * q->ld);
         } else {
+            *scale = 1, *bias = -INFINITY;
             memset(row, 0, q->ld);
         }
         fh_pack_int8(s->dots, packed, row, j, q->ld);
@@ -164,6 +169,7 @@ fh_status fh_nearest_run(const fh_nearest *q, const char *what, const fh_job *jo
     fh_pool *pool = fh_job_pool(job);
     size_t workers = fh_pool_threads(pool), tiles = (q->n + TILE_ROWS - 1) / TILE_ROWS;
     bool int8 = q->int8 && q->ld <= FH_INT8_LONGEST;
+    if (int8 && q->elsewhere && q->elsewhere->device) return fh_nearest_elsewhere(q, what, job, err);
     struct search s = {.q = q, .job = job, .want = q->want};
     s.tile = int8 ? NULL : fh_aligned(workers * TILE_ROWS * TILE_CLUSTERS * sizeof *s.tile);
     s.best = fh_malloc(workers * TILE_ROWS * q->want * sizeof *s.best);

@@ -223,7 +223,7 @@ static fh_status candidates(struct swaps *s, fh_err *err)
     if (!by) return fh_fail(err, FH_ENOMEM, "clustering: out of memory");
     for (size_t c = 0; c < w->k; c++) by[c] = cosine ? 1 / fmaxf(w->length[c], 1e-6f) : -w->length[c] * w->length[c] / 2;
     fh_nearest q = {.x = w->x, .ld = w->ld, .n = w->n, .c = w->centre, .scale = cosine ? by : NULL, .bias = cosine ? NULL : by,
-                    .k = w->k, .want = s->want, .not = w->home, .int8 = true, .out = s->list};
+                    .k = w->k, .want = s->want, .not = w->home, .int8 = true, .elsewhere = &w->elsewhere, .out = s->list};
     fh_status rc = fh_nearest_run(&q, "candidates", w->job, err);
     fh_free(by);
     if (rc < 0) return rc;

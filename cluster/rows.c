@@ -165,6 +165,7 @@ fh_status fh_work_fill(fh_work *w, fh_err *err)
     if (w->map && (rc = mapped(&f, err)) < 0) goto out;
     memset(w->shift, 0, w->ld * sizeof *w->shift);
     w->scale = 1;
+    w->elsewhere.sent = false; /* other rows than those that may be there */
     if (w->metric == FH_METRIC_EUCLIDEAN) {
         /* The mean in fixed chunks, whatever the number of threads; a power of two as scale changes no digit. */
         if (!(f.part = fh_calloc(chunks * w->d, sizeof *f.part))) goto nomem;

@@ -65,7 +65,8 @@ static fh_status write_states(const args *a, const fh_model *m, const sequences 
     float *hidden = fh_malloc(n * d * sizeof *hidden), *logits = fh_malloc(fh_min(most, 64) * v * sizeof *logits);
     fh_kv **kv = fh_calloc(at_once, sizeof *kv);
     uint32_t *lens = fh_calloc(at_once, sizeof *lens);
-    if (!ids || !hidden || !logits || !kv || !lens) { rc = fh_fail(err, FH_ENOMEM, "out of memory for %zu states", n); goto out; }
+    fh_score_range *seen = fh_score_ranges(m->body);
+    if (!ids || !hidden || !logits || !kv || !lens || !seen) { rc = fh_fail(err, FH_ENOMEM, "out of memory for %zu states", n); goto out; }
     for (size_t i = 0; i < n; i++) ids[i] = s->ids[i];
     for (size_t b = 0; b < s->b; b += at_once) {
         size_t many = fh_min(at_once, s->b - b);
@@ -73,6 +74,7 @@ static fh_status write_states(const args *a, const fh_model *m, const sequences 
         for (size_t i = 0; i < many; i++) {
             lens[i] = (uint32_t)s->t;
             if ((rc = fh_kv_new_of(&kv[i], m->body, fh_kv_types[a->kv_type.v], err)) < 0) goto out;
+            fh_kv_watch(kv[i], seen);
         }
         if ((rc = fh_body_forward(m->body, fh_job_pool(job), many, kv, lens, s->ids + b * s->t, hidden + b * s->t * d, err)) < 0) goto out;
         for (size_t i = 0; i < many; i++) fh_kv_free(kv[i]), kv[i] = NULL;
@@ -91,6 +93,7 @@ static fh_status write_states(const args *a, const fh_model *m, const sequences 
     fh_json *r = fh_json_object();
     fh_json_add_u64(r, "sequences", s->b);
     fh_json_add_u64(r, "tokens", n);
+    fh_json_add_unified(r, seen, m->config->layers);
     fh_json_add_double(r, "seconds", fh_now() - began);
     *report = r;
 out:
@@ -98,6 +101,7 @@ out:
     for (size_t i = 0; kv && i < at_once; i++) fh_kv_free(kv[i]);
     fh_free(kv);
     fh_free(lens);
+    fh_free(seen);
     fh_free(ids);
     fh_free(hidden);
     fh_free(logits);

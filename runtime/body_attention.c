@@ -29,12 +29,15 @@ static size_t block_positions(const fh_body *b)
     return fh_min(fh_max(QUERIES / group(b), 1), MOST_POSITIONS);
 }
 
-/* Floats: queries, result of a chunk and running result [rows, d]; scores [rows, CHUNK]; keys and values [CHUNK, d]; two numbers a row. */
+/* Floats: queries, result of a chunk and running result [rows, d]; scores [rows, CHUNK]; keys and values [CHUNK, d]; two numbers a row; two of the worker. */
 size_t fh_attention_scratch(const fh_body *b)
 {
     size_t rows = block_positions(b) * group(b);
-    return rows * (3 * b->head_dim + CHUNK + 2) + 2 * CHUNK * b->head_dim + 64;
+    return rows * (3 * b->head_dim + CHUNK + 2) + 2 * CHUNK * b->head_dim + 2 + 64;
 }
+
+/* The smallest and the largest of the largest scores that a worker saw: the last of its scratch. */
+static float *seen_of(const fh_body *b, float *scratch) { return scratch + fh_attention_scratch(b) - 64 - 2; }
 
 /* Of a span: the weighted values of each head, then its largest score and its sum. */
 static size_t span_floats(const fh_body *b) { return b->heads * (b->head_dim + 2); }
@@ -148,7 +151,7 @@ static void weigh(const run *c, const fh_piece *piece, size_t kv_head, size_t pa
 }
 
 /* Scores to exp(score - largest so far) where the query at position p may look, 0 elsewhere; what was summed before is rescaled. */
-static void soften(const run *c, float *scores, size_t keys, size_t first_key, size_t p, float *largest, float *total, float *sums)
+static void soften(const run *c, float *scores, size_t keys, size_t first_key, size_t p, float *largest, float *total, float *sums, float *seen)
 {
     const fh_body *b = c->body;
     size_t window = c->layer->window, begin = window && p + 1 > window ? p + 1 - window : 0;
@@ -162,6 +165,8 @@ static void soften(const run *c, float *scores, size_t keys, size_t first_key, s
         for (size_t k = lo; k < hi; k++) scores[k] = b->attn_softcap * tanhf(scores[k] / b->attn_softcap);
     }
     float top = b->math->max(scores + lo, hi - lo);
+    seen[0] = top < seen[0] ? top : seen[0];
+    seen[1] = top > seen[1] ? top : seen[1];
     if (top > *largest) {
         float keep = *total > 0 ? expf(*largest - top) : 0;
         *largest = top;
@@ -193,6 +198,7 @@ static void one_block(void *ctx, size_t task, unsigned worker)
     size_t most = positions * g;
     float *q = c->scratch + worker * c->scratch_each, *sums = q + most * d, *part = sums + most * d;
     float *scores = part + most * d, *gathered = scores + most * CHUNK, *largest = gathered + 2 * CHUNK * d, *total = largest + most;
+    float *seen = seen_of(b, c->scratch + worker * c->scratch_each);
 
     for (size_t i = 0; i < count; i++) {
         const float *row = c->qkv + (piece->row + from + i) * b->qkv_width + b->q_first;
@@ -212,7 +218,7 @@ static void one_block(void *ctx, size_t task, unsigned worker)
     for (; key < end; key += CHUNK) {
         size_t keys = fh_min(CHUNK, end - key), page = key / FH_PAGE_TOKENS;
         score(c, piece, kv_head, page, keys, q, rows, few, scores, gathered);
-        for (size_t r = 0; r < rows; r++) soften(c, scores + r * CHUNK, keys, key, first + r / g, &largest[r], &total[r], sums + r * d);
+        for (size_t r = 0; r < rows; r++) soften(c, scores + r * CHUNK, keys, key, first + r / g, &largest[r], &total[r], sums + r * d, seen);
         weigh(c, piece, kv_head, page, keys, scores, rows, few, sums, gathered + CHUNK * d, gathered, part);
     }
     if (piece->spans > 1) {
@@ -259,8 +265,20 @@ void fh_attention_run(const fh_body *b, fh_pool *pool, float *scratch, size_t sc
     run c = {b, layer, layer_index, n, scratch_each, pieces, qkv, scratch, out};
     size_t work = 0;
     for (size_t i = 0; i < n && work < ALONE; i++) work += pieces[i].rows * (pieces[i].first + pieces[i].rows) * b->heads * b->head_dim;
+    size_t workers = fh_pool_threads(pool);
+    for (size_t w = 0; w < workers; w++) {
+        float *seen = seen_of(b, scratch + w * scratch_each);
+        seen[0] = INFINITY, seen[1] = -INFINITY;
+    }
     fh_pool_run(work < ALONE ? NULL : pool, tasks, one_block, &c);
     bool shared = false;
-    for (size_t i = 0; i < n; i++) shared = shared || pieces[i].spans > 1;
+    for (size_t i = 0; i < n; i++) {
+        shared = shared || pieces[i].spans > 1;
+        for (size_t w = 0; pieces[i].kv->watch && w < workers; w++) {
+            fh_score_range *range = &pieces[i].kv->watch[layer_index];
+            const float *seen = seen_of(b, scratch + w * scratch_each);
+            range->low = fminf(range->low, seen[0]), range->high = fmaxf(range->high, seen[1]);
+        }
+    }
     if (shared) fh_pool_run(pool, n * b->kv_heads, put_together, &c);
 }

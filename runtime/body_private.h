@@ -111,6 +111,7 @@ struct fh_kv {
     uint8_t *fresh; size_t n_fresh;    /* pages of the last slab that are not in use yet */
     fh_slab *slab;                     /* that they are of */
     uint32_t length;
+    fh_score_range *watch;             /* [layers] or NULL */
 };
 /* Pages for `length` tokens, those from the present length on with nobody else's; the length itself is left alone. */
 fh_status fh_kv_reserve(fh_kv *kv, uint64_t length, fh_err *err);

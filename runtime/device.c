@@ -14,6 +14,8 @@ struct fh_device {
     fh_cuda_device *device;
     fh_cuda_head *head;
     fh_head_device does;
+    fh_cuda_clusterer *clusterer;
+    fh_cluster_device clusters;
 };
 
 static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
@@ -70,32 +72,58 @@ static fh_status topk(void *ctx, const fh_head_call *call, uint32_t *ids, float 
     return d->cuda->head_topk(d->head, call, ids, logits, err);
 }
 
-static fh_status open_cuda(fh_device **out, const fh_head *head, fh_err *err)
+/* What shall be done there: a head, or the search of a clustering for n rows of d and k clusters. */
+typedef struct task_there { const fh_head *head; size_t n, d, k; } task_there;
+
+static fh_status put_head(fh_device *d, const fh_head *head, fh_err *err)
+{
+    fh_cuda_source source = {.parts = &head->parts, .dense = head->exact, .slot_of = head->slot_of, .dead = head->dead_map, .always = head->always,
+                             .forced = head->forced,
+                             .n_always = head->n_always, .n_forced = head->n_forced};
+    fh_status rc = d->cuda->head_new(&d->head, d->device, &source, err);
+    d->of = head;
+    d->does = (fh_head_device){d, FH_CUDA_KEPT, topk};
+    return rc;
+}
+
+static fh_status put_clusters(fh_device *d, const task_there *w, fh_err *err)
+{
+    fh_status rc = d->cuda->clusterer_new(&d->clusterer, d->device, w->n, fh_round_up(w->d, 16), w->k, err);
+    if (rc == FH_OK) d->clusters = d->cuda->clusterer_use(d->clusterer);
+    return rc;
+}
+
+static fh_status open_cuda(fh_device **out, const task_there *w, fh_err *err)
 {
     fh_status rc;
     fh_device *d = fh_calloc(1, sizeof *d);
     if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
-    fh_cuda_source source = {.parts = &head->parts, .dense = head->exact, .slot_of = head->slot_of, .dead = head->dead_map, .always = head->always,
-                             .forced = head->forced,
-                             .n_always = head->n_always, .n_forced = head->n_forced};
-    d->of = head;
     if ((rc = open_library(d, err)) < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0 ||
-        (rc = d->cuda->head_new(&d->head, d->device, &source, err)) < 0) goto out;
-    d->does = (fh_head_device){d, FH_CUDA_KEPT, topk};
+        (rc = w->head ? put_head(d, w->head, err) : put_clusters(d, w, err)) < 0) goto out;
     *out = d, d = NULL;
 out:
     fh_device_close(d);
     return rc;
 }
 
-fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err)
+static fh_status open_for(fh_device **out, fh_device_kind kind, const task_there *w, const fh_job *job, fh_err *err)
 {
     fh_err why = {FH_OK, ""};
     *out = NULL;
     if (kind == FH_DEVICE_CPU) return FH_OK;
-    if (kind == FH_DEVICE_CUDA) return open_cuda(out, head, err);
-    if (open_cuda(out, head, &why) < 0) fh_job_say(job, FH_INFO, "the head runs on the CPU: %s", why.text);
+    if (kind == FH_DEVICE_CUDA) return open_cuda(out, w, err);
+    if (open_cuda(out, w, &why) < 0) fh_job_say(job, FH_INFO, "the %s runs on the CPU: %s", w->head ? "head" : "clustering", why.text);
     return FH_OK;
+}
+
+fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err)
+{
+    return open_for(out, kind, &(task_there){.head = head}, job, err);
+}
+
+fh_status fh_device_open_clusters(fh_device **out, fh_device_kind kind, size_t n, size_t d, size_t k, const fh_job *job, fh_err *err)
+{
+    return open_for(out, kind, &(task_there){.n = n, .d = d, .k = k}, job, err);
 }
 
 void fh_device_close(fh_device *d)
@@ -103,6 +131,7 @@ void fh_device_close(fh_device *d)
     if (!d) return;
     if (d->cuda) {
         d->cuda->head_free(d->head);
+        d->cuda->clusterer_free(d->clusterer);
         d->cuda->device_close(d->device);
     }
     if (d->library) dlclose(d->library);
@@ -127,5 +156,6 @@ fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *s
 }
 
 const char *fh_device_name(const fh_device *d) { return d ? d->cuda->device_info(d->device)->name : "cpu"; }
-uint64_t fh_device_bytes(const fh_device *d) { return d ? d->cuda->head_bytes(d->head) : 0; }
+uint64_t fh_device_bytes(const fh_device *d) { return !d ? 0 : d->head ? d->cuda->head_bytes(d->head) : d->cuda->clusterer_bytes(d->clusterer); }
+const fh_cluster_device *fh_device_clusters(const fh_device *d) { return d && d->clusterer ? &d->clusters : NULL; }
 void fh_scratch_use(fh_scratch *scratch, const fh_device *d) { scratch->device = d ? &d->does : NULL; }

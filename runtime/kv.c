@@ -136,6 +136,15 @@ void fh_kv_free(fh_kv *kv)
 }
 
 uint32_t fh_kv_length(const fh_kv *kv) { return kv->length; }
+void fh_kv_watch(fh_kv *kv, fh_score_range *ranges) { kv->watch = ranges; }
+
+fh_score_range *fh_score_ranges(const fh_body *b)
+{
+    fh_score_range *ranges = fh_malloc(b->n_layers * sizeof *ranges);
+    for (size_t i = 0; ranges && i < b->n_layers; i++) ranges[i] = (fh_score_range){INFINITY, -INFINITY};
+    return ranges;
+}
+
 size_t fh_kv_bytes(const fh_kv *kv) { return kv->n_pages * kv->page_bytes; }
 
 void fh_kv_truncate(fh_kv *kv, uint32_t length)

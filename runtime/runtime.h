@@ -3,7 +3,7 @@
 #ifndef FH_RUNTIME_H
 #define FH_RUNTIME_H
 
-#include "format/format.h"
+#include "cluster/cluster.h"
 #include "runtime/flashhead.h"
 
 /* ---- the head -------------------------------------------------------------------------------------------- */
@@ -67,6 +67,9 @@ typedef enum fh_device_kind { FH_DEVICE_CPU, FH_DEVICE_CUDA, FH_DEVICE_AUTO } fh
  * library, driver or GPU, FH_EUNSUPPORTED for one that is too old or strange, FH_ENOMEM where the head does not fit.  The head is borrowed until
  * the device is closed. */
 fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err);
+/* The same for the search of a clustering (fh_cluster_device) of at most n rows of d into k: room for all of it is made now. */
+fh_status fh_device_open_clusters(fh_device **out, fh_device_kind kind, size_t n, size_t d, size_t k, const fh_job *job, fh_err *err);
+const fh_cluster_device *fh_device_clusters(const fh_device *d); /* borrowed until the device is closed; NULL, or one opened for a head: NULL */
 void fh_device_close(fh_device *d);                 /* accepts NULL; after the scratches that use it */
 const char *fh_device_name(const fh_device *d);     /* "NVIDIA H200"; NULL: "cpu" */
 /* What is timed there: the head as one kernel, or as several; the dense head by the same order of sums; one that takes none upon itself; cuBLAS; moving the dense rows. */
@@ -74,7 +77,7 @@ typedef enum fh_device_work { FH_DEVICE_FLASH, FH_DEVICE_APART, FH_DEVICE_DENSE,
 /* seconds [runs] of a greedy token for each of at most 64 states, the device's L2 cache overwritten before every run; ids [batch] (not of a copy).  FH_ENOTFOUND: there is no cuBLAS,
  * or there are no dense rows (of bf16, for the last three). */
 fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *states, size_t batch, uint32_t probes, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
-uint64_t fh_device_bytes(const fh_device *d);       /* of its memory, that the head takes; NULL: 0 */
+uint64_t fh_device_bytes(const fh_device *d);       /* of its memory, that the head or the clustering takes; NULL: 0 */
 /* One candidate of each state by chance: fh_head_route, fh_head_score and fh_sample in one call, for which a GPU needs nothing from the host but random [batch], of [0, 1).  (Masses are summed as
  * integers there, 2^-41 of the best one's probability coarse: a number that falls so close to where one token's share ends may give its neighbour.)  FH_EUSAGE: nothing to draw from. */
 fh_status fh_head_sample(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, const fh_sampling *how, const double *random, uint32_t *ids,
@@ -178,6 +181,21 @@ size_t fh_kv_bytes(const fh_kv *kv); /* of its pages, shared ones too */
 size_t fh_kv_read_bytes(const fh_kv *kv); /* keys and values that the next token reads */
 /* For measuring: made-up keys and values of `length` tokens in place of what was there.  FH_EUSAGE: past the model's positions. */
 fh_status fh_kv_make_up(fh_kv *kv, uint32_t length, fh_err *err);
+/* For each query, head and run of 128 keys: the largest score (scaled, soft-capped) of those that the query sees; of all of these the smallest and the largest.
+ * That is what the one constant of a unified maximum (docs/cuda.md) has to be near. */
+typedef struct fh_score_range { float low, high; } fh_score_range;
+fh_score_range *fh_score_ranges(const fh_body *b); /* [layers], nothing seen yet: low INFINITY, high -INFINITY; freed by the caller.  NULL: out of memory */
+/* From now on every forward pass of this sequence widens ranges [layers] by what attention saw, in the sequences that go through the layers with it too;
+ * NULL ends it.  The same for any number of threads. */
+void fh_kv_watch(fh_kv *kv, fh_score_range *ranges);
+/* What the splits of decode attention on a device sum relative to (runtime/cuda/attention.cuh), by layer: the middle of what was seen.  wide: its ends are so far
+ * apart that other text may well leave the FH_UNIFIED_SAFE either way in which one constant serves; each split then takes its own maximum. */
+typedef struct fh_unified { float constant; bool wide; } fh_unified;
+#define FH_UNIFIED_SAFE 60.0f
+fh_unified fh_unified_of(fh_score_range seen); /* of nothing seen: 0, not wide */
+/* As `hidden` records it, and an artifact in /calibration/made_by/states: [{low, high, constant, wide}], one a layer. */
+#define FH_ATTENTION_RANGE "attention_range"
+bool fh_json_add_unified(fh_json *to, const fh_score_range *seen, size_t layers);
 void fh_kv_truncate(fh_kv *kv, uint32_t length); /* forget what came after; its pages are kept for what comes next */
 /* Run `n` sequences on: sequence i takes lens[i] >= 1 tokens on top of kv[i] (all different).  tokens are concatenated;
  * hidden [sum of lens, D] is what the head reads, one row a token.  One call serves prefill, decoding, and both for many
@@ -209,6 +227,8 @@ fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsig
 /* fh_device_open for the model's head, which then is computed there.  FH_EUSAGE: cuda, but there is no head of a .fhead. */
 fh_status fh_model_use(fh_model *m, fh_device_kind kind, const fh_job *job, fh_err *err);
 void fh_model_close(fh_model *m); /* accepts a zeroed one */
+/* out [layers]: what the model's artifact has recorded; where it has nothing, or something else, as of nothing seen. */
+void fh_model_unified(const fh_model *m, fh_unified *out);
 /* Rows that can never be meant: past the tokenizer (`tokenizer_size`; 0: unknown), or norm below 1e-6 of the median.
  * dead [V] is written; returns how many. */
 size_t fh_dead_rows(const fh_rows *head, uint32_t tokenizer_size, fh_pool *pool, uint8_t *dead, fh_err *err, fh_status *status);

@@ -25,7 +25,7 @@ enum : uint32_t {
     ATT_EACH = 8,          /* values of a head that a lane sums: heads of up to 256 */
     ATT_MOST_DIM = 32 * ATT_EACH
 };
-#define ATT_SAFE 60.0f
+#define ATT_SAFE FH_UNIFIED_SAFE
 
 /* Pages hold [k, v][kv_head][16][d]; entry p of a sequence's table is where its page p begins. */
 struct attention_params {

@@ -89,17 +89,28 @@ static const fh_cuda_info *device_info(const fh_cuda_device *d) { return &d->inf
 
 /* ---- a head's arrays ----------------------------------------------------------------------------------------------- */
 
-fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err)
+fh_status fh_cuda_room(fh_cuda_device *d, uint64_t *total, buffer *b, size_t bytes, fh_err *err)
 {
-    fh_cuda_device *d = h->device;
     if (bytes <= b->bytes) return FH_OK;
     cudaFree(b->p);
-    h->bytes -= b->bytes;
+    *total -= b->bytes;
     *b = {nullptr, 0};
     TRY(cudaMalloc(&b->p, bytes), "making room for a call");
     b->bytes = bytes;
-    h->bytes += bytes;
+    *total += bytes;
     return FH_OK;
+}
+
+fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err) { return fh_cuda_room(h->device, &h->bytes, b, bytes, err); }
+
+fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_err *err)
+{
+    size_t free_bytes = 0, total = 0;
+    TRY(cudaSetDevice(d->ordinal), "choosing it");
+    TRY(cudaMemGetInfo(&free_bytes, &total), "asking for its free memory");
+    if (bytes <= free_bytes) return FH_OK;
+    return d->host->fail(err, FH_ENOMEM, "CUDA device %d (%s): %s needs %.0f MiB of device memory, %.0f MiB are free", d->ordinal, d->info.name, what,
+                         static_cast<double>(bytes) / (1 << 20), static_cast<double>(free_bytes) / (1 << 20));
 }
 
 static fh_status pin(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err)
@@ -197,14 +208,9 @@ static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err
     fh_cuda_device *d = h->device;
     const fh_head_parts *p = s->parts;
     head_params *c = &h->fixed;
-    size_t slots = static_cast<size_t>(p->clusters) * p->cap, free_bytes = 0, total = 0;
+    size_t slots = static_cast<size_t>(p->clusters) * p->cap;
     fh_status rc;
-    if ((rc = check_width(d, s, err)) < 0) return rc;
-    TRY(cudaSetDevice(d->ordinal), "choosing it");
-    TRY(cudaMemGetInfo(&free_bytes, &total), "asking for its free memory");
-    if (source_bytes(s) > free_bytes)
-        return d->host->fail(err, FH_ENOMEM, "CUDA device %d (%s): the head needs %.0f MiB of device memory, %.0f MiB are free", d->ordinal, d->info.name,
-                             static_cast<double>(source_bytes(s)) / (1 << 20), static_cast<double>(free_bytes) / (1 << 20));
+    if ((rc = check_width(d, s, err)) < 0 || (rc = fh_cuda_fits(d, "the head", source_bytes(s), err)) < 0) return rc;
     *c = {};
     c->hidden = p->hidden, c->clusters = p->clusters, c->cap = p->cap, c->exact_by_token = p->exact_by_token, c->softcap = p->softcap;
     if ((rc = copy_rows(h, &c->centroids, &h->centroids, &h->centroid_scales, &p->centroids, p->centroid_scales, err)) < 0 ||
@@ -402,6 +408,7 @@ static fh_status head_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_cal
 extern "C" const fh_cuda_table *fh_cuda_backend(void)
 {
     static const fh_cuda_table table = {FH_CUDA_ABI, FH_CUDA_SHAPES, FH_TOOL_VERSION, device_open, device_close, device_info, head_new, head_free, head_bytes,
-                                        head_topk, head_apart, head_time, fh_cuda_attend};
+                                        head_topk, head_apart, head_time, fh_cuda_attend, fh_cuda_clusterer_new,
+                                        fh_cuda_clusterer_free, fh_cuda_clusterer_bytes, fh_cuda_clusterer_use, fh_cuda_clusterer_time};
     return &table;
 }

@@ -15,6 +15,7 @@ extern "C" {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpedantic"
 #endif
+#include "cluster/cluster.h"
 #include "runtime/head_device.h"
 #include "runtime/runtime.h"
 #ifdef __cplusplus
@@ -22,14 +23,15 @@ extern "C" {
 #endif
 
 /* Grows whenever this file changes what it means: a shared object of another build is refused. */
-enum { FH_CUDA_ABI = 1 };
-#define FH_CUDA_SHAPES (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_err))
+enum { FH_CUDA_ABI = 2 };
+#define FH_CUDA_SHAPES (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + sizeof(fh_err))
 enum {
     FH_CUDA_BATCH = 64,   /* states of one launch: as many as a word has bits */
     FH_CUDA_KEPT = 2048   /* candidates of one state that are ranked on the device: k, and R + k - 1 more where the head reranks */
 };
 
 typedef struct fh_cuda_device fh_cuda_device;
+typedef struct fh_cuda_clusterer fh_cuda_clusterer; /* rows and centres of a clustering in device memory */
 typedef struct fh_cuda_head fh_cuda_head; /* a head's arrays in device memory, and the scratch of one caller */
 
 /* What is timed. FUSED reads the dense bf16 rows 16 bytes at a time, multiplies and keeps the best, batch 1: the fastest that a head which reads everything
@@ -96,6 +98,13 @@ typedef struct fh_cuda_table {
      * none) by the device's clock, its L2 cache overwritten before each. FH_EUSAGE: a shape out of range. */
     fh_status (*attend)(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds,
                         fh_err *err);
+    /* Room for n rows of ld bytes (a multiple of 16) and k centres.  FH_ENOMEM says how much it needs and how much is free. */
+    fh_status (*clusterer_new)(fh_cuda_clusterer **out, fh_cuda_device *d, size_t n, size_t ld, size_t k, fh_err *err);
+    void (*clusterer_free)(fh_cuda_clusterer *c);       /* accepts NULL */
+    uint64_t (*clusterer_bytes)(const fh_cuda_clusterer *c); /* of device memory */
+    fh_cluster_device (*clusterer_use)(fh_cuda_clusterer *c); /* good until it is freed; FH_EUSAGE: beyond the room there is, or want above 64 */
+    /* Times of `runs` searches of the `want` nearest of all centres for rows 0..n-1, as attend times: nothing is copied within. */
+    fh_status (*clusterer_time)(fh_cuda_clusterer *c, size_t n, size_t want, size_t runs, double *seconds, fh_err *err);
 } fh_cuda_table;
 
 const fh_cuda_table *fh_cuda_backend(void);

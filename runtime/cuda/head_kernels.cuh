@@ -22,11 +22,9 @@ enum : uint32_t {
     HEAD_THREADS = 256, HEAD_WARPS = HEAD_THREADS / 32,
     ROWS = 4, LANES = 8,          /* rows a warp takes at once, lanes that share one */
     SEVERAL = 4,                  /* states that are multiplied with one reading of a row */
-    BIN_BITS = 11, BINS = 1u << BIN_BITS,
-    EVERY_LANE = 0xffffffffu
+    BIN_BITS = 11, BINS = 1u << BIN_BITS
 };
 static_assert(BINS % HEAD_THREADS == 0, "each thread sums the same number of bins");
-#define FH_NO_KEY 0xffffffffffffffffull
 
 /* Shared memory: words [64], one key a state, bins, then the states, or while results are made two lists of keys and one state. */
 enum : uint32_t { SHARED_WORDS = 64, SHARED_FIXED = 4 * SHARED_WORDS + 8 * FH_CUDA_BATCH + 4 * BINS + 4 * HEAD_WARPS * FH_CUDA_BATCH };
@@ -48,18 +46,6 @@ static __device__ head_shared shared_parts(void)
     m.rest = at;
     return m;
 }
-
-/* ---- keys: as runtime/head.h ------------------------------------------------------------------------------------- */
-
-static __device__ uint32_t falling(float value)
-{
-    uint32_t u = __float_as_uint(value);
-    return u >> 31 ? u : ~u & 0x7fffffffu;
-}
-
-static __device__ float rising(uint32_t f) { return __uint_as_float(f >> 31 ? f : ~f & 0x7fffffffu); }
-static __device__ fh_u64 key_of(float value, uint32_t id) { return static_cast<fh_u64>(falling(value)) << 32 | id; }
-static __device__ float settle(float x) { return x == x ? x + 0.0f : __uint_as_float(0xff800000u); }
 
 static __device__ float logit_of(const head_params &c, uint32_t id, float dot)
 {

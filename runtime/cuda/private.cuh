@@ -15,6 +15,21 @@ static __device__ __forceinline__ float fh_f16_value(uint32_t h)
     return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
 
+/* ---- keys: as runtime/head.h, the smaller the better -------------------------------------------------------------------------- */
+
+enum : uint32_t { EVERY_LANE = 0xffffffffu };
+#define FH_NO_KEY 0xffffffffffffffffull
+
+static __device__ __forceinline__ uint32_t falling(float value)
+{
+    uint32_t u = __float_as_uint(value);
+    return u >> 31 ? u : ~u & 0x7fffffffu;
+}
+
+static __device__ __forceinline__ float rising(uint32_t f) { return __uint_as_float(f >> 31 ? f : ~f & 0x7fffffffu); }
+static __device__ __forceinline__ fh_u64 key_of(float value, uint32_t id) { return static_cast<fh_u64>(falling(value)) << 32 | id; }
+static __device__ __forceinline__ float settle(float x) { return x == x ? x + 0.0f : __uint_as_float(0xff800000u); }
+
 /* ---- what a launch of the head is given ------------------------------------------------------------------------------------ */
 
 /* Rows in device memory, 64 bytes or a multiple apart, zeros past the last element. */
@@ -104,6 +119,11 @@ fh_status fh_cuda_clock(fh_cuda_device *d, stopwatch *k, fh_status (*enqueue)(vo
 void fh_cuda_clock_free(stopwatch *k);
 fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *out, uint64_t *recomputed, uint64_t *parts, size_t runs, double *seconds,
                          fh_err *err);
+fh_status fh_cuda_clusterer_new(fh_cuda_clusterer **out, fh_cuda_device *d, size_t n, size_t ld, size_t k, fh_err *err);
+void fh_cuda_clusterer_free(fh_cuda_clusterer *c);
+uint64_t fh_cuda_clusterer_bytes(const fh_cuda_clusterer *c);
+fh_cluster_device fh_cuda_clusterer_use(fh_cuda_clusterer *c);
+fh_status fh_cuda_clusterer_time(fh_cuda_clusterer *c, size_t n, size_t want, size_t runs, double *seconds, fh_err *err);
 fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing);
 #define TRY(call, doing) \
     do { \
@@ -111,8 +131,11 @@ fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, co
         if (e_ != cudaSuccess) return fh_cuda_failed(d, err, e_, doing); \
     } while (0)
 
-/* At least so many bytes; what was there is lost. */
-fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err);
+/* At least so many bytes of device memory; what was there is lost.  *total counts them. */
+fh_status fh_cuda_room(fh_cuda_device *d, uint64_t *total, buffer *b, size_t bytes, fh_err *err);
+fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err); /* of a head */
+/* FH_ENOMEM, saying how much `what` needs and how much is free, where that is too little. */
+fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_err *err);
 /* Everything that a launch for `call` (at most FH_CUDA_BATCH states) needs, with the states on the device; results will be in h->results, ids and then
  * logits. */
 fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params *c, size_t *shared, fh_err *err);

@@ -20,6 +20,13 @@ is_cpu=$(value 'r["device"]' < cpu.json); [ "$is_cpu" = cpu ] || die "device $is
 fails 2 "\-\-device: 'gpu' is none of cpu,cuda,auto" fh run model.fhead --ids 1 --device gpu
 fails 2 'query: --curve is measured on the CPU' fh query model.fhead --hidden states.safetensors --curve 1,2 --device cuda
 fails 2 'tiny: has no FlashHead, which is what a GPU computes' fh run tiny --ids 1 --device cuda
+fh cluster -C work -q > /dev/null
+cp work/clusters.safetensors here.safetensors
+FH_CUDA_LIBRARY=/nowhere.so fh cluster -C work --device auto --json > auto.json 2> why
+[ "$(grep -c 'the clustering runs on the CPU: /nowhere\.so: cannot be opened' why)" = 1 ] || die "auto says: $(cat why)"
+[ "$(value 'r["device"]' < auto.json)" = cpu ] || die 'not on the CPU'
+same here.safetensors work/clusters.safetensors
+fails 1 'nowhere\.so: cannot be opened: ' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" cluster -C work --device cuda
 # The real one, where it was built: on a machine without a driver it opens and says so
 lib=$(dirname "$FHTOOL")/libfhcuda.so
 if [ -e "$lib" ] && [ ! -e /dev/nvidiactl ]; then
@@ -45,5 +52,11 @@ if [ -e "$FH_CUDA_LIBRARY" ]; then
         fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --head $h --json | value 'r["ids"]' > want
         fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --head $h --device auto --json | value 'r["ids"]' > got
         same want got
+    done
+    for c in '' '--metric euclidean --k 40' '--metric cosine --cap 7' '--start faiss --metric cosine' '--start random --restarts 2 --rounds 2 --seed 3' '--init model.fhead'; do
+        # shellcheck disable=SC2086
+        { fh cluster -C work $c -q > /dev/null; cp work/clusters.safetensors here.safetensors; fh cluster -C work $c --device cuda --json -q > got.json; }
+        [ "$(value 'r["device"]' < got.json)" = 'an emulated device' ] || die 'not on the device'
+        same here.safetensors work/clusters.safetensors
     done
 fi

@@ -15,7 +15,7 @@ artifact='format:str vocab:int hidden:int k:int cap:int probes:int hot:int reran
 
 json vocab:int hidden:int dtype:str tied:bool dead_rows:int fingerprint:hex -- convert tiny -C steps
 grep -q '"vocab":300,"hidden":64,"dtype":"bf16","tied":true,.*"dead_rows":13,' report.json || die "facts: $(cat report.json)"
-json tokens:int seconds:num -- hidden -C steps --text text.txt --tokens 6000
+json tokens:int seconds:num attention_range[].low:num attention_range[].high:num attention_range[].constant:num attention_range[].wide:bool -- hidden -C steps --text text.txt --tokens 6000
 json k:int cap:int objective:unit seconds:num peak_bytes:int -- cluster -C steps
 json routing:str states:int loss:num? seconds:num -- route -C steps
 json centroids:str tokens:str bytes:int error.mean:num error.p99:num error.max:num error.worst_text:str -- quantize -C steps
@@ -26,6 +26,7 @@ json $artifact -- pack -C steps -o steps.fhead
 json $artifact -- inspect steps.fhead
 json $artifact verified:bool -- verify steps.fhead
 grep -q '"bundled":true,.*"calibrated":true' report.json
+grep -aq '"made_by":.*"states":.*"attention_range":\[{"low":[-0-9.]*,"high":[-0-9.]*,"constant":[-0-9.]*,"wide":false}' steps.fhead || die 'the artifact has no range of attention scores'
 fh status -C steps --json > status.json
 python3 "$TOP/tests/cli/has_fields.py" stages[].stage:str stages[].file:str stages[].state:str < status.json
 ! grep -Eq 'missing|stale' status.json || die "something is missing or stale: $(cat status.json)"
@@ -60,7 +61,7 @@ json prompt_ids:list ids:list text:str stats.ttft_seconds:num stats.tpot_seconds
 json prompt_ids:list ids:list text:str -- run once.fhead --ids 1,2,3 -n 4 --head dense
 json tokens:int perplexity:num -- perplexity once.fhead --text text.txt --window 64 --stride 32
 json tokens:int perplexity:num missed:int missed_share:unit -- perplexity once.fhead --text text.txt --window 64 --stride 32 --head flash
-json tokens:int -- hidden tiny --text text.txt --window 32 --tokens 320 -o states.safetensors --logits
+json tokens:int attention_range[].high:num -- hidden tiny --text text.txt --window 32 --tokens 320 -o states.safetensors --logits
 json sequences:int tokens:int -- hidden once.fhead --ids-file states.safetensors -o again.safetensors --logits
 same states.safetensors again.safetensors
 json isa:str machine[].samples:int heads[].microseconds:num heads[].share_of_roofline:num parts[].p90:num rivals[].flash_is_faster:num \

@@ -1,6 +1,7 @@
 /* tests/device/device.c: the CUDA head on a real device, in one program that needs nothing there but the driver.
  *
- *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times of heads and of attention
+ *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times of heads, of attention and of a
+ *                                clustering's search
  *
  * First answers: every pair of encodings, odd shapes and the five real ones, P from 1 to K, batches of 1 to 64, one kernel and several, against the CPU's
  * definition, bit for bit, from fresh random rows and into poisoned memory. Then times at the five real shapes, the L2 cache overwritten before every run.
@@ -17,6 +18,7 @@
 
 #define fail_msg(...) (fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), exit(1))
 #define assert_int_equal(a, b) ((void)((a) == (b) || (fail_msg("%s:%d: %s is not %s", __FILE__, __LINE__, #a, #b), 0)))
+#include "tests/unit/cluster_world.h"
 #include "tests/unit/head_world.h"
 
 static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
@@ -224,6 +226,49 @@ static void time_attention(FILE *out, fh_cuda_device *d, bool *first)
     free(pages), free(result[0]), free(result[1]);
 }
 
+/* ---- the search of a clustering --------------------------------------------------------------------------------------------- */
+
+/* Answers, of each `step`-th row against the definition; then times, where seconds is not NULL. */
+static void search_near(fh_cuda_device *d, near_shape is, size_t step, size_t runs, double *seconds)
+{
+    fh_err err = {0};
+    fh_cuda_clusterer *c;
+    near_world w = near_make(is, &rng);
+    if (fh_cuda_backend()->clusterer_new(&c, d, is.n, is.ld, is.k, &err) < 0) fail_msg("%s", err.text);
+    fh_cluster_device does = fh_cuda_backend()->clusterer_use(c);
+    if (near_send(&w, &does, &err) < 0 || near_search(&w, &does, does.at_once, &err) < 0) fail_msg("%s", err.text);
+    size_t bad = near_different(&w, step);
+    if (bad) fprintf(stderr, "near clusters of %zu rows of %zu, K %zu, the best %zu: %zu different\n", is.n, is.ld, is.k, is.want, bad);
+    compared += (is.n + step - 1) / step * is.want, different += bad;
+    if (seconds && fh_cuda_backend()->clusterer_time(c, is.n, is.want, runs, seconds, &err) < 0) fail_msg("%s", err.text);
+    fh_cuda_backend()->clusterer_free(c);
+    near_free(&w);
+}
+
+static void check_near(fh_cuda_device *d)
+{
+    static const near_shape shapes[] = {{1, 16, 1, 1, .but = false}, {3, 32, 7, 64, .but = true}, {130, 48, 129, 24, .ties = true},
+                                        {129, 64, 300, 33, .ties = true, .but = true, .subset = true}, {260, 272, 131, 64, .but = true},
+                                        {70, 1040, 257, 24, .subset = true}, {5000, 768, 3144, 24, .but = true}, {40000, 64, 1000, 24, .ties = true}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        if (!small_shapes || shapes[i].n < 1000) search_near(d, shapes[i], 1 + shapes[i].n / 1000, 0, NULL);
+}
+
+/* One search of a round: a clustering makes three or four of them, and its goal is 10 s for all that it does. */
+static void time_near(FILE *out, fh_cuda_device *d)
+{
+    near_shape is = small_shapes ? (near_shape){600, 64, 50, 24, .but = true} : (near_shape){128256, 2048, 8016, 24, .but = true};
+    double seconds[RUNS];
+    size_t runs = small_shapes ? 3 : 20;
+    search_near(d, is, small_shapes ? 1 : 500, runs, seconds);
+    qsort(seconds, runs, sizeof *seconds, by_value);
+    double median = seconds[runs / 2], products = (double)is.n * (double)is.ld * (double)is.k;
+    fprintf(out, "{\"rows\": %zu, \"bytes_a_row\": %zu, \"k\": %zu, \"candidates\": %zu, \"milliseconds\": %.3f, \"tera_products_per_second\": %.3f}",
+            is.n, is.ld, is.k, is.want, 1e3 * median, products / median / 1e12);
+    printf("the %zu nearest of %zu clusters for %zu rows of %zu: %.2f ms, %.1f T products/s\n", is.want, is.k, is.n, is.ld, 1e3 * median,
+           products / median / 1e12);
+}
+
 int main(int argc, char **argv)
 {
     small_shapes = argc > 2 && !strcmp(argv[1], "--small");
@@ -245,6 +290,7 @@ int main(int argc, char **argv)
             info->name, info->major, info->minor,
             info->multiprocessors, info->driver, info->runtime, (unsigned long long)seed);
     check_answers(d);
+    check_near(d);
     printf("%zu answers compared, %zu different\n", compared, different);
     fflush(stdout);
     bool first = true;
@@ -252,7 +298,9 @@ int main(int argc, char **argv)
     fprintf(out, "],\n \"attention\": [");
     first = true;
     time_attention(out, d, &first);
-    fprintf(out, "],\n \"compared\": %zu, \"different\": %zu}\n", compared, different);
+    fprintf(out, "],\n \"clustering\": ");
+    time_near(out, d);
+    fprintf(out, ",\n \"compared\": %zu, \"different\": %zu}\n", compared, different);
     if (fclose(out)) fail_msg("%s: %s", path, strerror(errno));
     fh_cuda_backend()->device_close(d);
     printf("%zu answers compared, %zu different\n", compared, different);

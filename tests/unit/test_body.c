@@ -250,17 +250,22 @@ static void any_number_of_threads_gives_the_same_bits(void **state)
         }
         float *wanted = malloc(rows * g.d * sizeof *wanted), *got = malloc(rows * g.d * sizeof *got);
         float *wanted_logits = malloc(rows * g.v * sizeof *wanted_logits), *got_logits = malloc(rows * g.v * sizeof *got_logits);
+        fh_score_range *seen[2] = {fh_score_ranges(g.body), NULL};
         for (unsigned threads = 1; threads <= 5; threads += 2) {
             fh_pool *pool;
             fh_kv *kv[N];
             ok(fh_pool_new(&pool, threads, &err), err);
-            for (size_t i = 0; i < N; i++) kv[i] = new_kv(g.body);
+            seen[1] = fh_score_ranges(g.body);
+            for (size_t i = 0; i < N; i++) kv[i] = new_kv(g.body), fh_kv_watch(kv[i], seen[threads > 1]);
             ok(fh_body_forward(g.body, pool, N, kv, lens, ids, threads == 1 ? wanted : got, &err), err);
             ok(fh_dense_logits(&g.dense, pool, threads == 1 ? wanted : got, rows, threads == 1 ? wanted_logits : got_logits, &err), err);
             if (threads > 1) {
                 assert_memory_equal(got, wanted, rows * g.d * sizeof *got);
                 assert_memory_equal(got_logits, wanted_logits, rows * g.v * sizeof *got_logits);
+                assert_memory_equal(seen[1], seen[0], g.checkpoint.config.layers * sizeof *seen[0]);
+                assert_true(seen[0][0].low < seen[0][0].high);
             }
+            fh_free(seen[1]);
             for (size_t i = 0; i < N; i++) fh_kv_free(kv[i]);
             fh_pool_free(pool);
         }
@@ -268,6 +273,7 @@ static void any_number_of_threads_gives_the_same_bits(void **state)
         free(got);
         free(wanted_logits);
         free(got_logits);
+        fh_free(seen[0]);
         golden_close(&g);
     }
 }
@@ -395,7 +401,7 @@ static void rms_plus_one(const float *w, const double *x, double eps, double *y,
 /* Gemma-2 from its description, in double, one token after another: no cache, no blocks.  The weights are those of a Gemma-3
  * file, whose names are a superset. */
 enum { G_D = 32, G_F = 64, G_H = 2, G_DIM = 16, G_L = 2, G_T = 24 };
-static void plain_gemma2(const fh_tensors *t, const fh_config *c, const uint32_t *ids, double out[G_T][G_D])
+static void plain_gemma2(const fh_tensors *t, const fh_config *c, const uint32_t *ids, double out[G_T][G_D], fh_score_range *seen)
 {
     static float e[300 * G_D], q[G_D * G_D], k[G_DIM * G_D], v[G_DIM * G_D], o[G_D * G_D], gate[G_F * G_D], up[G_F * G_D], down[G_D * G_F],
         n1[G_D], n2[G_D], n3[G_D], n4[G_D];
@@ -427,14 +433,17 @@ static void plain_gemma2(const fh_tensors *t, const fh_config *c, const uint32_t
                 }
             }
             for (size_t head = 0; head < G_H; head++) {
-                double total = 0, s[G_T];
+                double total = 0, s[G_T], top = -INFINITY;
                 for (size_t j = 0; j <= p; j++) {
                     double dot = 0;
                     for (size_t i = 0; i < G_DIM; i++) dot += heads[head * G_DIM + i] * keys[j][i];
                     dot = c->attn_softcap * tanh(dot / sqrt(c->query_scalar) / c->attn_softcap);
-                    s[j] = l % 2 == 0 && j + c->sliding_window <= p ? 0 : exp(dot); /* even layers are windowed */
+                    bool hidden = l % 2 == 0 && j + c->sliding_window <= p; /* even layers are windowed */
+                    s[j] = hidden ? 0 : exp(dot);
+                    top = hidden ? top : fmax(top, dot);
                     total += s[j];
                 }
+                seen[l].low = fminf(seen[l].low, (float)top), seen[l].high = fmaxf(seen[l].high, (float)top);
                 for (size_t j = 0; j <= p; j++)
                     for (size_t i = 0; i < G_DIM; i++) mixed[head * G_DIM + i] += s[j] / total * values[j][i];
             }
@@ -474,8 +483,18 @@ static void gemma2_is_what_its_description_says(void **state)
     ok(fh_body_open(&body, &source, "gemma2", &err), err);
     const uint32_t n = G_T;
     fh_kv *kv = new_kv(body);
+    fh_score_range *seen = fh_score_ranges(body), *plain = fh_score_ranges(body);
+    fh_kv_watch(kv, seen);
     ok(fh_body_forward(body, NULL, 1, &kv, &n, g.ids, hidden, &err), err);
-    plain_gemma2(g.checkpoint.tensors, &c, g.ids, wanted);
+    plain_gemma2(g.checkpoint.tensors, &c, g.ids, wanted, plain);
+    for (size_t l = 0; l < G_L; l++) {
+        assert_true(plain[l].low < plain[l].high && plain[l].high < 1.5f);
+        if (!(fabsf(seen[l].low - plain[l].low) <= 1e-5f) || !(fabsf(seen[l].high - plain[l].high) <= 1e-5f))
+            fail_msg("layer %zu: largest scores of %g to %g, not of %g to %g", l, (double)seen[l].low, (double)seen[l].high, (double)plain[l].low,
+                     (double)plain[l].high);
+    }
+    fh_free(seen);
+    fh_free(plain);
     for (size_t i = 0; i < G_T * G_D; i++) reference[i] = (float)wanted[i / G_D][i % G_D];
     double off = farthest(hidden, reference, G_T * G_D) / spread(reference, G_T * G_D);
     if (!(off <= 1e-5)) fail_msg("off by %g", off);

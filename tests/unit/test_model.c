@@ -53,6 +53,7 @@ static char *tokenizer_text(size_t *len)
 /* ---- a small packer, from the layout of the format ------------------------------------------------------------------------ */
 
 enum { K = 40, CAP = 9 }; /* 320 tokens: one slot of each cluster is padding */
+static const char *calibration = "null";
 
 static void pad_rows(uint8_t *out, size_t stride, const fh_rows *rows, const uint32_t *order, size_t n)
 {
@@ -104,12 +105,12 @@ static void pack(const golden *g, const char *dir, const char *path, bool bundle
     char *encoding = fh_sprintf("{\"encoding\":\"%s\",\"group\":%zu,\"stride\":%zu,\"layout\":\"rows\",\"transform\":\"none\"}", dtype,
                                 head.cols, stride);
     char *header = fh_sprintf(
-        "{\"format\":\"fhead\",\"requires\":[],\"tool\":\"test\",\"provenance\":{},\"calibration\":null,"
+        "{\"format\":\"fhead\",\"requires\":[],\"tool\":\"test\",\"provenance\":{},\"calibration\":%s,"
         "\"model\":{\"type\":\"llama\",\"vocab\":%zu,\"hidden\":%zu,\"dtype\":\"%s\","
         "\"tied\":%s,\"softcap\":0.0,\"fingerprint\":\"%s\",\"tokenizer_size\":256},"
         "\"head\":{\"k\":%d,\"cap\":%d,\"probes\":%d,\"routing\":\"mean\","
         "\"centroids\":%s,\"tokens\":%s,\"hot\":[],\"always\":[2]},\"bundle\":{\"body\":%s,\"tokenizer\":%s}}",
-        head.rows, head.cols, dtype, g->checkpoint.tied ? "true" : "false", fingerprint ? fingerprint : hex, K, CAP, K, encoding, encoding,
+        calibration, head.rows, head.cols, dtype, g->checkpoint.tied ? "true" : "false", fingerprint ? fingerprint : hex, K, CAP, K, encoding, encoding,
         bundle ? "true" : "false", bundle ? "true" : "false");
     uint8_t *rows = malloc(K * CAP * stride);
     fh_fhead_writer *w;
@@ -151,6 +152,19 @@ static void check_model(const fh_model *m, const golden *g)
     fh_kv_free(kv);
     free(hidden);
     free(logits);
+}
+
+/* ---- what attention is relative to ------------------------------------------------------------------------------------ */
+
+static void the_constant_of_a_layer_is_the_middle_unless_its_range_is_wide(void **state)
+{
+    static const struct { fh_score_range seen; fh_unified is; } cases[] = {
+        {{INFINITY, -INFINITY}, {0, false}}, {{-3, 21}, {9, false}}, {{5, 5}, {5, false}}, {{-45, 45}, {0, false}}, {{-46, 45}, {-0.5f, true}},
+        {{-INFINITY, 3}, {0, true}}, {{-3e38f, 3e38f}, {0, true}}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fh_unified u = fh_unified_of(cases[i].seen);
+        if (!(u.constant == cases[i].is.constant) || u.wide != cases[i].is.wide) fail_msg("case %zu: %g, %s", i, (double)u.constant, u.wide ? "wide" : "not wide");
+    }
 }
 
 /* ---- directories ---------------------------------------------------------------------------------------------------------- */
@@ -295,6 +309,36 @@ static void a_head_only_artifact_takes_its_base_model_and_no_other(void **state)
     golden_close(&g);
 }
 
+/* Recorded with the states that the calibration is of; anything else there is as if there were nothing. */
+static void an_artifact_says_what_attention_is_relative_to(void **state)
+{
+#define FIRST "{\"low\":-2,\"high\":8,\"constant\":3,\"wide\":false}"
+    static const struct { const char *range; fh_unified layer[3]; } cases[] = {
+        {"[" FIRST ",{\"low\":-200,\"high\":100,\"constant\":-50,\"wide\":true}," FIRST "]", {{3, false}, {-50, true}, {3, false}}},
+        {"[" FIRST "," FIRST "]", {{0, false}}}, /* a layer too few */
+        {"[" FIRST "," FIRST ",{\"constant\":4}]", {{0, false}}},
+        {"[" FIRST "," FIRST ",{\"constant\":1e300,\"wide\":true}]", {{0, false}}},
+        {"{}", {{0, false}}}, {"7", {{0, false}}}, {"null", {{0, false}}}};
+    golden g;
+    fh_err err;
+    assert_true(golden_open(&g, "tests/golden/llama"));
+    assert_int_equal(g.checkpoint.config.layers, 3);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fh_model m;
+        fh_unified got[3] = {{7, true}, {7, true}, {7, true}};
+        char *text = fh_sprintf("{\"made_by\":{\"states\":{\"attention_range\":%s}}}", cases[i].range);
+        calibration = text;
+        pack(&g, "tests/golden/llama", at("bundle.fhead"), true, NULL);
+        calibration = "null";
+        fh_free(text);
+        ok(fh_model_open(&m, at("bundle.fhead"), NULL, FH_MODEL_BODY | FH_MODEL_HEAD, NULL, &err), err);
+        fh_model_unified(&m, got);
+        for (size_t l = 0; l < 3; l++) assert_true(got[l].constant == cases[i].layer[l].constant && got[l].wide == cases[i].layer[l].wide);
+        fh_model_close(&m);
+    }
+    golden_close(&g);
+}
+
 static void every_allocation_may_fail(void **state)
 {
 #ifdef FH_FAULTS
@@ -396,6 +440,8 @@ int main(void)
         cmocka_unit_test(rows_past_the_tokenizer_are_dead),
         cmocka_unit_test(a_bundle_is_as_good_as_its_checkpoint),
         cmocka_unit_test(a_head_only_artifact_takes_its_base_model_and_no_other),
+        cmocka_unit_test(the_constant_of_a_layer_is_the_middle_unless_its_range_is_wide),
+        cmocka_unit_test(an_artifact_says_what_attention_is_relative_to),
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(zero_and_vanishing_rows_are_dead_and_duplicates_are_not),
         cmocka_unit_test(dense_logits_follow_the_permutation_the_bias_and_the_cap),
