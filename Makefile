@@ -163,7 +163,9 @@ build/libfhcuda.so: $(CUDA_SRC:%=build/obj/%.o) build/obj/format/dtype.o
 	$(Q)$(NVCC) -cudart static -shared -o $@ $^
 -include $(CUDA_SRC:%=build/obj/%.d)
 # What a machine with a GPU runs (tests/device/run.sh): a directory that needs nothing there but the driver.  The other one is for seeing that it works at all.
-device-test: build/device/device-test ## build/device for tests/device/run.sh (needs nvcc)
+device-test: build/device/device-test build/device/fhtool ## build/device for tests/device/run.sh (needs nvcc)
+build/device/fhtool: build/fhtool build/libfhcuda.so
+	$(Q)mkdir -p $(@D)/lib && cp build/libfhcuda.so $(@D) && cp -L $$(ldd build/fhtool | sed -n 's/.* => \(.*\) (.*/\1/p' | grep -v '/lib\(c\|m\|dl\|rt\|pthread\)\.so') $(@D)/lib && cp $< $@
 build/device/device-test: build/obj/tests/device/device.o $(CUDA_SRC:%=build/obj/%.o) build/libparts.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && cp -L "$$($(CC) -print-file-name=libcjson.so)" $(@D)/libcjson.so.1 && $(NVCC) -cudart static -o $@ $^ -Xlinker -rpath='$$ORIGIN' \

@@ -135,7 +135,7 @@ static __device__ void look(const candidate_params &c, const float *score, uint3
 
 /* ---- the kernel ------------------------------------------------------------------------------------------------------------ */
 
-static __global__ void __launch_bounds__(CAND_THREADS) candidates(candidate_params c)
+static __global__ void __launch_bounds__(CAND_THREADS, 2) candidates(candidate_params c)
 {
     int *stages = reinterpret_cast<int *>(fh_shared());
     float *scores = reinterpret_cast<float *>(stages);

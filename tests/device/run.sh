@@ -1,5 +1,5 @@
 #!/bin/sh
-# tests/device/run.sh DIR: everything of the CUDA head that needs a device, in under ten minutes; results go to DIR. Needs build/device (`make device-test`,
+# tests/device/run.sh DIR: everything of the CUDA backend that needs a device, in under ten minutes; results go to DIR. Needs build/device (`make device-test`,
 # on a machine with nvcc;
 # it may be carried here).  compute-sanitizer is used where it is.
 set -u
@@ -20,5 +20,19 @@ if command -v compute-sanitizer > /dev/null; then
         echo "compute-sanitizer $tool: exit status $rc (124: not finished in time): $(grep 'ERROR SUMMARY' "$dir/$tool.txt")"
         case $rc in 0 | 124) ;; *) bad=1; head -n 40 "$dir/$tool.txt" ;; esac
     done
+fi
+# A whole clustering at the size of Llama-3.2-1B's head: the same bytes wherever near clusters are looked for. Needs Python with numpy for the rows.
+if python3 -c 'import numpy' 2> /dev/null; then
+    export LD_LIBRARY_PATH="$PWD/build/device/lib"
+    fhtool=$PWD/build/device/fhtool work=$dir/clustering
+    python3 tests/make_synthetic.py "$work-head" --vocab 128256 --hidden 2048 && "$fhtool" convert "$work-head" -C "$work" -q > "$dir/convert.txt" || bad=1
+    for where in cuda cpu; do
+        "$fhtool" cluster -C "$work" --cap 16 --device $where --json -q > "$dir/cluster-$where.json" && mv "$work/clusters.safetensors" "$work-$where" || bad=1
+        grep -o '"\(swaps\|device\|seconds\)":[^,}]*' "$dir/cluster-$where.json" | tr '\n' ' '
+    done
+    cmp "$work-cuda" "$work-cpu" && echo 'the same clusters' || bad=1
+    rm -rf "$work" "$work-head" "$work-cuda" "$work-cpu"
+else
+    echo 'no Python with numpy: no whole clustering'
 fi
 exit $bad

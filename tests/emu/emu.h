@@ -21,7 +21,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct emu_index { unsigned x, y, z; };
 struct int4 { int x, y, z, w; };

@@ -51,7 +51,7 @@ static const near_shape shapes[] = {
 static void near_clusters_are_those_of_the_definition_bit_for_bit(void **state)
 {
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (size_t at_once = 1000; at_once; at_once = at_once == 1000 ? 51 : 0) {
+        for (size_t at_once = 1000; at_once; at_once = at_once == 1000 && shapes[i].ld < 100 ? 51 : 0) {
             there t;
             fh_err err = {0};
             near_world w = near_make(shapes[i], &rng);
@@ -134,7 +134,7 @@ static void compare_clusters(const fh_rows *head, const fh_cluster_params *p, fh
 
 static void clusters_are_the_same_whatever_is_asked(void **state)
 {
-    static const head_shape heads[] = {{2, 1, 2, 1}, {61, 3, 7, 5}, {300, 40, 24, 20}, {301, 17, 130, 9}, {150, 100, 3, 40}};
+    static const head_shape heads[] = {{2, 1, 2, 1}, {61, 3, 7, 5}, {300, 40, 24, 20}, {201, 17, 130, 9}, {120, 100, 3, 40}};
     static const fh_cluster_start starts[] = {FH_START_COARSE, FH_START_FAISS, FH_START_RANDOM};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
         float *x = make_head(heads[i]), *map = calloc(heads[i].d * heads[i].d, sizeof *map);
@@ -143,16 +143,14 @@ static void clusters_are_the_same_whatever_is_asked(void **state)
             for (size_t b = a; b < heads[i].d; b++) map[a * heads[i].d + b] = (float)(fh_rng_double(&rng) - 0.5) + 2 * (a == b);
         there t;
         assert_int_equal(there_open(&t, head.rows, fh_round_up(head.cols, 16), heads[i].k, NULL), FH_OK);
-        t.does.at_once = 96;
+        t.does.at_once = 200;
         for (size_t s = 0; s < 3; s++) {
-            fh_cluster_params p = {.k = heads[i].k, .start = starts[s], .seed = s};
-            compare_clusters(&head, &p, &t.does);
-            p.map = map; /* alike by the logits they give */
-            compare_clusters(&head, &p, &t.does);
-            p.map = NULL, p.metric = FH_METRIC_COSINE, p.candidates = 3;
+            fh_cluster_params p = {.k = heads[i].k, .start = starts[s], .seed = s, .rounds = 2};
+            if ((i + s) % 3 == 1) p.map = map; /* alike by the logits they give */
+            if ((i + s) % 3 == 2) p.metric = FH_METRIC_COSINE, p.candidates = 3;
             compare_clusters(&head, &p, &t.does);
         }
-        fh_cluster_params p = {.k = heads[i].k, .start = FH_START_RANDOM, .restarts = 2, .rounds = 2, .candidates = FH_MAX_CANDIDATES};
+        fh_cluster_params p = {.k = heads[i].k, .start = FH_START_RANDOM, .restarts = 2, .rounds = 1, .candidates = FH_MAX_CANDIDATES};
         compare_clusters(&head, &p, &t.does);
         there_close(&t);
         free(x), free(map);
