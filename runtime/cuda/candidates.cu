@@ -81,7 +81,7 @@ static __device__ void eight(int *out, const int *word, uint32_t t)
 
 static __device__ void multiply(const int *stage, int (&sum)[8][8])
 {
-    FH_UNROLL(16)
+    FH_UNROLL(2) /* more spills registers: two blocks a multiprocessor leave 128 of them */
     for (uint32_t w = 0; w < CAND_WORDS; w++) {
         int row[8], cluster[8];
         eight(row, stage + w * CAND_PITCH, threadIdx.x / 16);
