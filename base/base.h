@@ -105,6 +105,10 @@ size_t fh_utf8_valid(const char *s, size_t len);
 typedef struct fh_map { const uint8_t *data; size_t size; char *path; } fh_map;
 fh_status fh_map_open(fh_map *out, const char *path, fh_err *err);
 void fh_map_close(fh_map *map); /* accepts a zeroed one */
+/* What the system keeps of a file in memory is dropped where nobody has it mapped, so that the next map reads it from the disk: in pages as large as the
+ * file system has them, whereas those of a file just written are as large as its writer's pieces and the memory of that moment allowed.  Advice: it cannot
+ * fail. */
+void fh_file_uncache(const char *path);
 
 /* The whole of a file or pipe ("-" is standard input) in memory, NUL-terminated; more than `limit` bytes is an error.  *out is freed by the caller. */
 fh_status fh_file_read(char **out, size_t *len, const char *path, size_t limit, fh_err *err);

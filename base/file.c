@@ -43,6 +43,15 @@ void fh_map_close(fh_map *map)
     *map = (fh_map){0};
 }
 
+void fh_file_uncache(const char *path)
+{
+    int fd = fh_sys_open(path, O_RDONLY | O_NONBLOCK, 0);
+    if (fd < 0) return;
+    (void)fsync(fd); /* what the disk has not is not dropped */
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    close(fd);
+}
+
 fh_status fh_file_sha256(char hex[65], uint64_t *bytes, const char *path, const fh_job *job, fh_err *err)
 {
     enum { PIECE = 4 << 20 };

@@ -16,80 +16,7 @@
 
 #include <cmocka.h>
 
-static char dir[4096], room[4][8192];
-
-/* A path in the test's own directory; good until the fourth call after it. */
-static const char *at(const char *name)
-{
-    static int next;
-    char *p = room[next++ % 4];
-    snprintf(p, sizeof room[0], "%s/%s", dir, name);
-    return p;
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(dir, sizeof dir, "%s/fh-test-XXXXXX", tmp && *tmp ? tmp : "/tmp");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int remove_all(const char *path)
-{
-    struct dirent **names;
-    int n = scandir(path, &names, NULL, NULL);
-    for (int i = 0; i < n; i++) {
-        char file[8192];
-        snprintf(file, sizeof file, "%s/%s", path, names[i]->d_name);
-        if (strcmp(names[i]->d_name, ".") && strcmp(names[i]->d_name, "..") && unlink(file)) remove_all(file);
-        free(names[i]);
-    }
-    if (n >= 0) free(names);
-    return rmdir(path);
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    return remove_all(dir);
-}
-
-static int entries(const char *path)
-{
-    struct dirent **names;
-    int n = scandir(path, &names, NULL, NULL);
-    for (int i = 0; i < n; i++) free(names[i]);
-    if (n >= 0) free(names);
-    return n - 2;
-}
-
-static void put(const char *path, const char *text)
-{
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    assert_true(fputs(text, f) >= 0);
-    assert_int_equal(fclose(f), 0);
-}
-
-static void expect_text(const char *path, const char *text)
-{
-    fh_err err = {0};
-    char *data = NULL;
-    size_t n = 0;
-    fh_status rc = fh_file_read(&data, &n, path, 1 << 20, &err);
-    if (rc < 0) fail_msg("%s", err.text);
-    assert_string_equal(data, text);
-    assert_int_equal(n, strlen(text));
-    fh_free(data);
-}
-
-static void expect_error(fh_status got, fh_status want, const fh_err *err, const char *words)
-{
-    if (got != want || err->code != want || !strstr(err->text, words)) {
-        fail_msg("%s with '%s' expected, not %s: %s", fh_status_name(want), words, fh_status_name(got), err->text);
-    }
-}
+#include "tests/unit/base_files.h"
 
 /* ---- reading --------------------------------------------------------------------------------------------- */
 
@@ -113,6 +40,23 @@ static void a_map_shows_the_file(void **state)
     assert_null(map.data);
     assert_int_equal(map.size, 0);
     fh_map_close(&map);
+}
+
+static void a_file_that_is_not_kept_in_memory_has_the_same_bytes(void **state)
+{
+    (void)state;
+    fh_err err = {0};
+    fh_map map;
+    put(at("file"), "hello"); /* not on the disk yet */
+    assert_int_equal(fh_map_open(&map, at("file"), &err), FH_OK);
+    fh_file_uncache(at("file"));
+    assert_memory_equal(map.data, "hello", 5);
+    fh_map_close(&map);
+    fh_file_uncache(at("file"));
+    expect_text(at("file"), "hello");
+    fh_file_uncache(at("none"));
+    fh_file_uncache(dir);
+    assert_int_equal(entries(dir), 1);
 }
 
 static void what_is_no_regular_file_is_refused_at_once(void **state)
@@ -643,6 +587,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_map_shows_the_file, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_file_that_is_not_kept_in_memory_has_the_same_bytes, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_no_regular_file_is_refused_at_once, setup, teardown),
         cmocka_unit_test_setup_teardown(reading_stops_at_the_limit, setup, teardown),
         cmocka_unit_test_setup_teardown(standard_input_and_pipes_are_read_to_their_end, setup, teardown),

@@ -15,63 +15,7 @@
 
 #include <cmocka.h>
 
-static char dir[4096], room[4][8192];
-
-/* A path in the test's own directory; good until the fourth call after it. */
-static const char *at(const char *name)
-{
-    static int next;
-    char *p = room[next++ % 4];
-    snprintf(p, sizeof room[0], "%s/%s", dir, name);
-    return p;
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(dir, sizeof dir, "%s/fh-test-XXXXXX", tmp && *tmp ? tmp : "/tmp");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    char command[4200];
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
-    return system(command);
-}
-
-static int entries(const char *path)
-{
-    struct dirent **names;
-    int n = scandir(path, &names, NULL, NULL);
-    for (int i = 0; i < n; i++) free(names[i]);
-    if (n >= 0) free(names);
-    return n - 2;
-}
-
-static void put(const char *path, const char *text)
-{
-    fh_err err = {0};
-    if (fh_file_write(path, text, strlen(text), 0, &err) < 0) fail_msg("%s", err.text);
-}
-
-static void expect_text(const char *path, const char *text)
-{
-    fh_err err = {0};
-    char *data = NULL;
-    size_t n = 0;
-    if (fh_file_read(&data, &n, path, 1 << 20, &err) < 0) fail_msg("%s", err.text);
-    assert_string_equal(data, text);
-    fh_free(data);
-}
-
-static void expect_error(fh_status got, fh_status want, const fh_err *err, const char *words)
-{
-    if (got != want || err->code != want || !strstr(err->text, words))
-        fail_msg("%s with '%s' expected, not %s: %s", fh_status_name(want), words, fh_status_name(got), err->text);
-}
+#include "tests/unit/base_files.h"
 
 /* A directory with one file and one below a directory of its own. */
 static fh_status fill(fh_outdir *o, fh_err *err)
