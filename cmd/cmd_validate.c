@@ -10,6 +10,7 @@ typedef struct args {
     fh_str model, hidden, prompts, last_words, report;
     fh_uint tokens, window, stride, seed, n_prompts, say, anatomy;
     bool no_anatomy, no_perplexity, no_divergence;
+    fh_pick device;
 } args;
 static const fh_opt options[] = {
     {"model", FH_OPT_STR, offsetof(args, model), "DIR", "the model it was made of (default: the bundled one)", 0, 0, NULL},
@@ -29,6 +30,7 @@ static const fh_opt options[] = {
     {"no-anatomy", FH_OPT_FLAG, offsetof(args, no_anatomy), NULL, "do not measure the parts", 0, 0, NULL},
     {"no-perplexity", FH_OPT_FLAG, offsetof(args, no_perplexity), NULL, "leave it out", 0, 0, NULL},
     {"no-divergence", FH_OPT_FLAG, offsetof(args, no_divergence), NULL, "do not continue prompts", 0, 0, NULL},
+    {"device", FH_OPT_PICK, offsetof(args, device), "D", "whose results are held to the CPU's (default auto: a GPU's if there is one)", 0, 0, "cpu,cuda,auto"},
     {"-C", FH_OPT_STR, offsetof(args, common) + offsetof(fh_common, dir), "DIR", "work directory, for the centroids before their encoding (default: none)",
      0, 0, NULL},
     FH_COMMON_OPTS,
@@ -206,6 +208,7 @@ static fh_json *report_of(const fh_validation *v, const fh_check *gates, size_t 
         fh_json_add_u64(j, "compared", p->found.compared);
         fh_json_add_u64(j, "differ", p->found.differ);
     }
+    if (v->device) fh_json_add_string(r, "device", v->device);
     if (v->text) fh_json_add_string(r, "text", v->text);
     if (*v->text_digest) fh_json_add_string(r, "text_sha256", v->text_digest);
     if (v->quality.positions) add_quality(r, &v->quality);
@@ -276,7 +279,8 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
                               .anatomy_positions = (size_t)a->anatomy.v,
                               .no_anatomy = a->no_anatomy,
                               .no_perplexity = a->no_perplexity,
-                              .no_divergence = a->no_divergence};
+                              .no_divergence = a->no_divergence,
+                              .device = a->device.set ? (fh_device_kind)a->device.v : FH_DEVICE_AUTO};
     fh_status rc = check_args(a, err);
     if (rc < 0) goto out;
     if (a->common.dir.set) {
@@ -319,7 +323,7 @@ const fh_command fh_cmd_validate = {
     options,
     sizeof(args),
     run,
-    "Checks: integrity, belonging (fingerprint), rows and permutation against the model, parity of the kernels, calibration, states, promise.\n"
+    "Checks: integrity, belonging (fingerprint), rows and permutation against the model, parity of kernels and GPU, calibration, states, promise.\n"
     "Measures on a text: containment, agreement, mass and KL against the dense head, perplexity, how far greedy texts agree, what each part costs.\n"
     "Gates know: containment, containment_lower, top1, top3, top5, top10, agreement, agreement_lower, mass, mass_lower, kl, kl_p99, kl_max, kl_dense, "
     "kl_dense_p99, kl_dense_max,\n"

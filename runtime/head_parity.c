@@ -1,11 +1,11 @@
-/* head_parity.c: are a head's products on this machine what they are defined to be? */
+/* head_parity.c: are a head's products on this machine what they are defined to be, and a device's results? */
 #include "runtime/head.h"
 
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
-enum { RUN = 64, MOST_STATES = 8 };
+enum { RUN = 64, MOST_STATES = 8, MOST_RESULTS = 512 };
 
 typedef struct parity_job {
     const fh_kernels *kernels; /* NULL: double arithmetic */
@@ -96,5 +96,52 @@ out:
     fh_free(room);
     fh_free(j.found);
     fh_free(j.wide);
+    return rc;
+}
+
+/* ---- results of a device --------------------------------------------------------------------------------------------- */
+
+typedef struct answers { uint32_t *ids; float *logits; } answers; /* [m, k] */
+
+/* tanhf is each library's own. */
+static float cap_units(const fh_head_parts *p) { return p->softcap > 0 ? 4 * p->softcap * FLT_EPSILON / 2 : 0; }
+static bool close_to(float a, float b, float units) { return a == b || fabsf(a - b) <= units; }
+
+/* Is it one of a state's k results, best first, and where it should be?  Where logits are close, tokens may have changed places, the last with one behind it. */
+static bool is_result(const uint32_t *ids, const float *logits, size_t k, size_t at, uint32_t id, float logit, float units)
+{
+    if (!close_to(logits[at], logit, units)) return false;
+    if (ids[at] == id) return true;
+    for (size_t i = 0; units > 0 && i < k; i++) if (ids[i] == id) return close_to(logits[i], logit, units);
+    return units > 0 && close_to(logits[k - 1], logit, units);
+}
+
+static void compare(fh_parity *found, const answers *want, const answers *got, size_t m, size_t k, float units)
+{
+    for (size_t s = 0; s < m; s++)
+        for (size_t i = s * k; i < (s + 1) * k; i++)
+            found->compared++, found->differ += !is_result(want->ids + s * k, want->logits + s * k, k, i - s * k, got->ids[i], got->logits[i], units);
+}
+
+fh_status fh_scratch_parity(fh_scratch *here, fh_scratch *there, const float *states, size_t n, fh_parity *out, fh_err *err)
+{
+    const fh_head *head = here->head;
+    const fh_head_parts *p = &head->parts;
+    size_t m = fh_min(n, MOST_STATES), most = there->device ? there->device->most : MOST_RESULTS;
+    /* k results come of 2 k + R - 1 candidates, which is what has to fit. */
+    size_t k = fh_min(fh_min(MOST_RESULTS, p->vocab), fh_max(1, (most - fh_min(most, head->rerank)) / 2));
+    const fh_query queries[] = {{0}, {.probes = p->clusters}};
+    answers want = {fh_malloc(m * k * sizeof *want.ids), fh_malloc(m * k * sizeof *want.logits)};
+    answers got = {fh_malloc(m * k * sizeof *got.ids), fh_malloc(m * k * sizeof *got.logits)};
+    fh_status rc = want.ids && want.logits && got.ids && got.logits ? FH_OK : fh_fail(err, FH_ENOMEM, "parity: out of memory");
+    *out = (fh_parity){0};
+    for (size_t q = 0; rc == FH_OK && q < sizeof queries / sizeof *queries; q++) {
+        if ((rc = fh_head_topk(head, here, states, m, &queries[q], k, want.ids, want.logits, err)) < 0 ||
+            (rc = fh_head_topk(head, there, states, m, &queries[q], k, got.ids, got.logits, err)) < 0) break;
+        compare(out, &want, &got, m, k, cap_units(p));
+    }
+    if (rc == FH_OK && fh_head_get_info(head)->exact && (rc = fh_head_dense_topk(head, here, states, m, k, want.ids, want.logits, err)) == FH_OK &&
+        (rc = fh_head_dense_topk(head, there, states, m, k, got.ids, got.logits, err)) == FH_OK) compare(out, &want, &got, m, k, cap_units(p));
+    fh_free(want.ids), fh_free(want.logits), fh_free(got.ids), fh_free(got.logits);
     return rc;
 }

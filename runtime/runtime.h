@@ -50,6 +50,11 @@ bool fh_head_parity_name(size_t table, const char **isa, const char **variant);
 typedef struct fh_parity { uint64_t compared, differ; double worst; } fh_parity;
 fh_status fh_head_parity(const fh_head *head, size_t table, fh_pool *pool, const float *states, size_t n, fh_parity *out, fh_err *err);
 
+/* What `there` gives against `here`, scratches of the same head: the best tokens of the first few of n states and their logits, from P probes, from all
+ * clusters and from the dense rows, as many as a device keeps.  The same bits; of a soft-capped head, logits within 4 units in the last place of the cap,
+ * and tokens may change places where they are so close.  worst is 0. */
+fh_status fh_scratch_parity(fh_scratch *here, fh_scratch *there, const float *states, size_t n, fh_parity *out, fh_err *err);
+
 /* A scratch on threads that are there: two pools on the same CPUs hinder each other, the one waiting where the other works.  The pool is
  * borrowed until the scratch is freed (NULL: the calling thread alone). */
 fh_status fh_scratch_on(fh_scratch **out, const fh_head *head, fh_pool *pool, fh_err *err);

@@ -230,15 +230,35 @@ out:
 
 /* ---- kernels ------------------------------------------------------------------------------------------------------- */
 
+/* A GPU's results beside this CPU's.  Where one is used if there is one, its absence is no news. */
+static fh_status device_parity(fh_validation *v, const fh_head *head, fh_device_kind kind, const float *states, size_t n, const fh_job *job, fh_err *err)
+{
+    fh_scratch *here = NULL, *there = NULL;
+    fh_device *device = NULL;
+    fh_parity_row *r = &v->parity[v->n_parity];
+    fh_status rc = fh_device_open(&device, kind, head, NULL, err);
+    if (rc < 0 || !device) return rc;
+    if ((rc = fh_scratch_on(&here, head, fh_job_pool(job), err)) < 0 || (rc = fh_scratch_on(&there, head, fh_job_pool(job), err)) < 0) goto out;
+    if (!(v->device = fh_strdup(fh_device_name(device)))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    fh_scratch_use(there, device);
+    *r = (fh_parity_row){.isa = "cuda", .variant = ""};
+    if ((rc = fh_scratch_parity(here, there, states, n, &r->found, err)) == FH_OK) v->n_parity++;
+out:
+    fh_scratch_free(there);
+    fh_scratch_free(here);
+    fh_device_close(device);
+    return rc;
+}
+
 /* Rows of the head itself, spread over it, are states of a natural size. */
-static fh_status check_parity(fh_validation *v, const fh_job *job, fh_err *err)
+static fh_status check_parity(fh_validation *v, fh_device_kind device, const fh_job *job, fh_err *err)
 {
     enum { STATES = 8 };
     const fh_head_layout *h = &v->layout;
     fh_check *c = &v->check[FH_CHECK_PARITY];
     size_t d = h->hidden, slots = (size_t)h->k * h->cap, n = 0, at = 0;
     float *states = fh_malloc(STATES * d * sizeof *states);
-    char names[200] = "";
+    char names[200] = "", elsewhere[160] = "";
     fh_head *head = NULL;
     fh_status rc = states ? fh_head_open(&head, fh_fhead_path(v->file), err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0) goto out;
@@ -248,7 +268,7 @@ static fh_status check_parity(fh_validation *v, const fh_job *job, fh_err *err)
         fh_dec_row(h->tokens.dtype, fh_row(&h->tokens, s), scales ? scales + s * fh_scale_bytes(h->tokens.dtype, d) : NULL, d, states + n++ * d);
     }
     fh_check_set(c, FH_PASSED, "-");
-    for (size_t i = 0; i < FH_PARITIES; i++) {
+    for (size_t i = 0; i + 1 < FH_PARITIES; i++) {
         fh_parity_row *r = &v->parity[i];
         if (!fh_head_parity_name(i, &r->isa, &r->variant)) break;
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
@@ -260,9 +280,17 @@ static fh_status check_parity(fh_validation *v, const fh_job *job, fh_err *err)
             fh_check_set(c, FH_FAILED, "%s %s: %llu of %llu products are not what the %s", r->isa, r->variant, (unsigned long long)r->found.differ,
                          (unsigned long long)r->found.compared, i ? "definition gives, bit for bit" : "same sums in double allow");
     }
+    if (c->verdict == FH_PASSED && (rc = device_parity(v, head, device, states, n, job, err)) < 0) goto out;
+    if (v->device) {
+        const fh_parity *found = &v->parity[v->n_parity - 1].found;
+        snprintf(elsewhere, sizeof elsewhere, "; cuda (%.80s): the same tokens and logits", v->device);
+        if (found->differ)
+            fh_check_set(c, FH_FAILED, "cuda (%s): %llu of %llu results are not what the kernels of this CPU give", v->device,
+                         (unsigned long long)found->differ, (unsigned long long)found->compared);
+    }
     if (c->verdict == FH_PASSED)
-        fh_check_set(c, FH_PASSED, "%s: bit for bit the definition's products, which are within %.0f %% of what rounding allows", names,
-                     100 * v->parity[0].found.worst);
+        fh_check_set(c, FH_PASSED, "%s: bit for bit the definition's products, which are within %.0f %% of what rounding allows%s", names,
+                     100 * v->parity[0].found.worst, elsewhere);
 out:
     fh_head_close(head);
     fh_free(states);
@@ -381,7 +409,7 @@ static void skip_from(fh_validation *v, fh_check_kind from, const char *why)
     for (int i = from; i < FH_CHECKS; i++) fh_check_set(&v->check[i], FH_SKIPPED, "%s", why);
 }
 
-fh_status fh_check_artifact(fh_validation *v, const fh_checkpoint *base, const fh_job *job, fh_err *err)
+fh_status fh_check_artifact(fh_validation *v, const fh_checkpoint *base, fh_device_kind device, const fh_job *job, fh_err *err)
 {
     fh_status rc;
     fh_err fault = {0};
@@ -403,7 +431,7 @@ fh_status fh_check_artifact(fh_validation *v, const fh_checkpoint *base, const f
     if (rc < 0) return rc;
     if (!fh_check_stands(&v->check[FH_CHECK_BELONGING])) skip_from(v, FH_CHECK_ROWS, "it is not of this model");
     else if ((rc = check_rows(v, base, job, err)) < 0) return rc;
-    if ((rc = check_parity(v, job, err)) < 0) return rc;
+    if ((rc = check_parity(v, device, job, err)) < 0) return rc;
     bool whole = true;
     for (int i = 0; i <= FH_CHECK_PERMUTATION; i++) whole = whole && fh_check_stands(&v->check[i]);
     if (whole) check_calibration(v);

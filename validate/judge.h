@@ -9,7 +9,7 @@ void fh_check_set(fh_check *c, fh_verdict verdict, const char *fmt, ...) FH_PRIN
 static inline bool fh_check_stands(const fh_check *c) { return c->verdict != FH_FAILED; }
 
 /* Integrity, belonging, rows, permutation, parity and calibration of v->file; base NULL: there is none.  Only what keeps from checking is an error. */
-fh_status fh_check_artifact(fh_validation *v, const fh_checkpoint *base, const fh_job *job, fh_err *err);
+fh_status fh_check_artifact(fh_validation *v, const fh_checkpoint *base, fh_device_kind device, const fh_job *job, fh_err *err);
 /* What the artifact promises; a target of 0: nothing of this kind. */
 typedef struct fh_promised { double target[FH_PROMISES], confidence; bool any; uint32_t containment_k; const char *text, *text_sha256; } fh_promised;
 const char *fh_promise_words(char out[80], const fh_promised *p, fh_promise_kind kind); /* "the best 3 among the candidates" */

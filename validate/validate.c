@@ -279,7 +279,7 @@ fh_status fh_validate(fh_validation *out, const char *path, const fh_validate_pa
     }
     if (rc < 0) { if (err) *err = fault; goto out; }
     if (p->base && (rc = fh_checkpoint_open(&j.base, p->base, job, err)) < 0) goto out;
-    if ((rc = fh_check_artifact(out, p->base ? &j.base : NULL, job, err)) < 0) goto out;
+    if ((rc = fh_check_artifact(out, p->base ? &j.base : NULL, p->device, job, err)) < 0) goto out;
     bool sound = true;
     for (int i = 0; i <= FH_CHECK_PERMUTATION; i++) sound = sound && fh_check_stands(&out->check[i]);
     fh_checkpoint_close(&j.base); /* opened again where it is measured with */
@@ -308,6 +308,7 @@ void fh_validation_free(fh_validation *v)
     fh_fhead_close(v->file);
     fh_free(v->quality.curve);
     fh_free(v->text);
+    fh_free(v->device);
     *v = (fh_validation){0};
 }
 

@@ -82,7 +82,8 @@ typedef struct fh_bench_report {
     fh_bench_list batches; /* the same heads at batch 1, 2, 4 ... 64, cold */
     fh_bench_list rivals;  /* "OpenBLAS f32", "FAISS IVF f32" */
     fh_bench_list body;    /* "decode", `batch` the length of the cache; "prefill", `batch` the tokens, its bytes are operations */
-    double tpot[2], share[2]; /* seconds a token of the whole model and the head's share of it, by fh_head_kind: the best of 5 runs of 129 tokens */
+    double tpot[2], share[2]; /* seconds a token of the whole model and the head's share of it, by fh_head_kind: the best of 5 runs of 129 tokens,
+                               * of fewer where they take more than a few seconds */
     double body_bytes, dense_bytes; /* that a token reads; dense_bytes: of the dense head */
     uint64_t checksum;     /* of what was read, so that it cannot be left out */
 } fh_bench_report;
@@ -113,7 +114,7 @@ typedef enum fh_check_kind {
     FH_CHECK_BELONGING,   /* the fingerprint is the checkpoint's, or that of the bundle's own rows where none is given */
     FH_CHECK_ROWS,        /* the token rows are that model's, encoded */
     FH_CHECK_PERMUTATION, /* each in the slot of its token */
-    FH_CHECK_PARITY,      /* the kernels give what they are defined to give */
+    FH_CHECK_PARITY,      /* the kernels give what they are defined to give, and a device gives what they give */
     FH_CHECK_CALIBRATION, /* the promise was made on this very head */
     FH_CHECK_STATES,      /* what the head reads is finite */
     FH_CHECK_PROMISE,     /* what was measured does not contradict it */
@@ -159,7 +160,7 @@ typedef struct fh_anatomy { /* positions 0: not measured */
 typedef struct fh_divergence { size_t prompts, tokens, identical; double mean, median; size_t min; } fh_divergence;
 typedef struct fh_last_words { size_t words, dense, flash, same; } fh_last_words; /* said rightly; by both heads or by neither */
 typedef struct fh_parity_row { const char *isa, *variant; fh_parity found; } fh_parity_row;
-enum { FH_PARITIES = 8 };
+enum { FH_PARITIES = 9 };
 
 typedef struct fh_validate_params { /* zeros: what the artifact alone allows */
     const char *base;                         /* the checkpoint it was made of, or NULL: the bundle */
@@ -174,13 +175,15 @@ typedef struct fh_validate_params { /* zeros: what the artifact alone allows */
     const char *routing;                      /* safetensors with the centroids before their encoding, or NULL */
     size_t anatomy_positions;                 /* 0: 2,048, evenly */
     bool no_anatomy, no_perplexity, no_divergence;
+    fh_device_kind device;                    /* whose results are held to this CPU's, beside its kernels; auto: a GPU's if there is one */
 } fh_validate_params;
 
 typedef struct fh_validation {
     fh_fhead *file;                    /* the artifact, open */
     fh_head_layout layout;             /* vocab 0: there is no head in it */
     fh_check check[FH_CHECKS];
-    fh_parity_row parity[FH_PARITIES]; size_t n_parity;
+    fh_parity_row parity[FH_PARITIES]; size_t n_parity; /* the last may be "cuda", of results */
+    char *device;                      /* its name; NULL: none was looked at */
     fh_quality quality;
     fh_anatomy anatomy;
     fh_perplexity_report dense, flash; /* tokens 0: not measured */

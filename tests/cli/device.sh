@@ -19,6 +19,11 @@ same cpu.json auto.json
 is_cpu=$(value 'r["device"]' < cpu.json); [ "$is_cpu" = cpu ] || die "device $is_cpu"
 fails 2 "\-\-device: 'gpu' is none of cpu,cuda,auto" fh run model.fhead --ids 1 --device gpu
 fails 2 'query: --curve is measured on the CPU' fh query model.fhead --hidden states.safetensors --curve 1,2 --device cuda
+# validate looks at one where it is, says nothing where there is none, and must have it where it is told to
+parity='[(p["isa"], p["variant"]) for p in r["parity"] if p["isa"] == "cuda"], r.get("device"), [c["result"] for c in r["checks"] if c["check"] == "parity"]'
+fails 1 '/nowhere\.so: cannot be opened' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" validate model.fhead --device cuda
+FH_CUDA_LIBRARY=/nowhere.so fh validate model.fhead --json > report.json 2> said
+[ "$(value "$parity" < report.json)" = "([], None, ['passed'])" ] && [ ! -s said ] || die "without a device: $(value "$parity" < report.json) $(cat said)"
 fails 2 'tiny: has no FlashHead, which is what a GPU computes' fh run tiny --ids 1 --device cuda
 fh cluster -C work -q > /dev/null
 cp work/clusters.safetensors here.safetensors
@@ -59,4 +64,13 @@ if [ -e "$FH_CUDA_LIBRARY" ]; then
         [ "$(value 'r["device"]' < got.json)" = 'an emulated device' ] || die 'not on the device'
         same here.safetensors work/clusters.safetensors
     done
+    for d in '' '--device auto' '--device cuda'; do
+        # shellcheck disable=SC2086
+        fh validate model.fhead $d --json > report.json
+        [ "$(value "$parity" < report.json)" = "([('cuda', '')], 'an emulated device', ['passed'])" ] || die "on the device: $(value "$parity" < report.json)"
+        [ "$(value '[p["compared"] > 1000 and p["differ"] == 0 for p in r["parity"]]' < report.json | tr -d '[]' | tr -d ' ' | tr ',' '\n' | sort -u)" = True ] || die 'results differ'
+        grep -q '; cuda (an emulated device): the same tokens and logits"' report.json || die 'the report does not say so'
+    done
+    fh validate model.fhead --device cpu --json > report.json
+    [ "$(value "$parity" < report.json)" = "([], None, ['passed'])" ] || die "--device cpu: $(value "$parity" < report.json)"
 fi

@@ -9,6 +9,7 @@
 
 #include "base/fault.h"
 #include "calib/calib.h"
+#include "runtime/head.h"
 #include "tests/unit/head_world.h"
 
 static fh_err err;
@@ -235,6 +236,58 @@ static void every_kernel_of_this_machine_gives_what_is_defined(void **state)
     }
 }
 
+/* A device that gives what this CPU does, but for one result. */
+typedef enum lie { TRUE_ALL, OTHER_TOKEN, OTHER_LOGIT, NO_NUMBER, LIES } lie;
+typedef struct liar { fh_scratch *here; lie how; bool dense; size_t at, calls; } liar;
+
+static fh_status answer(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *e)
+{
+    liar *l = ctx;
+    fh_query q = {.probes = call->probes};
+    fh_status rc = call->dense ? fh_head_dense_topk(l->here->head, l->here, call->states, call->batch, call->k, ids, logits, e)
+                               : fh_head_topk(l->here->head, l->here, call->states, call->batch, &q, call->k, ids, logits, e);
+    l->calls++;
+    if (rc < 0 || call->dense != l->dense) return rc;
+    size_t at = fh_min(l->at, call->batch * call->k - 1);
+    if (l->how == OTHER_TOKEN) ids[at] ^= 1;
+    if (l->how == OTHER_LOGIT) logits[at] += 2e-5f;
+    if (l->how == NO_NUMBER) logits[at] = NAN;
+    return rc;
+}
+
+static void what_a_device_gives_is_held_to_what_this_machine_gives(void **state)
+{
+    (void)state;
+    fh_rng_seed(&rng, 9, 0);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        world w;
+        world_open(&w, shapes[i]);
+        float *states = make_states(&w, 3);
+        bool exact = fh_head_get_info(w.head)->exact != NULL;
+        fh_scratch *here, *there;
+        fh_parity p;
+        assert_int_equal(fh_scratch_on(&here, w.head, NULL, &err), FH_OK);
+        assert_int_equal(fh_scratch_on(&there, w.head, NULL, &err), FH_OK);
+        for (int how = 0; how < LIES; how++)
+            for (int dense = 0; dense <= exact; dense++)
+                for (size_t at = 0; at < 14; at += 13) {
+                    liar l = {.here = here, .how = (lie)how, .dense = dense, .at = at};
+                    fh_head_device device = {&l, 300, answer};
+                    there->device = &device;
+                    assert_int_equal(fh_scratch_parity(here, there, states, 3, &p, &err), FH_OK);
+                    assert_int_equal(l.calls, exact ? 3 : 2);
+                    assert_true(p.compared >= 3 * l.calls);
+                    if ((p.differ != 0) != (how != TRUE_ALL))
+                        fail_msg("shape %zu, lie %d, dense %d, result %zu: %llu differ", i, how, dense, at, (unsigned long long)p.differ);
+                }
+        states[0] = NAN;
+        assert_int_equal(fh_scratch_parity(here, there, states, 3, &p, &err), FH_EUSAGE);
+        fh_scratch_free(here), fh_scratch_free(there);
+        free(states);
+        world_close(&w);
+    }
+}
+
 /* ---- memory ------------------------------------------------------------------------------------------------------- */
 
 #ifdef FH_FAULTS
@@ -248,7 +301,10 @@ static void every_allocation_may_fail(void **state)
     float *states = make_states(&w, 4);
     fh_dense dense = dense_of(&w);
     fh_lens lenses[] = {{.head = w.head, .probes = some, .n_probes = 2}, {.head = w.head, .by_mass = true, .probes = some, .n_probes = 2}};
-    for (int what = 0; what < 3; what++) {
+    fh_scratch *here, *there;
+    assert_int_equal(fh_scratch_on(&here, w.head, NULL, &err), FH_OK);
+    assert_int_equal(fh_scratch_on(&there, w.head, NULL, &err), FH_OK);
+    for (int what = 0; what < 4; what++) {
         bool fired = true;
         for (long n = 1; fired; n++) {
             size_t seen = 0;
@@ -257,12 +313,14 @@ static void every_allocation_may_fail(void **state)
             fh_fault_set(FH_FAULT_ALLOC, n);
             fh_status rc = what == 0   ? fh_observe(&dense, lenses, 2, &(fh_observe_params){0}, states, NULL, 4, count_sights, &seen, NULL, &err)
                            : what == 1 ? fh_curve(w.head, &dense, states, NULL, 4, false, points, 2, NULL, &err)
-                                       : fh_head_parity(w.head, 0, NULL, states, 4, &parity, &err);
+                           : what == 2 ? fh_head_parity(w.head, 0, NULL, states, 4, &parity, &err)
+                                       : fh_scratch_parity(here, there, states, 4, &parity, &err);
             fired = fh_fault_fired();
             fh_fault_set(FH_FAULT_ALLOC, 0);
             assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
         }
     }
+    fh_scratch_free(here), fh_scratch_free(there);
     free(states);
     world_close(&w);
 }
@@ -277,6 +335,7 @@ int main(void)
         cmocka_unit_test(nothing_is_lost_where_everything_is_a_candidate_and_exact),
         cmocka_unit_test(what_does_not_fit_is_refused_and_numbers_that_are_not_finite_are_a_verdict),
         cmocka_unit_test(every_kernel_of_this_machine_gives_what_is_defined),
+        cmocka_unit_test(what_a_device_gives_is_held_to_what_this_machine_gives),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
