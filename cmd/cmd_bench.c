@@ -3,11 +3,12 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device, kv_type; bool no_batches, no_rivals, body; } args;
+typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device, kv_type; bool brief, no_batches, no_rivals, body; } args;
 static const fh_opt options[] = {
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
     {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
     {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "states to ask with (default: Gaussian ones)", 0, 0, NULL},
+    {"brief", FH_OPT_FLAG, offsetof(args, brief), NULL, "cold caches and all threads alone, the body in whole tokens alone", 0, 0, NULL},
     {"no-batches", FH_OPT_FLAG, offsetof(args, no_batches), NULL, "batch 1 alone", 0, 0, NULL},
     {"against-estimate", FH_OPT_STR, offsetof(args, against), "FILE", "what 'estimate --json' said of it beforehand: compare", 0, 0, NULL},
     {"no-rivals", FH_OPT_FLAG, offsetof(args, no_rivals), NULL, "without OpenBLAS and FAISS, which take the head in float32", 0, 0, NULL},
@@ -285,13 +286,14 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_tensors *file = NULL;
     float *owned = NULL;
     fh_json *report = NULL;
-    fh_bench_params how = {.probes = (uint32_t)a->probes.v, .runs = (size_t)a->runs.v, .no_batches = a->no_batches, .no_rivals = a->no_rivals, .body_only = a->body, .kv_type = fh_kv_types[a->kv_type.v]};
+    fh_bench_params how = {.probes = (uint32_t)a->probes.v, .runs = (size_t)a->runs.v, .no_batches = a->no_batches, .no_rivals = a->no_rivals, .brief = a->brief, .body_only = a->body, .kv_type = fh_kv_types[a->kv_type.v]};
     fh_bench_report b;
     fh_fhead *f = NULL;
     const char *path = a->common.args[0];
     bool checkpoint = fh_is_checkpoint(path);
     if (checkpoint && (a->probes.set || a->hidden.set)) return fh_fail(err, FH_EUSAGE, "bench: --%s: goes with an artifact, %s is a checkpoint", a->probes.set ? "probes" : "hidden", path);
     if (a->against.set && (checkpoint || a->body)) return fh_fail(err, FH_EUSAGE, "bench: --against-estimate: goes with the heads of an artifact");
+    fh_file_uncache(path); /* else times are of the luck that its writer had with large pages (docs/decisions/0023) */
     fh_status rc = checkpoint ? FH_OK : fh_fhead_open(&f, path, err);
     bool bundled = checkpoint || (rc == FH_OK && fh_fhead_find(f, "body.tensors"));
     fh_fhead_close(f);

@@ -228,13 +228,16 @@ fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind 
     return rc;
 }
 
-/* Caches as they are when a model runs alone. */
+/* Caches as they are when a model runs alone.  A few tokens first say how many make a few seconds. */
 static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_bench_params *p, const fh_job *job, fh_err *err)
 {
+    enum { PROMPT = 8, FEW = 17, MANY = 129, PASSES = 5 };
     for (int head = 0; head < 2; head++) {
         fh_token_timing t;
         if (m->head ? head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact : head == FH_HEAD_FLASH) continue;
-        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, out->probes, 8, 129, 5, job, err);
+        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, out->probes, PROMPT, FEW, 1, job, err);
+        uint32_t tokens = rc < 0 ? FEW : (uint32_t)fmin(MANY, fmax(FEW, MOST_SECONDS / t.tpot));
+        if (rc == FH_OK) rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, out->probes, PROMPT, tokens, PASSES, job, err);
         if (rc < 0) return rc;
         out->tpot[head] = t.tpot, out->share[head] = t.head_share;
     }

@@ -16,13 +16,14 @@ typedef enum filling { NOISE, ONES, SCALES, NUMBERS } filling;
 typedef struct part { char name[NAME]; fh_dtype dtype; filling with; uint64_t bytes; } part;
 
 /* The arrays of the head, then the tensors of the body. */
-typedef struct plan { part *parts; fh_st_spec *specs; size_t n, n_head; } plan;
+typedef struct plan { part *parts; fh_st_spec *specs; size_t n, n_head, bytes; } plan;
 
 static void add(plan *p, const char *name, fh_dtype dtype, filling with, uint64_t rows, uint64_t cols) /* cols 0: of rank 1 */
 {
     part *at = &p->parts[p->n];
     *at = (part){.dtype = dtype, .with = with, .bytes = rows * (cols ? cols : 1) * (fh_dtype_is_integer(dtype) ? 1 : fh_dtype_size(dtype))};
     snprintf(at->name, sizeof at->name, "%s", name);
+    p->bytes += at->bytes;
     p->specs[p->n++] = (fh_st_spec){at->name, dtype, cols ? 2 : 1, {rows, cols}};
 }
 
@@ -163,6 +164,7 @@ static fh_status read_back(fh_stand_in *out, const plan *p, const char *dir, con
     char *name = fh_sprintf("fhtool-stand-in-%ld.fhead", (long)getpid()), *path = name ? fh_path_join(dir, name) : NULL;
     fh_status rc = path ? write_all(p, path, job, err) : fh_fail(err, FH_ENOMEM, "estimate: out of memory");
     if (rc == FH_OK) {
+        fh_file_uncache(path);
         rc = fh_fhead_open(&out->file, path, err);
         unlink(path); /* the map keeps it */
     } else if ((rc == FH_EIO || rc == FH_ENOTFOUND) && err) {
@@ -210,6 +212,7 @@ fh_status fh_stand_in_open(fh_stand_in *out, const fh_shape *shape, const fh_set
     p.n_head = p.n;
     for (uint32_t i = 0; i < out->layers; i++) add_layer(&p, i, shape, ffn);
     if (out->layers) add(&p, "model.norm.weight", shape->body_dtype, ONES, d, 0);
+    out->bytes = p.bytes;
     if ((rc = read_back(out, &p, dir, job, err)) < 0 || (rc = open_head(out, shape, s, err)) < 0) goto out;
     if (out->layers && (rc = open_body(out, shape, v, ffn, job, err)) < 0) goto out;
 out:

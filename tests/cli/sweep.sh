@@ -21,7 +21,7 @@ fails 2 'give one of them' fh estimate tiny --k 4 --cap 4
 fails 1 'nothing' fh estimate nothing
 fh build tiny -q -C built -o model.fhead --tokens 6000 --target-containment 0.9 > /dev/null
 fh estimate model.fhead --runs 10 --json -q > own.json
-fh bench model.fhead --runs 10 --no-batches --no-rivals -q --json --against-estimate own.json > bench.json
+fh bench model.fhead --runs 10 --brief --no-batches --no-rivals -q --json --against-estimate own.json > bench.json
 python3 "$TOP/tests/cli/has_fields.py" 'against_estimate[].what:str' 'against_estimate[].estimated:num' 'against_estimate[].measured:num' \
     'against_estimate[].estimated_over_measured:num' < bench.json
 fh estimate model.fhead --cap 4 --runs 10 --json -q > other.json

@@ -307,10 +307,10 @@ static void a_failure_anywhere_is_a_clean_error_and_leaves_nothing_behind(void *
     for (size_t k = 0; k < 2; k++) {
         for (int whole = 0; whole < 2; whole++) { /* the stand-in at every step; all of it at some, since bench is tested for itself */
             bool done = false;
-            for (long n = 1; !done; n += whole ? 29 : 1) {
+            for (long n = 1; !done; n += whole ? 97 : 1) {
                 fh_estimate e = {0};
                 fh_stand_in in;
-                assert_true(n < 4000);
+                assert_true(n < 20000);
                 fh_fault_set(kinds[k].kind, n);
                 fh_status rc = whole ? fh_estimate_model(&e, &small, &s, &p, NULL, &err) : fh_stand_in_open(&in, &small, &s, 4, 1 << 20, 1, dir, NULL, &err);
                 bool fired = fh_fault_fired();
