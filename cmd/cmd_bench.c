@@ -321,5 +321,6 @@ const fh_command fh_cmd_bench = {"bench", "time heads and body on this machine",
     "decode: a token on top of a cache of so many; prefill: a prompt.  A checkpoint (a directory or a .gguf) has a body and its dense head alone.\n"
     "memory, blocks: what the machine reads in order, and in blocks as long as a cluster; share_of_roofline is of that.\n"
     "--device cuda: the head on a GPU instead, by the GPU's clock, its L2 cache overwritten before every run, beside dense heads there.\n"
-    "cold: a stretch larger than the last cache is read before every call; warm: nothing is.",
+    "cold: a stretch larger than the last cache is read before every call; warm: nothing is.  An artifact is read from the disk afresh,\n"
+    "whatever pages the system happened to keep it in.",
     "fhtool bench model.fhead --hidden states.safetensors"};

@@ -74,9 +74,8 @@ static fh_status write_part(fh_fhead_writer *w, const part *p, fh_rng *r, uint64
     return rc;
 }
 
-/* Laid out and written as an artifact is, sections on pages and pieces of 4 MiB: how large the pages are that the system keeps a file in depends on it, and
- * that shows in every time.  (Written as safetensors in pieces of 1 MiB, the dense head of the demo model took 415 us instead of 330 to 380, an
- * artifact's 315 to 350, on a loaded machine; in a tmpfs, whose pages are small, 620.) */
+/* Laid out and written as an artifact is, sections on pages and pieces of 4 MiB.  (Written as safetensors the dense head of the demo model took 1.2 times as
+ * long; in a tmpfs, whose pages are small and stay so, 1.8 times.) */
 static fh_status write_all(const plan *p, const char *path, const fh_job *job, fh_err *err)
 {
     fh_fhead_writer *w = NULL;
