@@ -7,6 +7,21 @@ model=${FH_MODEL:-$top/demo/prose-7m}
 work=$top/build/bench
 mkdir -p "$work"
 show() { printf '\n$ %s\n' "$*"; "$@"; }
+# clustered DIR ROUTING HOW...: cluster and route in DIR; what it came to is kept for `beside`
+clustered() {
+    dir=$1 routing=$2
+    shift 2
+    printf '\ncluster %s, routing %s\n' "$*" "$routing"
+    "$fhtool" cluster -C "$dir" "$@" -q > "$work/clustered"
+    sed -n '/^objective/p; /^swaps/p; /^seconds/p; /^peak_bytes/p' "$work/clustered"
+    case $* in *faiss*) mv "$work/clustered" "$work/published" ;; esac
+    "$fhtool" route -C "$dir" --routing "$routing" -q > /dev/null
+}
+# Both by the published measure, mean cosine to the cluster's centroid.
+beside() {
+    awk 'FNR == 1 { f++ } /^objective/ { o[f] = $2 } /^seconds/ { s[f] = $2 } END { printf "\nexact swaps beside FAISS k-means with greedy balancing: %.2f of its time, objective %.4f, not %.4f\n", s[2] / s[1], o[2], o[1] }' \
+        "$work/published" "$work/clustered"
+}
 
 echo '== heads: FlashHead beside the dense head and the memory speed of this machine'
 "$fhtool" build "$model" -C "$work/work" -o "$work/model.fhead" --text self -q > "$work/build.txt"
@@ -25,13 +40,10 @@ echo '== clustering: exact swaps beside FAISS k-means with greedy balancing (the
 "$fhtool" convert "$model" -C "$work/cluster" -q > /dev/null
 "$fhtool" hidden -C "$work/cluster" --text self --tokens 40000 -q > /dev/null
 for how in '--start faiss --metric cosine --rounds 0' '--start coarse --metric cosine' '--start coarse --metric euclidean'; do
-    routing=raw
-    case $how in *cosine*) routing=mean ;; esac
-    echo
-    echo "cluster $how, routing $routing"
+    case $how in *cosine*) routing=mean ;; *) routing=raw ;; esac
     # shellcheck disable=SC2086
-    "$fhtool" cluster -C "$work/cluster" $how -q | sed -n '/^objective/p; /^swaps/p; /^seconds/p; /^peak_bytes/p'
-    "$fhtool" route -C "$work/cluster" --routing $routing -q > /dev/null
+    clustered "$work/cluster" $routing $how
+    case $how in *coarse*cosine*) beside ;; esac
     "$fhtool" calibrate -C "$work/cluster" --target-containment 0.9 --hot 0 --max-cost 1 -q > "$work/calibrate.txt" || true
     sed -n '/^probes/p; /^bound/p; /^  probes/p; /^ *16 /p; /^ *64 /p; /^ *256 /p' "$work/calibrate.txt"
 done
@@ -49,12 +61,10 @@ synthetic=$work/synthetic
 python3 "$top/tests/make_synthetic.py" "$synthetic" --vocab 32768 --hidden 1024 --states "$synthetic.states" --count 2000
 "$fhtool" convert "$synthetic" -C "$synthetic.work" -q > /dev/null
 for how in '--start faiss --metric cosine --rounds 0' '--start coarse --metric cosine'; do
-    echo
-    echo "cluster $how, routing mean"
     # shellcheck disable=SC2086
-    "$fhtool" cluster -C "$synthetic.work" $how -q | sed -n '/^objective/p; /^swaps/p; /^seconds/p; /^peak_bytes/p'
-    "$fhtool" route -C "$synthetic.work" --routing mean -q > /dev/null
+    clustered "$synthetic.work" mean $how
     "$fhtool" pack -C "$synthetic.work" --head-only --exact --probes 128 -o "$synthetic.fhead" -q > /dev/null
     "$fhtool" query "$synthetic.fhead" --hidden "$synthetic.states" --no-hot --curve 16,64,128,256 -q
 done
+beside
 show "$fhtool" bench "$synthetic.fhead" --hidden "$synthetic.states" -q
