@@ -82,8 +82,14 @@ static void promise(fh_buf *b, const fh_json *calibration)
         fh_buf_puts(b, "## Promise\n\nNone: this artifact is not calibrated. `fhtool query --curve` measures it on states of your own.\n\n");
         return;
     }
-    fh_buf_printf(b, "## Promise\n\nAt %.10g probes and %.10g hot tokens, with confidence %.4g, on %.10g positions that no earlier stage saw:\n\n",
-                  number(calibration, "probes"), number(calibration, "hot"), number(calibration, "confidence"), number(calibration, "positions"));
+    const fh_json *probed = fh_json_get(calibration, "probed");
+    fh_buf_puts(b, "## Promise\n\nAt ");
+    if (probed)
+        fh_buf_printf(b, "%.4g probes in the mean (every cluster whose score is within %.5g of the best one's; in 99 %% of the steps up to %.10g, never more than %.10g)",
+                      number(probed, "mean"), number(calibration, "threshold"), number(probed, "p99"), number(calibration, "probes"));
+    else fh_buf_printf(b, "%.10g probes", number(calibration, "probes"));
+    fh_buf_printf(b, " and %.10g hot tokens, with confidence %.4g, on %.10g positions that no earlier stage saw:\n\n", number(calibration, "hot"),
+                  number(calibration, "confidence"), number(calibration, "positions"));
     fh_buf_puts(b, "| promised | target | at least | misses | held out, only reported |\n|---|---|---|---|---|\n");
     if (!promises)
         promise_row(b, "containment", number(calibration, "containment_k"), calibration, number(held, "containment"));
@@ -127,7 +133,8 @@ char *fh_card_text(const fh_publish_params *p, const fh_json *info, const fh_jso
     fh_buf_printf(&b, "```sh\nfhtool run %s.fhead --prompt 'Once upon a time'%s\n```\n\n", p->name, fh_member_true(info, "bundled") ? "" : " --model DIR");
     promise(&b, calibration);
     if (isfinite(step) && isfinite(dense) && step > 0)
-        fh_buf_printf(&b, "A step reads %.0f bytes of the head; the dense head reads %.0f (%.1f times as many).\n\n", step, dense, dense / step);
+        fh_buf_printf(&b, "A step reads %.0f bytes of the head%s; the dense head reads %.0f (%.1f times as many).\n\n", step,
+                      isfinite(number(info, "mean_probes")) ? " in the mean" : "", dense, dense / step);
     curve(&b, calibration);
     fh_buf_puts(&b, "## What it is\n\n| | |\n|---|---|\n");
     if (p->base_model) row(&b, "base model", p->base_model);
@@ -139,6 +146,7 @@ char *fh_card_text(const fh_publish_params *p, const fh_json *info, const fh_jso
     row_number(&b, "clusters K", number(info, "k"));
     row_number(&b, "tokens a cluster", number(info, "cap"));
     row_number(&b, "probes P", number(info, "probes"));
+    row_number(&b, "threshold on scores", number(info, "threshold"));
     row_number(&b, "hot tokens", number(info, "hot"));
     row_number(&b, "dead rows", number(info, "dead_rows"));
     row(&b, "routing", string(info, "routing"));
@@ -172,18 +180,19 @@ char *fh_card_eval(const fh_publish_params *p, const fh_json *header)
     fh_buf b = {0};
     char *notes = NULL;
     if (!c) return fh_strdup("");
-    for (const fh_json *j = fh_json_first(fh_json_get(c, "curve")); j; j = fh_json_next(j))
+    bool adaptive = fh_json_get(c, "threshold") != NULL; /* no point of the curve is of a threshold: `heldout` has two of three */
+    for (const fh_json *j = fh_json_first(fh_json_get(c, "curve")); j && !adaptive; j = fh_json_next(j))
         if (number(j, "probes") == number(c, "probes")) at = j;
     notes =
-        fh_sprintf("FlashHead against the dense head of the same model: %.10g probes, %.10g hot tokens; lower bound %.5f with confidence %.4g; text SHA-256 %s",
-                   number(c, "probes"), number(c, "hot"), number(c, "bound"), number(c, "confidence"), string(c, "text_sha256"));
+        fh_sprintf("FlashHead against the dense head of the same model: %s%.10g probes, %.10g hot tokens; lower bound %.5f with confidence %.4g; text SHA-256 %s",
+                   adaptive ? "at most " : "", number(c, "probes"), number(c, "hot"), number(c, "bound"), number(c, "confidence"), string(c, "text_sha256"));
     if (!notes) return NULL;
     fh_buf_puts(&b, "# Measured by fhtool when the artifact was calibrated.\n");
     char *contained = fh_sprintf("containment_top%.0f", number(c, "containment_k"));
     if (contained) result(&b, dataset, contained, number(held, "containment"), notes);
     else b.failed = true;
-    result(&b, dataset, "agreement", number(at, "agreement"), notes);
-    result(&b, dataset, "covered_mass", number(at, "mass"), notes);
+    result(&b, dataset, "agreement", number(adaptive ? held : at, "agreement"), notes);
+    result(&b, dataset, "covered_mass", number(adaptive ? held : at, "mass"), notes);
     result(&b, dataset, "kl_nats", number(at, "kl"), notes);
     fh_free(contained);
     fh_free(notes);

@@ -17,6 +17,7 @@ typedef struct side {
     uint32_t *home, *slot;    /* [V] */
     uint8_t *free;            /* [V] candidates wherever they live: hot and always */
     uint32_t *rank;           /* [measured] clusters that score above its home for the token's own row */
+    uint8_t *close;           /* [measured] home is within the head's threshold of the best one */
 } side;
 
 static fh_status no_memory(const side *s, fh_err *err) { return fh_fail(err, FH_ENOMEM, "%s: out of memory", s->name); }
@@ -73,6 +74,7 @@ static void side_close(side *s)
     fh_free(s->slot);
     fh_free(s->free);
     fh_free(s->rank);
+    fh_free(s->close);
 }
 
 /* ---- settings and promise -------------------------------------------------------------------------------------------------- */
@@ -210,8 +212,8 @@ static fh_status measure_ranks(side *s, const uint32_t *ids, size_t n, const fh_
     fh_status rc = FH_OK;
     if (!fh_mul(h->k, h->hidden, &bytes) || !fh_mul(bytes, sizeof *centroids, &bytes)) return no_memory(s, err);
     centroids = fh_malloc(bytes), x = fh_malloc((size_t)BATCH * h->hidden * sizeof *x), scores = fh_malloc((size_t)BATCH * h->k * sizeof *scores);
-    s->rank = fh_calloc(fh_max(n, 1), sizeof *s->rank);
-    if (!centroids || !x || !scores || !s->rank) { rc = no_memory(s, err); goto out; }
+    s->rank = fh_calloc(fh_max(n, 1), sizeof *s->rank), s->close = fh_calloc(fh_max(n, 1), 1);
+    if (!centroids || !x || !scores || !s->rank || !s->close) { rc = no_memory(s, err); goto out; }
     for (size_t c = 0; c < h->k; c++)
         fh_dec_row(h->centroids.dtype, fh_row(&h->centroids, c), h->centroid_scales ? (const uint8_t *)h->centroid_scales + c * each_centroid : NULL, h->hidden,
                    centroids + c * h->hidden);
@@ -225,7 +227,9 @@ static fh_status measure_ranks(side *s, const uint32_t *ids, size_t n, const fh_
         fh_gemm_nt(fh_job_pool(job), m, h->k, h->hidden, x, h->hidden, centroids, h->hidden, scores, h->k);
         for (size_t i = 0; i < m; i++) {
             const float *score = scores + i * h->k, own = score[s->home[ids[from + i]]];
-            for (size_t c = 0; c < h->k; c++) s->rank[from + i] += score[c] > own;
+            float best = own;
+            for (size_t c = 0; c < h->k; c++) s->rank[from + i] += score[c] > own, best = fmaxf(best, score[c]);
+            s->close[from + i] = !(h->threshold > 0) || fh_is_close(best, own, h->threshold);
         }
         fh_job_progress(job, "diff", (double)(from + m), (double)n + 1, "tokens");
     }
@@ -248,7 +252,7 @@ static int worst_first(const void *l, const void *r)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-static bool found(const side *s, uint32_t id, uint32_t rank) { return s->free[id] || rank < s->h.probes; }
+static bool found(const side *s, uint32_t id, size_t i) { return s->free[id] || (s->rank[i] < s->h.probes && s->close[i]); }
 
 static fh_status add_fates(fh_json *r, side *a, side *b, const uint8_t *dead, size_t live, const uint32_t *match, size_t top, const fh_job *job, fh_err *err)
 {
@@ -262,7 +266,7 @@ static fh_status add_fates(fh_json *r, side *a, side *b, const uint8_t *dead, si
         if (!dead[t] && seen++ % step == 0) ids[n++] = t;
     if (rc < 0 || (rc = measure_ranks(a, ids, n, job, err)) < 0 || (rc = measure_ranks(b, ids, n, job, err)) < 0) goto out;
     for (size_t i = 0; i < n; i++) {
-        bool before = found(a, ids[i], a->rank[i]), now = found(b, ids[i], b->rank[i]);
+        bool before = found(a, ids[i], i), now = found(b, ids[i], i);
         found_a += before, found_b += now;
         fates[i] = (fate){ids[i], a->free[ids[i]] ? 0 : a->rank[i], b->free[ids[i]] ? 0 : b->rank[i], before && !now};
     }

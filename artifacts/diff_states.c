@@ -8,9 +8,10 @@ enum { SHOWN = 64 };
 typedef struct losses { uint32_t id, seen, missed_a, missed_b; } losses; /* of positions whose best token is `id` */
 typedef struct tally {
     uint32_t probes[2];
+    float threshold[2];
     losses *tokens;              /* [V] */
     size_t n, contained[2], agreed[2], lost, gained;
-    double mass[2], kl[2];
+    double mass[2], kl[2], probed[2];
 } tally;
 
 static void on_sight(void *ctx, const fh_sight *s)
@@ -20,7 +21,8 @@ static void on_sight(void *ctx, const fh_sight *s)
     bool in[2];
     if (best == FH_NO_TOKEN) return;
     for (int i = 0; i < 2; i++) {
-        in[i] = s->need[i] <= t->probes[i];
+        in[i] = s->need[i] <= s->seen[i].probed;
+        t->probed[i] += s->seen[i].probed;
         t->contained[i] += in[i];
         t->agreed[i] += s->seen[i].best == best;
         t->mass[i] += s->seen[i].mass, t->kl[i] += s->seen[i].kl;
@@ -55,6 +57,7 @@ static void report_on(fh_json *r, tally *t, uint32_t vocab, size_t top, const fh
     add_pair(list, "agreement", (double)t->agreed[0] / n, (double)t->agreed[1] / n);
     add_pair(list, "mass", t->mass[0] / n, t->mass[1] / n);
     add_pair(list, "kl", t->kl[0] / n, t->kl[1] / n);
+    add_pair(list, "probes", t->probed[0] / n, t->probed[1] / n);
     o = fh_json_add_object(r, "positions");
     fh_json_add_u64(o, "all", t->n);
     fh_json_add_u64(o, "lost", t->lost);
@@ -88,8 +91,8 @@ fh_status fh_diff_states(fh_json *r, const char *a, const char *b, const char *p
     fh_status rc = FH_OK;
     for (int i = 0; i < 2; i++) {
         if ((rc = fh_model_open(&m[i], paths[i], NULL, FH_MODEL_HEAD, job, err)) < 0) goto out;
-        t.probes[i] = fh_head_get_info(m[i].head)->probes;
-        lenses[i] = (fh_lens){.head = m[i].head, .probes = &t.probes[i], .n_probes = 1};
+        t.probes[i] = fh_head_get_info(m[i].head)->probes, t.threshold[i] = fh_head_get_info(m[i].head)->threshold;
+        lenses[i] = (fh_lens){.head = m[i].head, .probes = &t.probes[i], .thresholds = &t.threshold[i], .n_probes = 1};
     }
     const fh_dense *dense = m[0].dense.rows.data ? &m[0].dense : &m[1].dense;
     if (!dense->rows.data) { rc = fh_fail(err, FH_ECHECK, "--hidden: neither %s nor %s has the dense head's rows to compare with (pack --exact)", a, b); goto out; }

@@ -1,6 +1,7 @@
 /* artifacts/inspect.c: what is in an artifact, and whether it is sound. */
 #include "artifacts/artifacts.h"
 
+#include <math.h>
 #include <stdio.h>
 
 static void add_sections(fh_json *to, const fh_fhead *f)
@@ -32,6 +33,10 @@ fh_status fh_artifact_info(fh_fhead *f, fh_json **out, fh_err *err)
     char *text;
     fh_status rc = fh_fhead_check_head(f, &h, err);
     if (rc < 0) return rc;
+    /* what calibration saw, where it is of this threshold */
+    const fh_json *calibration = fh_json_get(fh_fhead_header(f), "calibration");
+    bool seen = h.threshold > 0 && (float)fh_member_double(calibration, "threshold", 0) == h.threshold;
+    double mean = seen ? fh_member_double(fh_json_get(calibration, "probed"), "mean", NAN) : NAN;
     j = fh_json_object();
     snprintf(version, sizeof version, "%u.%u", fh_fhead_major(f), fh_fhead_minor(f));
     fh_json_add_string(j, "format", version);
@@ -45,6 +50,7 @@ fh_status fh_artifact_info(fh_fhead *f, fh_json **out, fh_err *err)
     fh_json_add_u64(j, "k", h.k);
     fh_json_add_u64(j, "cap", h.cap);
     fh_json_add_u64(j, "probes", h.probes);
+    if (h.threshold > 0) fh_json_add_double(j, "threshold", (double)h.threshold), fh_json_add_double(j, "mean_probes", mean);
     fh_json_add_u64(j, "hot", h.n_hot);
     fh_json_add_u64(j, "always", h.n_always);
     fh_json_add_u64(j, "dead_rows", h.n_dead);
@@ -53,7 +59,8 @@ fh_status fh_artifact_info(fh_fhead *f, fh_json **out, fh_err *err)
     fh_json_add_string(j, "tokens", fh_dtype_name(h.tokens.dtype));
     fh_json_add_bool(j, "exact", h.exact.data || h.tokens_exact);
     fh_json_add_u64(j, "rerank", h.rerank);
-    fh_json_add_double(j, "step_bytes", fh_head_layout_step_bytes(&h, 0, h.n_hot));
+    fh_json_add_double(j, "step_bytes", fh_head_layout_step_bytes(&h, isfinite(mean) ? mean : 0, h.n_hot));
+    if (h.threshold > 0) fh_json_add_double(j, "most_step_bytes", fh_head_layout_step_bytes(&h, 0, h.n_hot));
     fh_json_add_bool(j, "bundled", h.has_body);
     fh_json_add_bool(j, "tokenizer", h.has_tokenizer);
     fh_json_add_bool(j, "calibrated", h.calibrated);

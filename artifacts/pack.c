@@ -37,7 +37,7 @@ static bool fits(const fh_rows *m, size_t rows, size_t cols, const void *scales)
 
 static fh_head_layout layout_of(const fh_head_parts *head)
 {
-    return (fh_head_layout){.vocab = head->vocab, .hidden = head->hidden, .k = head->clusters, .cap = head->cap, .probes = head->probes,
+    return (fh_head_layout){.vocab = head->vocab, .hidden = head->hidden, .k = head->clusters, .cap = head->cap, .probes = head->probes, .threshold = head->threshold,
                             .centroids = head->centroids, .centroid_scales = head->centroid_scales, .tokens = head->tokens,
                             .token_scales = head->token_scales, .permutation = head->permutation, .dead = head->dead,
                             .n_dead = head->n_dead, .bias = head->bias, .hot = head->hot, .n_hot = head->n_hot,
@@ -135,7 +135,8 @@ static char *header_text(const packer *p)
     fh_json *j = fh_json_object(), *model, *head, *bundle;
     char *text;
     fh_json_add_string(j, "format", "fhead");
-    fh_json_add_array(j, "requires");
+    fh_json *requires = fh_json_add_array(j, "requires");
+    if (h->threshold > 0) fh_json_add_string(requires, NULL, FH_FEATURE_THRESHOLD);
     fh_json_add_string(j, "tool", "fhtool " FLASHHEAD_VERSION);
     model = fh_json_add_object(j, "model");
     fh_json_add_string(model, "type", in->model_type);
@@ -150,6 +151,7 @@ static char *header_text(const packer *p)
     fh_json_add_u64(head, "k", h->clusters);
     fh_json_add_u64(head, "cap", h->cap);
     fh_json_add_u64(head, "probes", h->probes);
+    if (h->threshold > 0) fh_json_add_double(head, "threshold", (double)h->threshold);
     fh_json_add_string(head, "routing", in->routing);
     add_encoding(p, head, "centroids", h->centroids.dtype);
     add_encoding(p, head, "tokens", h->tokens.dtype);

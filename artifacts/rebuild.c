@@ -131,6 +131,7 @@ static fh_status from_assignment(rebuilding *r, fh_json **report, fh_err *err)
                                  .head_only = r->recipe.head_only,
                                  .exact = r->recipe.exact,
                                  .probes = r->recipe.probes,
+                                 .threshold = r->recipe.threshold,
                                  .rerank = r->recipe.rerank};
     rc = fh_pack_encoded(&r->e, &pack, &r->facts, &encoded, r->recipe.calibration, r->recipe.provenance, report, err);
 out:
@@ -189,6 +190,7 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
                                   .hot = hot,
                                   .rerank = rerank,
                                   .max_cost = fh_member_double(how, "max_cost", 0.5),
+                                  .adaptive = fh_member_is(how, "probing", "adaptive"),
                                   .vllm = fh_member_is(how, "runtime", "vllm")};
     return fh_stage_build(&r->e, &b, report, err);
 }

@@ -3,6 +3,8 @@
 #include "artifacts/recipe.h"
 #include "artifacts/stages_private.h"
 
+#include <math.h>
+
 #define FORMAT "fhtool recipe 1"
 
 static fh_status no_memory(fh_err *err) { return fh_fail(err, FH_ENOMEM, "out of memory for the recipe"); }
@@ -61,6 +63,7 @@ static void add_command(fh_json *j, const fh_recipe *r)
     add_number(w, "--containment-k", how, "containment_k");
     add_number(w, "--confidence", how, "confidence");
     add_number(w, "--max-cost", how, "max_cost");
+    add_number(w, "--probing", how, "probing");
     if (fh_json_u64(fh_json_get(how, "hot"), &hot)) add_number(w, "--hot", how, "hot"); /* below 0: auto */
     add_word(w, "--rerank", NULL), fh_json_add_u64(w, NULL, r->rerank);
     if (r->head_only) add_word(w, "--head-only", NULL);
@@ -82,6 +85,7 @@ static fh_json *recipe_json(const fh_recipe *r, const fh_publish_params *p, size
     o = fh_json_add_object(j, "pack");
     fh_json_add_u64(o, "k", r->k);
     fh_json_add_u64(o, "probes", r->probes);
+    if (r->threshold > 0) fh_json_add_double(o, "threshold", (double)r->threshold);
     fh_json_add_u64(o, "rerank", r->rerank);
     fh_json_add_string(o, "routing", r->routing);
     fh_json_add_string(o, "centroids", fh_dtype_name(r->centroids));
@@ -162,6 +166,7 @@ fh_status fh_recipe_text(char **json, char **carried, size_t *carried_bytes, fh_
                     .calibration = fh_json_get(header, "calibration"),
                     .k = h.k,
                     .probes = h.probes,
+                    .threshold = h.threshold,
                     .rerank = h.rerank,
                     .centroids = h.centroids.dtype,
                     .tokens = h.tokens.dtype,
@@ -226,6 +231,9 @@ fh_status fh_recipe_parse(fh_recipe *out, const char *text, size_t len, const ch
         rc = bad(file, "/pack or what wrote the artifact is not said in full", err);
         goto out;
     }
+    double threshold = fh_member_double(pack, "threshold", 0);
+    r.threshold = (float)threshold;
+    if (!(threshold >= 0) || !isfinite(r.threshold)) { rc = bad(file, "/pack/threshold is not a number from 0 up", err); goto out; }
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         const fh_json *record = fh_json_get(r.provenance, stages[i]);
         if (fh_json_type(fh_json_get(record, "inputs")) != FH_JSON_OBJECT || fh_json_type(fh_json_get(record, "params")) != FH_JSON_OBJECT) {

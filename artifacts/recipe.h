@@ -12,6 +12,7 @@ typedef struct fh_recipe {
     const char *carried_sha256;
     const fh_json *provenance, *calibration; /* records of the stages; NULL: not calibrated */
     uint32_t k, probes, rerank;
+    float threshold;                     /* 0: none */
     fh_dtype centroids, tokens;
     bool head_only, exact;
 } fh_recipe;

@@ -56,6 +56,17 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
  * in the work directory. */
 fh_status fh_stage_plan(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);
 
+typedef struct fh_stage_plan_params {
+    const uint32_t *caps; size_t n_caps;  /* tokens per cluster */
+    fh_stage_cluster_params cluster;      /* of each; k and cap are not looked at */
+    const char *routing; bool unit;       /* of fh_stage_route */
+    fh_stage_calibrate_params calibrate;
+} fh_stage_plan_params;
+/* The same over several sizes of clusters, each in a work directory of its own below this one ("k1024"), as sweep has them: what is current there is not made
+ * again, plans of part A neither.  *report has the cheapest of each containment.  *k (may be NULL): how many clusters the cheapest setting that meets the
+ * targets has; 0: none meets them. */
+fh_status fh_stage_plan_caps(fh_stage_env *e, const fh_stage_plan_params *p, fh_json **report, uint32_t *k, fh_err *err);
+
 typedef struct fh_stage_rehearse_params {
     fh_text_params text, against; /* against: another text, or none (n_texts 0) */
     fh_rehearse_params how;
@@ -65,6 +76,7 @@ typedef struct fh_stage_rehearse_params {
 fh_status fh_stage_rehearse(fh_stage_env *e, const fh_stage_rehearse_params *p, fh_json **report, fh_err *err);
 
 typedef struct fh_stage_pack_params { const char *output; bool no_clobber, head_only, exact; uint32_t probes; /* 0: calibrated, else K/16 */
+    float threshold; /* that goes with `probes`; 0: none */
     int64_t rerank; /* -1: calibrated, else 16, 32 for int4; where the exact rows are not stored beside encoded ones none */ } fh_stage_pack_params;
 /* What is read is not written over: FH_EIO when `output` is there and is the file `input`, or lies in the directory `input` under whatever
  * name that does not end in .fhead. */
@@ -81,6 +93,7 @@ typedef struct fh_build_params {
     const fh_encodings *encodings; /* to choose among; NULL: `centroids` and `tokens` */
     fh_calibrate_params how;
     int64_t rerank; /* of pack; `how` has what calibration measures with */
+    const uint32_t *caps; size_t n_caps; /* sizes of clusters to choose among (fh_stage_plan_caps), instead of cluster.k and cap; n_caps 0: none */
 } fh_build_params;
 /* All of them; a stage whose inputs and parameters have not changed is not run again. */
 fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err);

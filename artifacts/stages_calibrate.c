@@ -37,6 +37,19 @@ static void add_promises(fh_json *to, const fh_calibration *c, uint32_t k)
     }
 }
 
+/* Adaptive probing: `probes` are the most. */
+static void add_probed(fh_json *to, const fh_calibration *c)
+{
+    fh_json_add_string(to, "probing", "adaptive");
+    fh_json_add_double(to, "threshold", (double)c->threshold);
+    if (!c->reached) return;
+    fh_json *j = fh_json_add_object(to, "probed");
+    fh_json_add_double(j, "mean", c->mean_probes);
+    fh_json_add_u64(j, "p50", c->probes_p50);
+    fh_json_add_u64(j, "p99", c->probes_p99);
+    fh_json_add_u64(j, "max", c->probes_max);
+}
+
 static fh_json *body_of(const fh_calibration *c, const fh_calibrate_params *p, uint32_t rerank, const fh_choice *choice, const char *text, const char *digest)
 {
     fh_json *j = fh_json_object(), *list;
@@ -48,6 +61,7 @@ static fh_json *body_of(const fh_calibration *c, const fh_calibrate_params *p, u
     fh_json_add_string(j, "routing", choice->routing);
     fh_json_add_string(j, "centroids", choice->centroids);
     fh_json_add_string(j, "tokens", choice->tokens);
+    if (p->adaptive) add_probed(j, c);
     if (p->vllm) fh_json_add_string(j, "runtime", "vllm");
     fh_json_add_double(j, "target", contained->target > 0 ? contained->target : NAN);
     fh_json_add_double(j, "confidence", p->confidence);
@@ -88,6 +102,7 @@ fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *s)
     fh_json_add_i64(j, "rerank", p->rerank);
     fh_json_add_double(j, "max_cost", p->max_cost);
     fh_json_add_string(j, "cheapest", p->by_time ? "time" : "bytes");
+    if (p->adaptive) fh_json_add_string(j, "probing", "adaptive");
     if (p->vllm) fh_json_add_string(j, "runtime", "vllm");
     return j;
 }
@@ -248,6 +263,7 @@ fh_status fh_stage_plan(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_
         fh_json *j = fh_json_add_object(list, NULL);
         if (rows[i].level > 0) fh_json_add_double(j, "containment", rows[i].level); else fh_json_add_null(j, "containment");
         fh_json_add_u64(j, "probes", rows[i].probes);
+        if (p->how.adaptive) fh_json_add_double(j, "threshold", (double)rows[i].threshold), fh_json_add_double(j, "mean_probes", rows[i].mean_probes);
         fh_json_add_u64(j, "hot", rows[i].n_hot);
         fh_json_add_string(j, "routing", c->routing);
         fh_json_add_string(j, "centroids", c->centroids);

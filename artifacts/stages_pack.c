@@ -2,6 +2,7 @@
 #include "artifacts/artifacts.h"
 #include "artifacts/stages_private.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -81,10 +82,11 @@ static fh_status choose_rerank(uint32_t *out, int64_t asked, bool stored, const 
     return FH_OK;
 }
 
-/* The hot list and P of a promise. */
+/* The hot list, P and threshold of a promise. */
 static fh_status take_promise(uint32_t **hot, fh_head_parts *head, const fh_json *promise, fh_err *err)
 {
     uint64_t probes, id;
+    double threshold = fh_member_double(promise, "threshold", 0);
     const fh_json *list = fh_json_get(promise, "hot_ids");
     if (!fh_json_u64(fh_json_get(promise, "probes"), &probes) || probes < 1 || probes > head->clusters) return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"probes\" is no number of clusters: run 'fhtool calibrate' again");
     if (!(*hot = fh_malloc(fh_max(fh_json_count(list), 1) * sizeof **hot))) return fh_fail(err, FH_ENOMEM, "out of memory");
@@ -92,8 +94,16 @@ static fh_status take_promise(uint32_t **hot, fh_head_parts *head, const fh_json
         if (!fh_json_u64(i, &id) || id >= head->vocab) return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"hot_ids\" holds something that is no token id: run 'fhtool calibrate' again");
         (*hot)[head->n_hot++] = (uint32_t)id;
     }
-    head->hot = *hot, head->probes = (uint32_t)probes;
+    if (!(threshold >= 0) || !isfinite((float)threshold)) return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"threshold\" is no number from 0 up: run 'fhtool calibrate' again");
+    head->hot = *hot, head->probes = (uint32_t)probes, head->threshold = (float)threshold;
     return FH_OK;
+}
+
+/* Candidate sets are nested: more probes keep the promise, and a wider threshold or none; fewer do not. */
+static bool keeps_promise(const fh_stage_pack_params *p, const fh_head_parts *calibrated)
+{
+    bool wide = !(p->threshold > 0) || (calibrated->threshold > 0 && p->threshold >= calibrated->threshold);
+    return !p->probes || (p->probes >= calibrated->probes && wide);
 }
 
 fh_status fh_pack_encoded(fh_stage_env *e, const fh_stage_pack_params *p, const fh_facts *f, fh_encoded *q, const fh_json *promise, const fh_json *provenance, fh_json **report, fh_err *err)
@@ -106,12 +116,12 @@ fh_status fh_pack_encoded(fh_stage_env *e, const fh_stage_pack_params *p, const 
     if (p->probes > head->clusters) return fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", p->probes, head->clusters, head->clusters);
     if (promise) {
         if ((rc = take_promise(&hot, head, promise, err)) < 0) goto out;
-        if (p->probes && p->probes < head->probes) { /* candidate sets are nested: more probes keep the promise, fewer do not */
+        if (!keeps_promise(p, head)) {
             fh_job_say(e->job, FH_WARN, "--probes %u is below the calibrated %u: the artifact promises nothing", p->probes, head->probes);
             promise = NULL;
         }
     }
-    if (p->probes) head->probes = p->probes;
+    if (p->probes) head->probes = p->probes, head->threshold = p->threshold;
     fh_pack_params pack = {.path = p->output, .flags = FH_OWNER_READS | (p->no_clobber ? FH_NO_CLOBBER : 0)};
     fh_pack_input *in = &pack.input;
     *in = (fh_pack_input){.name = fh_work_dir(e->work), .model_type = f->type, .dtype = f->head.dtype, .tied = f->tied, .softcap = f->softcap, .fingerprint = f->fingerprint,
@@ -270,6 +280,25 @@ static fh_status encodings_now(fh_dtype *centroids, fh_dtype *tokens, fh_stage_e
     return rc;
 }
 
+/* The work directory of the size of clusters that meets the targets at the lowest cost. */
+static fh_status choose_cap(fh_stage_env *sub, fh_stage_cluster_params *cluster, fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err)
+{
+    const fh_encodings own = {.centroids = {p->centroids}, .n_centroids = 1, .tokens = {p->tokens}, .n_tokens = 1};
+    const fh_stage_plan_params plan = {.caps = p->caps, .n_caps = p->n_caps, .cluster = *cluster, .routing = p->routing, .unit = p->unit,
+                                       .calibrate = {.how = p->how, .encodings = p->encodings ? p->encodings : &own}};
+    char name[40];
+    uint32_t k;
+    fh_status rc = fh_stage_plan_caps(e, &plan, report, &k, err);
+    if (rc < 0) return rc;
+    if (!k)
+        return fh_fail(err, FH_ECHECK, "--caps: on part A no setting of any of these clusters keeps the targets within --max-cost %.3g: ask for less, allow more cost, or give more text",
+                       p->how.max_cost);
+    cluster->k = k, cluster->cap = 0;
+    snprintf(name, sizeof name, "k%u", k);
+    fh_job_say(e->job, FH_INFO, "%u clusters are the cheapest", k);
+    return fh_sub_open(sub, e, name, NULL, err);
+}
+
 fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err)
 {
     double began = fh_now();
@@ -277,6 +306,7 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     fh_facts f = {0};
     fh_stage_cluster_params cluster = p->cluster;
     fh_dtype centroids, tokens;
+    fh_stage_env sub = {0}, *w = e; /* w: where the head is made */
     bool current;
     fh_status rc = fh_keep_input(p->output, p->model, err);
     if (rc < 0 || (rc = fh_keep_input(p->output, fh_work_dir(e->work), err)) < 0 || (p->how.vllm && (rc = fit_vllm(&cluster, p->model, err)) < 0) ||
@@ -292,29 +322,35 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     note_stage(stages, &r, "hidden", fresh);
 
     if ((rc = fh_facts_load(&f, e, err)) < 0) goto out;
-    if ((rc = fh_cluster_ensure(e, &cluster, f.head.rows, f.head.cols, &current, &r, err)) < 0) goto out;
+    if (p->n_caps) {
+        if ((rc = choose_cap(&sub, &cluster, e, p, &r, err)) < 0) goto out;
+        note_stage(stages, &r, "plan", true);
+        w = &sub;
+    }
+    if ((rc = fh_cluster_ensure(w, &cluster, f.head.rows, f.head.cols, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "cluster", !current);
-    if ((rc = fh_route_ensure(e, p->routing, p->unit, &current, &r, err)) < 0) goto out;
+    if ((rc = fh_route_ensure(w, p->routing, p->unit, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "route", !current);
-    if ((rc = encodings_now(&centroids, &tokens, e, p, err)) < 0 || (rc = fh_quantize_ensure(e, centroids, tokens, &current, &r, err)) < 0) goto out;
+    if ((rc = encodings_now(&centroids, &tokens, w, p, err)) < 0 || (rc = fh_quantize_ensure(w, centroids, tokens, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "quantize", !current);
 
     fh_stage_calibrate_params how = {.how = p->how, .encodings = p->encodings}; /* on the states that were just made: a text from a pipe is read once */
     if (!(params = fh_calibrate_record_params(&how))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = fh_current_record(&record, e, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
+    if ((rc = fh_current_record(&record, w, FH_FILE_CALIBRATION, params, err)) < 0) goto out;
     current = record && fh_json_get(fh_json_get(record, "inputs"), FH_FILE_STATES);
     fh_json_free(record), record = NULL;
-    if (!current && (rc = fh_stage_calibrate(e, &how, &r, err)) < 0) {
+    if (!current && (rc = fh_stage_calibrate(w, &how, &r, err)) < 0) {
         *report = r, r = NULL; /* what was found all the same */
         goto out;
     }
     note_stage(stages, &r, "calibrate", !current);
 
     fh_stage_pack_params pack = {.output = p->output, .no_clobber = p->no_clobber, .head_only = p->head_only, .exact = p->exact, .rerank = p->rerank};
-    if ((rc = fh_stage_pack(e, &pack, report, err)) < 0) goto out;
+    if ((rc = fh_stage_pack(w, &pack, report, err)) < 0) goto out;
     fh_json_add(*report, "stages", stages), stages = NULL;
     fh_json_add_double(*report, "total_seconds", fh_now() - began);
 out:
+    fh_sub_close(&sub);
     fh_json_free(stages);
     fh_json_free(r);
     fh_json_free(record);

@@ -79,6 +79,11 @@ fh_status fh_candidates_time(void *candidates, const fh_head *head, fh_step_time
 uint32_t fh_candidates_rerank(const fh_candidates *c, size_t i);
 void fh_candidates_free(fh_candidates *c);
 
+/* The work directory `name` below that of e, with head, model and states of e by links; beside: another one there, whose clusters and routing it has by links,
+ * or NULL. */
+fh_status fh_sub_open(fh_stage_env *sub, const fh_stage_env *e, const char *name, const char *beside, fh_err *err);
+void fh_sub_close(fh_stage_env *sub); /* accepts a zeroed one */
+
 /* Run what is missing or stale so that the named result is current. */
 fh_status fh_need(fh_stage_env *e, const char *file, fh_err *err);
 

@@ -27,7 +27,7 @@ static void add_cell(fh_json *to, const fh_rehearsed *of, size_t draws, size_t s
         const fh_rehearsed *r = &of[i * step];
         too_little += r->too_little;
         if (!r->promised) continue;
-        room[promised++] = r->probes, held += r->found >= target;
+        room[promised++] = r->mean_probes, held += r->found >= target;
         hot += (double)r->n_hot, found += r->found, effect += r->bound.effect, worst = fmin(worst, r->found);
     }
     double share = promised ? 1 / (double)promised : NAN;
@@ -58,6 +58,7 @@ static void add_draw(fh_json *to, const fh_rehearsed *r, size_t number, size_t t
     fh_json_add_bool(j, "promised", r->promised);
     fh_json_add_bool(j, "too_little_text", r->too_little);
     fh_json_add_u64(j, "probes", r->probes);
+    fh_json_add_double(j, "mean_probes", r->mean_probes);
     fh_json_add_u64(j, "hot", r->n_hot);
     fh_json_add_double(j, "bound", r->bound.lower);
     fh_json_add_double(j, "design_effect", r->bound.effect);

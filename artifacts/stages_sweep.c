@@ -21,44 +21,6 @@
 
 enum { POSITIONS = 20000, RUNS = 50, SPOKEN = 64, PASSES = 3, NAME = 64 };
 
-/* ---- work directories below the work directory ----------------------------------------------------------------------- */
-
-/* `file` of the directory `from` beside or above (".." or "../k1024"), whatever was there before. */
-static fh_status link_file(fh_stage_env *sub, const char *from, const char *file, fh_err *err)
-{
-    char *path = fh_work_path(sub->work, file), *target = fh_path_join(from, file), there[256];
-    fh_status rc = path && target ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0) goto out;
-    ssize_t n = readlink(path, there, sizeof there - 1);
-    if (n > 0 && (there[n] = 0, !strcmp(there, target))) goto out;
-    unlink(path);
-    if (symlink(target, path)) rc = fh_fail(err, FH_EIO, "%s: cannot be linked to %s: sweep needs a file system with symbolic links", path, target);
-    fh_work_changed(sub->work, file);
-out:
-    fh_free(path);
-    fh_free(target);
-    return rc;
-}
-
-static fh_status open_sub(fh_stage_env *sub, const fh_stage_env *e, const char *name, const char *beside, fh_err *err)
-{
-    static const char *const above[] = {FH_FILE_HEAD, FH_FILE_MODEL, FH_FILE_SOURCE, FH_FILE_STATES}, *const aside[] = {FH_FILE_CLUSTERS, FH_FILE_ROUTING};
-    char *dir = fh_work_path(e->work, name), *from = beside ? fh_path_join("..", beside) : NULL;
-    *sub = (fh_stage_env){.job = e->job};
-    fh_status rc = dir && (!beside || from) ? fh_work_open(&sub->work, dir, true, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    for (size_t i = 0; rc == FH_OK && i < sizeof above / sizeof *above; i++) rc = link_file(sub, "..", above[i], err);
-    for (size_t i = 0; rc == FH_OK && beside && i < sizeof aside / sizeof *aside; i++) rc = link_file(sub, from, aside[i], err);
-    fh_free(dir);
-    fh_free(from);
-    return rc;
-}
-
-static void close_sub(fh_stage_env *sub)
-{
-    fh_work_close(sub->work);
-    sub->work = NULL;
-}
-
 /* ---- quality --------------------------------------------------------------------------------------------------------- */
 
 static const fh_json *at_probes(const fh_json *list, uint32_t probes)
@@ -266,8 +228,9 @@ static void fill_point(fh_sweep_point *at, const fh_shape *shape, const fh_setti
     fh_costs(costs, shape, s, 1);
     fh_cost_sums(sums, costs);
     *at = (fh_sweep_point){.setting = *s, .dense_head = fh_member_double(dense, "head_seconds", NAN), .flash = tokens_of(quick), .dense = tokens_of(dense)};
-    at->quality = (fh_point){s->probes, fh_member_double(good, "top1", NAN), fh_member_double(good, "top3", NAN), fh_member_double(good, "top5", NAN), fh_member_double(good, "top10", NAN), fh_member_double(good, "agreement", NAN),
-                             fh_member_double(good, "mass", NAN), fh_member_double(good, "kl", NAN)};
+    at->quality = (fh_point){.probes = s->probes, .top1 = fh_member_double(good, "top1", NAN), .top3 = fh_member_double(good, "top3", NAN), .top5 = fh_member_double(good, "top5", NAN),
+                             .top10 = fh_member_double(good, "top10", NAN), .agreement = fh_member_double(good, "agreement", NAN),
+                             .mass = fh_member_double(good, "mass", NAN), .kl = fh_member_double(good, "kl", NAN), .mean_probes = s->probes};
     at->head = (fh_timing){.median = fh_member_double(quick, "head_seconds", NAN), .low = fh_member_double(quick, "head_p10_seconds", NAN), .high = fh_member_double(quick, "head_p90_seconds", NAN)};
     at->step_bytes = sums[FH_WHOLE_FLASH].bytes;
     at->token_bytes = sums[FH_WHOLE_FLASH].bytes + sums[FH_WHOLE_BODY].bytes;
@@ -289,7 +252,7 @@ static fh_status sweep_head(fh_sweep *sweep, fh_stage_env *e, const char *beside
     snprintf(name, sizeof name, strcmp(c, t) ? "%s-%s-%s" : "%s-%s", beside, c, t);
     fh_job_say(e->job, FH_INFO, "%s: %zu settings", name, n);
     if (!n) return FH_OK;
-    fh_status rc = open_sub(&sub, e, name, beside, err);
+    fh_status rc = fh_sub_open(&sub, e, name, beside, err);
     if (rc < 0 || (rc = fh_quantize_ensure(&sub, s.centroids, s.tokens, &current, &report, err)) < 0) goto out;
     if ((rc = quality(&good, &sub, f, s.rerank, p->probes, n, p->positions ? p->positions : POSITIONS, err)) < 0) goto out;
     if ((rc = times(&quick, &sub, p->probes, n, p, err)) < 0) goto out;
@@ -303,7 +266,7 @@ out:
     fh_json_free(good);
     fh_json_free(quick);
     fh_json_free(report);
-    close_sub(&sub);
+    fh_sub_close(&sub);
     return rc;
 }
 
@@ -315,12 +278,12 @@ static fh_status sweep_k(fh_sweep *sweep, fh_stage_env *e, const fh_facts *f, ui
     bool current;
     fh_stage_cluster_params cluster = {.k = k, .seed = p->seed};
     snprintf(name, sizeof name, "k%u", k);
-    fh_status rc = open_sub(&sub, e, name, NULL, err);
+    fh_status rc = fh_sub_open(&sub, e, name, NULL, err);
     if (rc == FH_OK) rc = fh_cluster_ensure(&sub, &cluster, f->head.rows, f->head.cols, &current, &report, err);
     fh_json_free(report), report = NULL;
     if (rc == FH_OK) rc = fh_route_ensure(&sub, p->routing, false, &current, &report, err);
     fh_json_free(report);
-    close_sub(&sub);
+    fh_sub_close(&sub);
     for (size_t i = 0; rc == FH_OK && i < p->n_encodings; i++) {
         fh_setting s = {.k = k, .probes = 1, .rerank = FH_RERANK_USUAL, .extras = (uint32_t)f->n_always, .centroids = p->centroids[i], .tokens = p->tokens[i]};
         rc = fh_setting_fill(&s, &sweep->shape, err);

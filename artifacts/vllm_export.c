@@ -67,6 +67,8 @@ static fh_status judge_promise(export_job *x, fh_err *err)
     const fh_json *calibration = fh_json_get(fh_fhead_header(x->artifact), "calibration");
     const char *runtime = fh_json_string(fh_json_get(calibration, "runtime")), *path = x->p->artifact;
     if (x->p->probes > h->k) return fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", x->p->probes, h->k, h->k);
+    if (h->threshold > 0 && !x->p->probes)
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: probes adaptively, by a threshold on scores, which that runtime does not know: make it with 'fhtool build --for vllm'", path);
     if (x->p->probes) {
         fh_job_say(x->job, FH_WARN, "--probes %u: %s", x->p->probes,
                    "what the artifact promises is left out, and the directory promises nothing");

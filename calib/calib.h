@@ -84,10 +84,12 @@ typedef struct fh_lens {
     bool exact_rows;              /* tokens by the dense head's own logits, instead of by the encoded rows */
     bool no_rerank;
     const uint32_t *probes; size_t n_probes; /* rising; more than K counts as K */
+    const float *thresholds;      /* [n_probes] rising: of so many clusters those that close to the best one (flashhead.h); 0: all.  NULL: all at every P */
 } fh_lens;
 /* Of one position, through a lens at one P. */
 typedef struct fh_seen {
     uint32_t best;                /* FlashHead's token; FH_NO_TOKEN where there is no candidate */
+    uint32_t probed;              /* clusters: P, or with a threshold maybe fewer */
     double mass;                  /* covered */
     double kl;                    /* nats, KL(FlashHead over its candidates || dense) */
     double kl_dense;              /* nats, KL(dense || FlashHead with its back-off): finite whatever is missed */
@@ -113,25 +115,43 @@ typedef struct fh_point { /* at one P, averaged over positions */
     uint32_t probes;
     double top1, top3, top5, top10; /* share of positions where all of the dense top-k are candidates */
     double agreement, mass, kl;     /* kl: nats, KL(FlashHead over its candidates || dense) */
+    float threshold;                /* of these probes those that close to the best one; 0: all */
+    double mean_probes;
 } fh_point;
 /* Where a curve is looked at: P = 1 2 4 6 8 12 16 24 ..., `chosen` (1..clusters) and `clusters`; points [FH_CURVE_POINTS], returns how many. */
 enum { FH_CURVE_POINTS = 80 };
 size_t fh_curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen);
-/* What is measured at one position: whether all of the dense top-k are candidates, whether the answer is the dense head's, the covered mass, the KL. */
-typedef enum fh_measure { FH_TOP1, FH_TOP3, FH_TOP5, FH_TOP10, FH_AGREES, FH_COVERS, FH_DIVERGES, FH_MEASURES } fh_measure;
+/* What is measured at one position: whether all of the dense top-k are candidates, whether the answer is the dense head's, the covered mass, the KL, the
+ * clusters probed. */
+typedef enum fh_measure { FH_TOP1, FH_TOP3, FH_TOP5, FH_TOP10, FH_AGREES, FH_COVERS, FH_DIVERGES, FH_PROBES, FH_MEASURES } fh_measure;
 /* values [n_points, FH_MEASURES] of position number i of n; called in order, from the calling thread. */
 typedef void fh_curve_row(void *ctx, size_t i, const double *values);
-/* Every position at every P; points[i].probes rise.  positions: rows of states (NULL: 0..n-1).  FH_ECHECK: logits that are not finite. */
+/* Every position at every P; points[i].probes and thresholds rise.  positions: rows of states (NULL: 0..n-1).  FH_ECHECK: logits that are not finite. */
 fh_status fh_curve_each(const fh_head *head, const fh_dense *dense, const float *states, const size_t *positions, size_t n, bool no_hot,
                         const fh_point *points, size_t n_points, fh_curve_row *row, void *ctx, const fh_job *job, fh_err *err);
-/* The means: points[i].probes is given, the rest is filled.  dense: the model's own rows.  positions: rows of states (NULL: 0..n-1). */
+/* The means: points[i].probes and threshold are given, the rest is filled.  dense: the model's own rows.  positions: rows of states (NULL: 0..n-1). */
 fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *states, const size_t *positions, size_t n, bool no_hot,
                    fh_point *points, size_t n_points, const fh_job *job, fh_err *err);
 /* The dense head's best `k` live tokens of each position, best first; ids [n, k]. */
 fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t *positions, size_t n, size_t k, uint32_t *ids, const fh_job *job, fh_err *err);
-/* The rank (0: best) of each of those tokens' clusters among all clusters; ranks [n, k].  Of a head through bf16 the worst that equal scores allow. */
-fh_status fh_cluster_ranks(const fh_head *head, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids, uint32_t *ranks,
-                           const fh_job *job, fh_err *err);
+
+/* Settings in rising order of cost, number 1 the cheapest.  Without thresholds number r probes r clusters, and n is `most`; with them it probes those of the
+ * `most` best that are within threshold[r - 1] of the best one's score, mean[r - 1] of them in the mean of the text it was made from. */
+enum { FH_RUNGS = 1024 };
+typedef struct fh_ladder { uint32_t n, most; float *threshold; double *mean; } fh_ladder;
+/* Thresholds of a head for positions [n] (rows of states): some hundred, rising, the last one of all `most` clusters.  Freed by the caller. */
+fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, uint32_t most, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err);
+void fh_ladder_free(fh_ladder *l);
+double fh_ladder_probes(const fh_ladder *l, uint32_t rung);    /* in the mean */
+uint32_t fh_ladder_most(const fh_ladder *l, uint32_t rung);    /* P: at most */
+float fh_ladder_threshold(const fh_ladder *l, uint32_t rung);  /* 0: none */
+/* How many thresholds leave out a cluster that is so far below the best one: n: all do. */
+uint32_t fh_ladder_step(const fh_ladder *l, float gap);
+
+/* The rank (0: best) of each of those tokens' clusters among all clusters; ranks [n, k].  Of a head through bf16 the worst that equal scores allow.  With a
+ * ladder of thresholds (else NULL) steps [n, k] has the fh_ladder_step of each, 0 for the best cluster. */
+fh_status fh_cluster_ranks(const fh_head *head, const fh_ladder *ladder, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids,
+                           uint32_t *ranks, uint32_t *steps, const fh_job *job, fh_err *err);
 
 /* What a runtime without hot list and reranking answers, greedily, with the head's centroids, rows, `always` ids and the rounding that its parts say:
  * ids, logits [n].  Equal logits: the smaller id where there are `always` ids, else the one of the better cluster, as the vLLM plugin has it.  probes 0: the
@@ -229,15 +249,20 @@ typedef struct fh_calibrate_params {
     int64_t hot;                          /* tokens in the hot list; -1: chosen on A */
     int64_t rerank;                       /* rows scored again from the checkpoint's, where the encoded ones are not these already; -1: by their encoding */
     bool vllm;                            /* the promise is about the vLLM plugin: no hot list, no reranking, its arithmetic (docs/decisions/0008) */
+    bool adaptive;                        /* clusters within a threshold of the best one's score, instead of a number of them (docs/decisions/0027) */
     bool by_time;                         /* the cheapest is the quickest on this machine, not the one that reads the fewest bytes */
 } fh_calibrate_params;
 typedef struct fh_calibration {
-    uint32_t probes;
+    uint32_t probes;                      /* at most, with a threshold */
+    float threshold;                      /* 0: none */
+    double mean_probes;                   /* on C, with a threshold; else as many */
+    uint32_t probes_p50, probes_p99, probes_max; /* on C */
+    uint32_t rung;                        /* of the ladder of settings */
     uint32_t *hot; size_t n_hot;          /* most worth having first */
     size_t choice;                        /* index of the head taken */
     size_t positions[FH_PARTS], documents[FH_PARTS];
     fh_promise promise[FH_PROMISES];      /* at `probes`; containment is measured where it was not asked for too */
-    double step_bytes, dense_bytes;
+    double step_bytes, dense_bytes;       /* with a threshold in the mean of C */
     fh_point *curve; size_t n_curve;      /* on C, with the hot list */
     bool reached;                         /* when not: `promise` has what was found at the largest P that counts, and */
     uint64_t needed;                      /* the positions on B that zero misses would need */
@@ -252,7 +277,9 @@ void fh_calibration_free(fh_calibration *c);
 /* The cheapest setting that keeps a containment, as part A has it: nothing is promised. */
 typedef struct fh_plan_row {
     size_t choice;
-    uint32_t probes; size_t n_hot;
+    uint32_t probes; size_t n_hot;        /* probes: at most, with a threshold */
+    float threshold;                      /* 0: none */
+    double mean_probes;                   /* on A */
     double level;                         /* containment of the best k that is kept; 0: none was asked for */
     double agreement, mass, kl;           /* on a sample of A */
     double bytes, seconds;                /* of a step */
@@ -270,6 +297,7 @@ typedef struct fh_rehearse_params {
     const double *targets; size_t n_targets;
     double confidence, max_cost;
     int64_t hot;                                 /* as for calibrate */
+    bool adaptive;
     size_t draws;                                /* of each size */
     const size_t *tokens; size_t n_tokens;       /* sizes: documents are drawn until they have so many positions; 0: half of the text */
     uint64_t seed;
@@ -278,6 +306,8 @@ typedef struct fh_rehearse_params {
 typedef struct fh_rehearsed {
     bool promised, too_little;  /* too_little: part B is too small for any promise of this target, whatever is seen */
     uint32_t probes; size_t n_hot;
+    float threshold;            /* 0: none */
+    double mean_probes;         /* with a threshold, on the whole text; else `probes` */
     fh_bound bound;
     double found;               /* containment on the text that was not drawn, or on the other text; NAN: not promised */
 } fh_rehearsed;

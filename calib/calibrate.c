@@ -14,15 +14,15 @@ enum { MOST_SAMPLED = 4096 }; /* positions of A on which agreement and mass are 
 
 typedef struct price { const fh_head *head; fh_step_times times; } price;
 
-static double bytes_of(void *ctx, uint32_t probes, size_t hot) { return fh_head_step_bytes(((price *)ctx)->head, probes, hot); }
+static double bytes_of(void *ctx, double probes, size_t hot) { return fh_head_step_bytes(((price *)ctx)->head, probes, hot); }
 
 /* Straight lines between what was measured. */
-static double seconds_of(void *ctx, uint32_t probes, size_t hot)
+static double seconds_of(void *ctx, double probes, size_t hot)
 {
     const fh_step_times *t = &((price *)ctx)->times;
     size_t i = 1;
     while (i + 1 < t->n && t->probes[i] < probes) i++;
-    double share = (double)(probes - t->probes[i - 1]) / (double)(t->probes[i] - t->probes[i - 1]);
+    double share = (probes - t->probes[i - 1]) / (double)(t->probes[i] - t->probes[i - 1]);
     return t->seconds[i - 1] + share * (t->seconds[i] - t->seconds[i - 1]) + (double)hot * t->hot;
 }
 
@@ -76,7 +76,7 @@ static void add_losses(void *ctx, size_t i, const double *values)
 static fh_status with_list(fh_head **out, const fh_head *head, const fh_setting *s, fh_err *err)
 {
     fh_head_parts p = *fh_head_get_parts(head);
-    p.hot = s->hot, p.n_hot = s->n_hot, p.probes = s->probes ? s->probes : p.probes;
+    p.hot = s->hot, p.n_hot = s->n_hot;
     return fh_head_from_parts(out, &p, "calibration", err);
 }
 
@@ -97,12 +97,16 @@ static fh_status measure_losses(losses *l, const fh_point *points, const fh_view
 
 static void losses_free(losses *l) { fh_free(l->agreed); fh_free(l->covered); fh_free(l->sum); *l = (losses){0}; }
 
-/* 1, 2, ... up to the largest P that counts, which is the last. */
-static size_t grid(fh_point *points, uint32_t most)
+enum { GRID = 256 };
+/* Some of a ladder's settings, up to the last; rungs [GRID]: which these are. */
+static size_t grid(fh_point *points, uint32_t *rungs, const fh_ladder *l)
 {
     size_t n = 0;
-    for (uint32_t p = 1; p < most; p = fh_next_probes(p)) points[n++] = (fh_point){.probes = p};
-    points[n++] = (fh_point){.probes = most};
+    for (uint32_t r = 1; r <= l->n; r++) {
+        bool near = n && (l->threshold ? l->mean[r - 1] < 1.08 * l->mean[rungs[n - 1] - 1] : r < fh_next_probes(rungs[n - 1]));
+        if (near && r < l->n) continue;
+        points[n] = (fh_point){.probes = fh_ladder_most(l, r), .threshold = fh_ladder_threshold(l, r)}, rungs[n++] = r;
+    }
     return n;
 }
 
@@ -118,22 +122,36 @@ typedef struct work {
     uint8_t *fixed;               /* [V] candidates whatever the probes are */
     double dense_bytes;
     const void *ranked;           /* the centroids by which A was ranked */
+    fh_ladder ladder;             /* of the head under way */
 } work;
 
-static fh_status rank(const work *w, const fh_head *head, int part, fh_err *err)
+/* The ladder of a head that may probe so many clusters. */
+static fh_status climb(work *w, const fh_head *head, uint32_t most, fh_err *err)
 {
-    const fh_view *v = &w->part[part];
-    return fh_cluster_ranks(head, w->s->hidden, v->positions, v->n, v->k, v->ids, v->ranks, w->job, err);
+    const fh_view *a = &w->part[FH_PART_A];
+    fh_ladder_free(&w->ladder);
+    if (w->p->adaptive) return fh_ladder_new(&w->ladder, head, most, w->s->hidden, a->positions, a->n, w->job, err);
+    w->ladder = (fh_ladder){.n = most, .most = most};
+    return FH_OK;
 }
 
-/* The fewest probes at which a sample of A keeps agreement and mass; 0: none does. */
-static fh_status look(uint32_t *probes, const work *w, const fh_head *head, const fh_setting *s, uint32_t most, fh_err *err)
+static fh_status rank(work *w, const fh_head *head, int part, fh_err *err)
+{
+    fh_view *v = &w->part[part];
+    fh_status rc = fh_cluster_ranks(head, &w->ladder, w->s->hidden, v->positions, v->n, v->k, v->ids, v->ranks, v->steps, w->job, err);
+    if (rc == FH_OK) fh_view_climb(v, w->ladder.n, w->ladder.most);
+    return rc;
+}
+
+/* The least setting at which a sample of A keeps agreement and mass; 0: none does. */
+static fh_status look(uint32_t *rung, const work *w, const fh_head *head, const fh_setting *s, fh_err *err)
 {
     const fh_view *a = &w->part[FH_PART_A];
     const double *targets = w->p->targets;
     fh_view sample = {0};
-    fh_point points[256];
-    losses l = {.n_points = grid(points, most)};
+    fh_point points[GRID];
+    uint32_t rungs[GRID];
+    losses l = {.n_points = grid(points, rungs, &w->ladder)};
     size_t n = fh_min(a->n, MOST_SAMPLED);
     double aim[2] = {fh_aim(targets[FH_AGREED], s->effective, w->p->confidence), fh_aim(targets[FH_COVERED], s->effective, w->p->confidence)};
     fh_status rc = fh_view_new(&sample, n, 1, err);
@@ -142,10 +160,10 @@ static fh_status look(uint32_t *probes, const work *w, const fh_head *head, cons
         sample.positions[i] = a->positions[from], sample.document[i] = a->document[from];
     }
     if (rc == FH_OK) rc = measure_losses(&l, points, &sample, head, s, w->s, w->dense, w->job, err);
-    *probes = 0;
+    *rung = 0;
     for (size_t q = l.n_points; rc == FH_OK && q-- > 0;) { /* from above, as B will try them */
         if (l.agreed[q].misses > (1 - aim[0]) * (double)n || l.covered[q].misses > (1 - aim[1]) * (double)n) break;
-        *probes = points[q].probes;
+        *rung = rungs[q];
     }
     losses_free(&l);
     fh_view_free(&sample);
@@ -154,23 +172,23 @@ static fh_status look(uint32_t *probes, const work *w, const fh_head *head, cons
 
 static bool through_head(const fh_calibrate_params *p) { return p->targets[FH_AGREED] > 0 || p->targets[FH_COVERED] > 0; }
 
-/* The cheapest setting of one head, of which part A is ranked. */
+/* The cheapest setting of the head under way. */
 static fh_status fit_choice(fh_setting *out, const work *w, const fh_calibrate_params *p, const fh_head *head, const fh_cost *cost, fh_err *err)
 {
-    uint32_t probes;
+    uint32_t rung;
     /* Agreement is little else than containment of the best token: the list is fitted for the one that asks most.  Mass says nothing of single tokens. */
-    fh_fit_params f = {.vocab = w->dense->vocab, .most = fh_most_probes(head, 0, p->max_cost * w->dense_bytes), .always = w->fixed, .k = p->containment_k,
+    fh_fit_params f = {.vocab = w->dense->vocab, .ladder = &w->ladder, .always = w->fixed, .k = p->containment_k,
                        .target = fmax(p->targets[FH_CONTAINED], p->targets[FH_AGREED]), .confidence = p->confidence, .tested = w->part[FH_PART_B].n,
                        .fresh = w->s->n, .hot = p->hot, .cost = *cost};
     fh_status rc = fh_fit(out, &w->part[FH_PART_A], &f, err);
-    if (rc < 0 || !through_head(p) || !out->probes) return rc;
-    if ((rc = look(&probes, w, head, out, f.most, err)) < 0) return rc;
-    out->probes = probes ? (uint32_t)fh_max(probes, out->probes) : 0;
-    out->cost = probes ? cost->of(cost->ctx, out->probes, out->n_hot) : INFINITY;
+    if (rc < 0 || !through_head(p) || !out->rung) return rc;
+    if ((rc = look(&rung, w, head, out, err)) < 0) return rc;
+    out->rung = rung ? (uint32_t)fh_max(rung, out->rung) : 0;
+    out->cost = rung ? cost->of(cost->ctx, fh_ladder_probes(&w->ladder, out->rung), out->n_hot) : INFINITY;
     return rc;
 }
 
-/* A choice with its price, and part A ranked by it. */
+/* A choice with its price, its ladder, and part A ranked by it. */
 static fh_status open_choice(fh_head **head, price *pr, fh_cost *cost, work *w, size_t i, fh_err *err)
 {
     fh_status rc = w->choices->open(w->choices->ctx, i, head, err);
@@ -178,7 +196,8 @@ static fh_status open_choice(fh_head **head, price *pr, fh_cost *cost, work *w, 
     const void *centroids = fh_head_get_parts(*head)->centroids.data;
     fh_mark(w->fixed, *head, NULL);
     rc = price_of(cost, pr, w->choices, w->p->by_time, *head, err);
-    if (rc == FH_OK && w->ranked != centroids) rc = rank(w, *head, FH_PART_A, err);
+    if (rc == FH_OK) rc = climb(w, *head, fh_most_probes(*head, 0, w->p->max_cost * w->dense_bytes), err);
+    if (rc == FH_OK && (w->ranked != centroids || w->p->adaptive)) rc = rank(w, *head, FH_PART_A, err);
     w->ranked = centroids;
     return rc;
 }
@@ -193,8 +212,8 @@ static fh_status choose(fh_setting *best, size_t *choice, work *w, fh_err *err)
         price pr;
         fh_cost cost;
         if ((rc = open_choice(&head, &pr, &cost, w, i, err)) == FH_OK) rc = fit_choice(&s, w, w->p, head, &cost, err);
-        if (rc == FH_OK) fh_job_say(w->job, FH_DEBUG, "routing %s, %s %s: P = %u and %zu hot on the other half of A, cost %.6g", w->choices->choice[i].routing,
-                                    w->choices->choice[i].centroids, w->choices->choice[i].tokens, s.probes, s.n_hot, s.cost);
+        if (rc == FH_OK) fh_job_say(w->job, FH_DEBUG, "routing %s, %s %s: P = %.4g and %zu hot on the other half of A, cost %.6g", w->choices->choice[i].routing,
+                                    w->choices->choice[i].centroids, w->choices->choice[i].tokens, s.rung ? fh_ladder_probes(&w->ladder, s.rung) : 0, s.n_hot, s.cost);
         if (rc == FH_OK && (s.cost < best->cost || i == 0)) {
             fh_free(best->hot);
             *best = s, *choice = i, s.hot = NULL;
@@ -212,12 +231,13 @@ static void keep(fh_calibration *c, const fh_bound *bounds, const fh_trial *tria
     for (size_t i = 0; i < n_trials; i++) c->promise[i].bound = bounds[i], c->promise[i].misses = trials[i].b[at].misses;
 }
 
-/* B: P falls while the bounds hold. */
-static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, uint32_t most, fh_err *err)
+/* B: settings fall while the bounds hold. */
+static fh_status decide(fh_calibration *c, work *w, const fh_head *head, const fh_setting *s, fh_err *err)
 {
     const fh_calibrate_params *p = w->p;
     const fh_view *a = &w->part[FH_PART_A], *b = &w->part[FH_PART_B];
-    fh_point points[256];
+    fh_point points[GRID];
+    uint32_t rungs[GRID], most = w->ladder.n;
     losses l = {0};
     size_t n = most;
     fh_tally *of[FH_PROMISES + 1] = {0}; /* the last: containment on A */
@@ -228,12 +248,12 @@ static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, c
     if (rc < 0 || (rc = fh_view_tallies(of[FH_CONTAINED], most, b, p->containment_k, w->fixed, err)) < 0 ||
         (rc = fh_view_tallies(of[FH_PROMISES], most, a, p->containment_k, w->fixed, err)) < 0) goto out;
     if (through_head(p)) { /* at some P only */
-        n = l.n_points = grid(points, most);
+        n = l.n_points = grid(points, rungs, &w->ladder);
         if ((rc = measure_losses(&l, points, b, head, s, w->s, w->dense, w->job, err)) < 0) goto out;
         for (size_t q = 0; q < n; q++) {
-            uint32_t probes = points[n - 1 - q].probes;
+            uint32_t rung = rungs[n - 1 - q];
             /* never from further up than where to */
-            of[FH_CONTAINED][q] = of[FH_CONTAINED][most - probes], of[FH_PROMISES][q] = of[FH_PROMISES][most - probes];
+            of[FH_CONTAINED][q] = of[FH_CONTAINED][most - rung], of[FH_PROMISES][q] = of[FH_PROMISES][most - rung];
             of[FH_AGREED][q] = l.agreed[n - 1 - q], of[FH_COVERED][q] = l.covered[n - 1 - q];
         }
     }
@@ -243,7 +263,8 @@ static fh_status decide(fh_calibration *c, const work *w, const fh_head *head, c
     ptrdiff_t at = fh_decide(bounds, trials, n_trials, n, (double)w->s->n, p->confidence);
     size_t q = at < 0 ? 0 : (size_t)at;
     c->reached = at >= 0;
-    c->probes = through_head(p) ? points[n - 1 - q].probes : most - (uint32_t)q;
+    uint32_t rung = !n ? 0 : through_head(p) ? rungs[n - 1 - q] : most - (uint32_t)q;
+    c->probes = rung ? fh_ladder_most(&w->ladder, rung) : 0, c->threshold = rung ? fh_ladder_threshold(&w->ladder, rung) : 0, c->rung = rung;
     keep(c, bounds, trials, n_trials, q);
     for (int i = 0; i < FH_PROMISES; i++) {
         double effect = c->promise[i].bound.effect, need = (double)fh_share_needed(p->targets[i], p->confidence);
@@ -256,24 +277,59 @@ out:
     return rc;
 }
 
-/* C: only reported. */
-static fh_status report(fh_calibration *c, const work *w, const fh_head *head, const fh_setting *s, fh_err *err)
+/* Positions by how many clusters they probe. */
+typedef struct at_setting { size_t *count; double sum[FH_MEASURES]; } at_setting; /* count [K + 1] */
+static void add_at_setting(void *ctx, size_t i, const double *values)
+{
+    at_setting *a = ctx;
+    a->count[(size_t)values[FH_PROBES]]++;
+    for (int m = 0; m < FH_MEASURES; m++) a->sum[m] += values[m];
+    (void)i;
+}
+
+/* The setting itself on C, where it is on no curve of fixed P. */
+static fh_status report_setting(fh_calibration *c, const work *w, const fh_head *whole, fh_err *err)
 {
     const fh_view *v = &w->part[FH_PART_C];
-    fh_setting at = *s;
+    uint32_t clusters = fh_head_get_parts(whole)->clusters;
+    const fh_point at = {.probes = c->probes, .threshold = c->threshold};
+    at_setting of = {.count = fh_calloc((size_t)clusters + 1, sizeof *of.count)};
+    fh_status rc = of.count ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc == FH_OK) rc = fh_curve_each(whole, w->dense, w->s->hidden, v->positions, v->n, false, &at, 1, add_at_setting, &of, w->job, err);
+    if (rc < 0 || !v->n) goto out;
+    double n = (double)v->n;
+    c->mean_probes = of.sum[FH_PROBES] / n;
+    c->promise[FH_AGREED].heldout = of.sum[FH_AGREES] / n, c->promise[FH_COVERED].heldout = of.sum[FH_COVERS] / n;
+    size_t seen = 0;
+    for (uint32_t q = 0; q <= clusters; q++) {
+        if (!of.count[q]) continue;
+        if (seen < (v->n + 1) / 2) c->probes_p50 = q;
+        if ((double)seen < 0.99 * n) c->probes_p99 = q;
+        c->probes_max = q, seen += of.count[q];
+    }
+out:
+    fh_free(of.count);
+    return rc;
+}
+
+/* C: only reported. */
+static fh_status report(fh_calibration *c, work *w, const fh_head *head, const fh_setting *s, fh_err *err)
+{
+    const fh_view *v = &w->part[FH_PART_C];
     fh_head *whole = NULL;
     size_t kept = 0;
-    at.probes = c->probes;
     fh_status rc = rank(w, head, FH_PART_C, err);
-    if (rc < 0 || (rc = with_list(&whole, head, &at, err)) < 0) goto out;
-    for (size_t i = 0; i < v->n; i++) kept += fh_view_need(v, i, w->p->containment_k, w->fixed) <= c->probes;
-    c->step_bytes = fh_head_step_bytes(head, c->probes, s->n_hot);
+    if (rc < 0 || (rc = with_list(&whole, head, s, err)) < 0) goto out;
+    for (size_t i = 0; i < v->n; i++) kept += fh_view_need(v, i, w->p->containment_k, w->fixed) <= c->rung;
+    c->mean_probes = c->probes_p50 = c->probes_p99 = c->probes_max = c->probes;
     if (!(c->curve = fh_calloc(FH_CURVE_POINTS, sizeof *c->curve))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     c->n_curve = fh_curve_grid(c->curve, fh_head_get_parts(head)->clusters, c->probes);
     if ((rc = fh_curve(whole, w->dense, w->s->hidden, v->positions, v->n, false, c->curve, c->n_curve, w->job, err)) < 0) goto out;
     c->promise[FH_CONTAINED].heldout = v->n ? (double)kept / (double)v->n : NAN;
     for (size_t i = 0; i < c->n_curve; i++)
         if (c->curve[i].probes == c->probes) c->promise[FH_AGREED].heldout = c->curve[i].agreement, c->promise[FH_COVERED].heldout = c->curve[i].mass;
+    if (c->threshold > 0) rc = report_setting(c, w, whole, err);
+    c->step_bytes = fh_head_step_bytes(head, c->mean_probes, s->n_hot);
 out:
     fh_head_close(whole);
     return rc;
@@ -289,6 +345,7 @@ static size_t documents_of(const fh_view *v)
 static void work_close(work *w)
 {
     for (int i = 0; i < FH_PARTS; i++) fh_view_free(&w->part[i]);
+    fh_ladder_free(&w->ladder);
     fh_free(w->fixed);
 }
 
@@ -305,7 +362,7 @@ static fh_status work_open(work *w, const fh_states *states, const fh_dense *den
     for (size_t i = 0; i < states->n; i++) part[states->document[i]] = states->part[i];
     for (int i = 0; i < FH_PARTS; i++) {
         fh_view *v = &w->part[i];
-        if ((rc = fh_view_of(v, states, part, (uint8_t)i, p->containment_k, err)) < 0) goto out;
+        if ((rc = fh_view_of(v, states, part, (uint8_t)i, p->containment_k, err)) < 0 || (p->adaptive && (rc = fh_view_adapt(v, err)) < 0)) goto out;
         if ((rc = fh_dense_best(dense, states->hidden, v->positions, v->n, v->k, v->ids, job, err)) < 0) goto out;
     }
 out:
@@ -327,8 +384,8 @@ fh_status fh_calibrate(fh_calibration *out, const fh_states *states, const fh_de
     for (int i = 0; i < FH_PROMISES; i++) c.promise[i].target = params->targets[i], c.promise[i].heldout = NAN;
     if ((rc = choose(&s, &c.choice, &w, err)) < 0 || (rc = choices->open(choices->ctx, c.choice, &head, err)) < 0) goto out;
     fh_mark(w.fixed, head, &s);
-    uint32_t most = fh_most_probes(head, s.n_hot, params->max_cost * w.dense_bytes);
-    if ((rc = decide(&c, &w, head, &s, most, err)) < 0 || (c.reached && (rc = report(&c, &w, head, &s, err)) < 0)) goto out;
+    if ((rc = climb(&w, head, fh_most_probes(head, s.n_hot, params->max_cost * w.dense_bytes), err)) < 0) goto out;
+    if ((rc = decide(&c, &w, head, &s, err)) < 0 || (c.reached && (rc = report(&c, &w, head, &s, err)) < 0)) goto out;
     c.hot = s.hot, c.n_hot = s.n_hot, s.hot = NULL;
     *out = c, c = (fh_calibration){0};
 out:
@@ -348,12 +405,12 @@ void fh_calibration_free(fh_calibration *c)
 
 /* ---- plan -------------------------------------------------------------------------------------------------------- */
 
-static fh_status see(fh_plan_row *row, const work *w, const fh_head *head, const fh_setting *s, fh_err *err)
+static fh_status see(fh_plan_row *row, const work *w, const fh_head *head, const fh_setting *s, fh_err *err) /* row has the setting */
 {
     const fh_view *a = &w->part[FH_PART_A];
     size_t n = fh_min(a->n, MOST_SAMPLED / 4), *positions = fh_malloc(fh_max(n, 1) * sizeof *positions);
     fh_head *whole = NULL;
-    fh_point at = {.probes = s->probes};
+    fh_point at = {.probes = row->probes, .threshold = row->threshold};
     fh_status rc = positions ? with_list(&whole, head, s, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     for (size_t i = 0; rc == FH_OK && i < n; i++) positions[i] = a->positions[(size_t)((double)i * (double)a->n / (double)n)];
     if (rc == FH_OK) rc = fh_curve(whole, w->dense, w->s->hidden, positions, n, false, &at, 1, w->job, err);
@@ -384,11 +441,13 @@ fh_status fh_plan(fh_plan_row *rows, size_t *n, const fh_states *states, const f
             fh_setting s = {.cost = INFINITY};
             fh_calibrate_params p = *params;
             if (l < LEVELS) p.targets[FH_CONTAINED] = levels[l], p.targets[FH_AGREED] = p.targets[FH_COVERED] = 0;
-            if ((rc = fit_choice(&s, &w, &p, head, &cost, err)) == FH_OK && s.probes && s.cost < best[l].cost) {
+            if ((rc = fit_choice(&s, &w, &p, head, &cost, err)) == FH_OK && s.rung && s.cost < best[l].cost) {
                 fh_free(best[l].hot);
                 best[l] = s, s.hot = NULL;
-                found[l] = (fh_plan_row){.choice = i, .probes = best[l].probes, .n_hot = best[l].n_hot, .level = p.targets[FH_CONTAINED], .meets = l == LEVELS,
-                                         .bytes = bytes_of(&pr, best[l].probes, best[l].n_hot), .seconds = seconds_of(&pr, best[l].probes, best[l].n_hot)};
+                double probes = fh_ladder_probes(&w.ladder, best[l].rung);
+                found[l] = (fh_plan_row){.choice = i, .probes = fh_ladder_most(&w.ladder, best[l].rung), .threshold = fh_ladder_threshold(&w.ladder, best[l].rung),
+                                         .mean_probes = probes, .n_hot = best[l].n_hot, .level = p.targets[FH_CONTAINED], .meets = l == LEVELS,
+                                         .bytes = bytes_of(&pr, probes, best[l].n_hot), .seconds = seconds_of(&pr, probes, best[l].n_hot)};
             }
             fh_free(s.hot);
         }

@@ -1,5 +1,5 @@
 /* What a head holds of the dense head, position by position. */
-#include "calib/calib.h"
+#include "calib/promise.h"
 
 #include <float.h>
 #include <math.h>
@@ -62,27 +62,32 @@ out:
 
 /* ---- ranks ------------------------------------------------------------------------------------------------- */
 
-typedef struct rank_job { const fh_head *head; const float *scores; size_t k; const uint32_t *ids; uint32_t *ranks; } rank_job;
+typedef struct rank_job { const fh_head *head; const fh_ladder *ladder; const float *scores; size_t k; const uint32_t *ids; uint32_t *ranks, *steps; } rank_job;
 static void rank_task(void *ctx, size_t i, unsigned worker)
 {
     rank_job *r = ctx;
     const fh_head_parts *p = fh_head_get_parts(r->head);
     const uint32_t *slots = fh_head_slots(r->head);
     const float *s = r->scores + i * p->clusters;
+    float best = s[0];
+    for (uint32_t c = 1; r->steps && c < p->clusters; c++) if (s[c] > best) best = s[c];
     bool unsure = p->through_bf16; /* scores are often equal there, and which of equals is probed is not said: count the worst */
     for (size_t j = 0; j < r->k; j++) {
         uint32_t id = r->ids[i * r->k + j], rank = 0;
-        if (id == FH_NO_TOKEN) { r->ranks[i * r->k + j] = 0; continue; }
+        r->ranks[i * r->k + j] = 0;
+        if (r->steps) r->steps[i * r->k + j] = 0;
+        if (id == FH_NO_TOKEN) continue;
         uint32_t own = slots[id] / p->cap;
         for (uint32_t c = 0; c < own; c++) rank += s[c] >= s[own];
         for (uint32_t c = own + 1; c < p->clusters; c++) rank += unsure ? s[c] >= s[own] : s[c] > s[own];
         r->ranks[i * r->k + j] = rank;
+        if (r->steps && rank) r->steps[i * r->k + j] = fh_ladder_step(r->ladder, best - s[own]);
     }
     (void)worker;
 }
 
-fh_status fh_cluster_ranks(const fh_head *head, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids, uint32_t *ranks,
-                           const fh_job *job, fh_err *err)
+fh_status fh_cluster_ranks(const fh_head *head, const fh_ladder *ladder, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids,
+                           uint32_t *ranks, uint32_t *steps, const fh_job *job, fh_err *err)
 {
     fh_status rc = FH_OK;
     const fh_head_parts *p = fh_head_get_parts(head);
@@ -94,7 +99,7 @@ fh_status fh_cluster_ranks(const fh_head *head, const float *states, const size_
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
         gather(h, states, positions, at, m, d);
         if ((rc = fh_head_cluster_scores(head, fh_job_pool(job), h, m, s, err)) < 0) goto out;
-        rank_job r = {head, s, k, ids + at * k, ranks + at * k};
+        rank_job r = {head, ladder, s, k, ids + at * k, ranks + at * k, steps ? steps + at * k : NULL};
         fh_pool_run(fh_job_pool(job), m, rank_task, &r);
         fh_job_progress(job, "ranking clusters", (double)(at + m), (double)n, "positions");
     }
@@ -106,8 +111,8 @@ out:
 
 /* ---- measuring ---------------------------------------------------------------------------------------------- */
 
-/* Clusters by falling score, equal scores by rising number: a stable radix sort on the bits of the score, 11 at a time. */
-static void order_clusters(const float *score, uint32_t n, uint32_t *order, uint32_t *key, uint32_t *order2, uint32_t *key2)
+/* A stable radix sort on the bits of the score, 11 at a time. */
+void fh_order_clusters(const float *score, uint32_t n, uint32_t *order, uint32_t *key, uint32_t *order2, uint32_t *key2)
 {
     uint32_t count[3][2049] = {{0}};
     for (uint32_t i = 0; i < n; i++) {
@@ -252,7 +257,7 @@ static void lens_task(void *ctx, size_t i, unsigned worker)
     for (size_t j = 0; j < n_slots && v->exact_rows; j++) f[j] = perm[j] != FH_NO_TOKEN && !dead[perm[j]] ? z[perm[j]] : -INFINITY;
     for (size_t j = 0; j < n_slots; j++) if (f[j] > m) m = f[j];
     if ((is->bad = !isfinite(m))) return;
-    order_clusters(s, p->clusters, order, key, order2, key2);
+    fh_order_clusters(s, p->clusters, order, key, order2, key2);
     for (uint32_t r = 0; r < p->clusters; r++) key[order[r]] = r;
     for (size_t j = 0, most = 0; j < c->top; j++) {
         most = fh_max(most, top[j] == FH_NO_TOKEN || fixed[top[j]] ? 0 : key[slots[top[j]] / p->cap] + 1);
@@ -264,12 +269,15 @@ static void lens_task(void *ctx, size_t i, unsigned worker)
     uint32_t done = 0;
     for (size_t q = 0; q < v->n_probes; q++) {
         uint32_t probes = v->probes[q] < p->clusters ? v->probes[q] : p->clusters;
+        float threshold = v->thresholds ? v->thresholds[q] : 0;
         for (; done < probes; done++) {
+            if (threshold > 0 && done && !fh_is_close(s[order[0]], s[order[done]], threshold)) break;
             size_t slot = (size_t)order[done] * p->cap;
             for (size_t j = slot; j < slot + p->cap; j++)
                 if (perm[j] != FH_NO_TOKEN && !fixed[perm[j]]) count_token(&t, perm[j], f[j], z[perm[j]], is->lse, m);
         }
-        c->seen[i * c->seen_each + c->seen_at + q] = answer(&t, c, v->head, h, z, is, m, p->vocab - p->n_dead);
+        fh_seen *seen = &c->seen[i * c->seen_each + c->seen_at + q];
+        *seen = answer(&t, c, v->head, h, z, is, m, p->vocab - p->n_dead), seen->probed = done;
     }
 }
 
@@ -282,7 +290,9 @@ static fh_status observing_open(observing *c, unsigned workers, fh_err *err)
         const fh_lens *v = &c->lenses[i];
         const fh_head_parts *p = fh_head_get_parts(v->head);
         for (size_t q = 1; q < v->n_probes; q++) /* walking the clusters once needs rising P */
-            if (v->probes[q - 1] > v->probes[q]) return fh_fail(err, FH_EUSAGE, "the numbers of probes of a curve must rise");
+            if (v->probes[q - 1] > v->probes[q] ||
+                (v->thresholds && (!(v->thresholds[q - 1] <= v->thresholds[q]) || (v->thresholds[q - 1] > 0) != (v->thresholds[q] > 0))))
+                return fh_fail(err, FH_EUSAGE, "the numbers of probes of a curve, and its thresholds, must rise, these all or none above 0");
         if (p->vocab != vocab || p->hidden != d)
             return fh_fail(err, FH_EUSAGE, "a head of %u tokens and width %u beside a dense head of %zu and %zu", p->vocab, p->hidden, vocab, d);
         slots = fh_max(slots, (size_t)p->clusters * p->cap);
@@ -376,17 +386,17 @@ size_t fh_curve_grid(fh_point *points, uint32_t clusters, uint32_t chosen)
     return n;
 }
 
-typedef struct rows { const fh_point *points; size_t n; fh_curve_row *row; void *ctx; double *values; } rows;
+typedef struct rows { size_t n; fh_curve_row *row; void *ctx; double *values; } rows;
 
 static void make_row(void *ctx, const fh_sight *s)
 {
     rows *r = ctx;
     for (size_t q = 0; q < r->n; q++) {
-        uint32_t probes = r->points[q].probes;
         const fh_seen *seen = &s->seen[q];
+        uint32_t probes = seen->probed;
         double *o = r->values + q * FH_MEASURES;
         o[FH_TOP1] = s->need[0] <= probes, o[FH_TOP3] = s->need[2] <= probes, o[FH_TOP5] = s->need[4] <= probes, o[FH_TOP10] = s->need[9] <= probes;
-        o[FH_AGREES] = seen->best == s->top[0], o[FH_COVERS] = seen->mass, o[FH_DIVERGES] = seen->kl;
+        o[FH_AGREES] = seen->best == s->top[0], o[FH_COVERS] = seen->mass, o[FH_DIVERGES] = seen->kl, o[FH_PROBES] = probes;
     }
     r->row(r->ctx, s->number, r->values);
 }
@@ -395,15 +405,17 @@ fh_status fh_curve_each(const fh_head *head, const fh_dense *dense, const float 
                         const fh_point *points, size_t n_points, fh_curve_row *row, void *ctx, const fh_job *job, fh_err *err)
 {
     fh_status rc;
-    rows r = {points, n_points, row, ctx, fh_malloc((n_points * FH_MEASURES + 1) * sizeof(double))};
+    rows r = {n_points, row, ctx, fh_malloc((n_points * FH_MEASURES + 1) * sizeof(double))};
     uint32_t *probes = fh_malloc((n_points + 1) * sizeof *probes);
-    if (!r.values || !probes) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    for (size_t q = 0; q < n_points; q++) probes[q] = points[q].probes;
-    fh_lens lens = {.head = head, .no_hot = no_hot, .probes = probes, .n_probes = n_points};
+    float *thresholds = fh_malloc((n_points + 1) * sizeof *thresholds);
+    if (!r.values || !probes || !thresholds) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    for (size_t q = 0; q < n_points; q++) probes[q] = points[q].probes, thresholds[q] = points[q].threshold;
+    fh_lens lens = {.head = head, .no_hot = no_hot, .probes = probes, .thresholds = thresholds, .n_probes = n_points};
     rc = fh_observe(dense, &lens, 1, &(fh_observe_params){0}, states, positions, n, make_row, &r, job, err);
 out:
     fh_free(r.values);
     fh_free(probes);
+    fh_free(thresholds);
     return rc;
 }
 
@@ -425,7 +437,8 @@ fh_status fh_curve(const fh_head *head, const fh_dense *dense, const float *stat
         double *o = s.of + q * FH_MEASURES;
         for (size_t j = 0; j < FH_MEASURES; j++) o[j] /= n ? (double)n : 1; /* divided, not multiplied by a share of 1: all of them are 1 */
         points[q] = (fh_point){.probes = points[q].probes, .top1 = o[FH_TOP1], .top3 = o[FH_TOP3], .top5 = o[FH_TOP5], .top10 = o[FH_TOP10],
-                               .agreement = o[FH_AGREES], .mass = o[FH_COVERS], .kl = o[FH_DIVERGES]};
+                               .agreement = o[FH_AGREES], .mass = o[FH_COVERS], .kl = o[FH_DIVERGES], .threshold = points[q].threshold,
+                               .mean_probes = o[FH_PROBES]};
     }
     fh_free(s.of);
     return rc;
@@ -443,7 +456,7 @@ static void plain_task(void *ctx, size_t i, unsigned worker)
     const float *f = j->f + i * p->clusters * p->cap;
     uint32_t *order = j->work + (size_t)worker * 4 * p->clusters, best_id = FH_NO_TOKEN;
     float best = -INFINITY;
-    order_clusters(j->s + i * p->clusters, p->clusters, order, order + p->clusters, order + 2 * p->clusters, order + 3 * p->clusters);
+    fh_order_clusters(j->s + i * p->clusters, p->clusters, order, order + p->clusters, order + 2 * p->clusters, order + 3 * p->clusters);
     for (uint32_t q = 0; q < j->probes; q++)
         for (size_t slot = (size_t)order[q] * p->cap, end = slot + p->cap; slot < end; slot++) {
             uint32_t id = p->permutation[slot];

@@ -1,7 +1,7 @@
-/* What part A finds: P and a hot list.
+/* What part A finds: P, or a threshold, and a hot list.
  *
- * A hot token costs one row a step, a probe a cluster of them.  At a given P every token has a number of misses that it takes part in; the list takes
- * tokens in falling order of these, which is the order of misses per byte, as all rows cost the same.  So for every P there is a
+ * A hot token costs one row a step, a probe a cluster of them.  At a given setting every token has a number of misses that it takes part in; the list takes
+ * tokens in falling order of these, which is the order of misses per byte, as all rows cost the same.  So for every setting there is a
  * list that is just long enough, and the cheapest of these pairs is taken.  A token that is missed by chance on the text it was fitted on looks free there: lists are
  * made on one half of the documents, and how long they must be is judged on the other.
  */
@@ -27,35 +27,35 @@ typedef struct fitter {
     worth *worth;         /* [V] */
     uint32_t *place;      /* [V] place in the list, from 1; UINT32_MAX: not in it */
     size_t *count;        /* [V + 2] positions by how long the list must be */
-    size_t *hard, n_hard; /* positions that are missed at the least P that is looked at: all others are at none */
+    size_t *hard, n_hard; /* positions that are missed at the least setting that is looked at: all others are at none */
     size_t odd;           /* positions of the half by which lists are judged */
     double aim;
 } fitter;
 
 static bool is_odd(const fitter *f, size_t i) { return f->a->document[i] & 1; }
 
-/* The tokens of a position that are no candidates at this P; how many they are. */
-static uint32_t lacking(uint32_t lacks[FH_MAX_TOP], const fitter *f, size_t i, uint32_t probes)
+/* The tokens of a position that are no candidates at this setting; how many they are. */
+static uint32_t lacking(uint32_t lacks[FH_MAX_TOP], const fitter *f, size_t i, uint32_t rung)
 {
     const fh_view *a = f->a;
     uint32_t n = 0;
     for (size_t j = 0; j < f->p->k; j++) {
         uint32_t id = a->ids[i * a->k + j];
-        if (id != FH_NO_TOKEN && !f->p->always[id] && a->ranks[i * a->k + j] >= probes) lacks[n++] = id;
+        if (id != FH_NO_TOKEN && !f->p->always[id] && a->rungs[i * a->k + j] >= rung) lacks[n++] = id;
     }
     return n;
 }
 
-/* The list at this P, from the even documents or all: every token that is missed, most worth having first; how many they are.  A position that lacks several
+/* The list at this setting, from the even documents or all: every token that is missed, most worth having first; how many they are.  A position that lacks several
  * tokens is won only with all of them, so that each has its share of it. */
-static size_t list_at(fitter *f, uint32_t probes, bool both)
+static size_t list_at(fitter *f, uint32_t rung, bool both)
 {
     uint32_t lacks[FH_MAX_TOP];
     size_t n = 0;
     for (uint32_t t = 0; t < f->p->vocab; t++) f->worth[t] = (worth){t, 0}, f->place[t] = UINT32_MAX;
     for (size_t h = 0; h < f->n_hard; h++) {
         if (!both && is_odd(f, f->hard[h])) continue;
-        uint32_t m = lacking(lacks, f, f->hard[h], probes);
+        uint32_t m = lacking(lacks, f, f->hard[h], rung);
         for (uint32_t j = 0; j < m; j++) f->worth[lacks[j]].misses += 1 / (double)m;
     }
     for (uint32_t t = 0; t < f->p->vocab; t++)
@@ -65,8 +65,8 @@ static size_t list_at(fitter *f, uint32_t probes, bool both)
     return n;
 }
 
-/* How many tokens of a list of n the odd documents need at this P; n + 1: more than there are. */
-static size_t length_at(fitter *f, uint32_t probes, size_t n)
+/* How many tokens of a list of n the odd documents need at this setting; n + 1: more than there are. */
+static size_t length_at(fitter *f, uint32_t rung, size_t n)
 {
     uint32_t lacks[FH_MAX_TOP];
     size_t kept = f->odd;
@@ -74,7 +74,7 @@ static size_t length_at(fitter *f, uint32_t probes, size_t n)
     for (size_t h = 0; h < f->n_hard; h++) {
         if (!is_odd(f, f->hard[h])) continue;
         size_t need = 0;
-        uint32_t m = lacking(lacks, f, f->hard[h], probes);
+        uint32_t m = lacking(lacks, f, f->hard[h], rung);
         for (uint32_t j = 0; j < m; j++) need = fh_max(need, fh_min((size_t)f->place[lacks[j]], n + 1));
         f->count[need]++, kept--;
     }
@@ -83,11 +83,11 @@ static size_t length_at(fitter *f, uint32_t probes, size_t n)
     return n + 1;
 }
 
-/* The least P to look at, a part of what the odd documents need without a list; and the positions that are missed there. */
+/* The least setting to look at, a part of what the odd documents need without a list; and the positions that are missed there. */
 static fh_status find_hard(fitter *f, uint32_t *least, fh_err *err)
 {
     const fh_view *a = f->a;
-    uint32_t most = f->p->most, q = 0, *need = fh_malloc(fh_max(a->n, 1) * sizeof *need);
+    uint32_t most = f->p->ladder->n, q = 0, *need = fh_malloc(fh_max(a->n, 1) * sizeof *need);
     size_t *count = fh_calloc((size_t)most + 2, sizeof *count), kept = 0;
     fh_status rc = need && count ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0) goto out;
@@ -96,7 +96,7 @@ static fh_status find_hard(fitter *f, uint32_t *least, fh_err *err)
         if (is_odd(f, i)) count[fh_min(need[i], (size_t)most + 1)]++, f->odd++;
     }
     while (q <= most && (double)(kept += count[q]) < f->aim * (double)f->odd) q++;
-    *least = (uint32_t)fh_max(q / LEAST_SHARE, 1);
+    *least = fh_ladder_share(f->p->ladder, q, LEAST_SHARE);
     for (size_t i = 0; i < a->n; i++) f->n_hard += need[i] > *least;
     if (!(f->hard = fh_malloc(fh_max(f->n_hard, 1) * sizeof *f->hard))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     f->n_hard = 0;
@@ -117,10 +117,11 @@ double fh_aim(double target, double effective, double confidence)
 /* What B's positions will be worth, as A's documents have it. */
 static fh_status effective_of(double *effective, const fh_view *a, const fh_fit_params *p, fh_err *err)
 {
-    fh_tally *t = fh_calloc((size_t)p->most + 1, sizeof *t);
-    fh_status rc = t ? fh_view_tallies(t, p->most, a, p->k, p->always, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    uint32_t most = p->ladder->n;
+    fh_tally *t = fh_calloc((size_t)most + 1, sizeof *t);
+    fh_status rc = t ? fh_view_tallies(t, most, a, p->k, p->always, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc == FH_OK) {
-        fh_design d = fh_trial_design(&(fh_trial){.target = p->target, .b = t}, p->most);
+        fh_design d = fh_trial_design(&(fh_trial){.target = p->target, .b = t}, most);
         *effective = (double)p->tested / (fmax(1, d.effect) * (1 + (double)p->tested / (double)p->fresh)) * fh_few_left(2 * d.degrees, p->confidence); /* A's and B's degrees */
     }
     fh_free(t);
@@ -147,6 +148,7 @@ fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_e
     fh_status rc = FH_OK;
     fitter f = {.a = a, .p = p};
     fh_setting best = {.cost = INFINITY};
+    const fh_ladder *l = p->ladder;
     uint32_t least;
     if ((rc = effective_of(&best.effective, a, p, err)) < 0) return rc;
     f.aim = fh_aim(p->target, best.effective, p->confidence);
@@ -155,15 +157,15 @@ fh_status fh_fit(fh_setting *out, const fh_view *a, const fh_fit_params *p, fh_e
     f.count = fh_malloc(((size_t)p->vocab + 2) * sizeof *f.count);
     if (!f.worth || !f.place || !f.count) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = find_hard(&f, &least, err)) < 0) goto out;
-    for (uint32_t q = least; q <= p->most; q = fh_next_probes(q)) {
-        if (p->cost.of(p->cost.ctx, q, 0) >= best.cost) break; /* even without a list it costs more, and more probes more still */
+    for (uint32_t q = least; q <= l->n; q = fh_ladder_next(l, q)) {
+        if (p->cost.of(p->cost.ctx, fh_ladder_probes(l, q), 0) >= best.cost) break; /* even without a list it costs more, and more probes more still */
         size_t n = list_at(&f, q, false), want = length_at(&f, q, n);
         if (want > fh_min(n, p->hot >= 0 ? (size_t)p->hot : MOST_HOT)) continue;
         if (p->hot >= 0) want = fh_min((size_t)p->hot, n);
-        double cost = p->cost.of(p->cost.ctx, q, want);
-        if (cost < best.cost) best.probes = q, best.n_hot = want, best.cost = cost;
+        double cost = p->cost.of(p->cost.ctx, fh_ladder_probes(l, q), want);
+        if (cost < best.cost) best.rung = q, best.n_hot = want, best.cost = cost;
     }
-    size_t n = list_at(&f, best.probes ? best.probes : least, true);
+    size_t n = list_at(&f, best.rung ? best.rung : least, true);
     best.n_hot = fh_min(p->hot >= 0 ? (size_t)p->hot : best.n_hot, n);
     if (!(best.hot = fh_malloc(fh_max(best.n_hot, 1) * sizeof *best.hot))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     for (size_t i = 0; i < best.n_hot; i++) best.hot[i] = f.worth[i].id;

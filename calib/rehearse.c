@@ -12,7 +12,8 @@ typedef struct rehearsal {
     const fh_states *s;
     const fh_rehearse_params *p;
     const fh_head *head;
-    const uint32_t *ids, *ranks;      /* [n, k] of s */
+    const uint32_t *ids, *ranks, *steps; /* [n, k] of s; steps NULL: probing is fixed */
+    fh_ladder ladder;                 /* of thresholds, for s as a whole: which are looked at is not what is tested */
     const fh_view *other;             /* another text; NULL: what was not drawn */
     const size_t *sizes; uint32_t documents; /* positions of each document of s */
     size_t k;                         /* the largest */
@@ -20,38 +21,59 @@ typedef struct rehearsal {
     fh_rehearsed *out;                /* [draws, cells] */
 } rehearsal;
 
-static double bytes_of(void *ctx, uint32_t probes, size_t hot) { return fh_head_step_bytes(ctx, probes, hot); }
+static double bytes_of(void *ctx, double probes, size_t hot) { return fh_head_step_bytes(ctx, probes, hot); }
 
 static fh_status view_of(fh_view *v, const rehearsal *r, const uint8_t *part, uint8_t which, fh_err *err)
 {
     fh_status rc = fh_view_of(v, r->s, part, which, r->k, err);
+    if (rc == FH_OK && r->steps) rc = fh_view_adapt(v, err);
     for (size_t i = 0; rc == FH_OK && i < v->n; i++) {
         memcpy(v->ids + i * r->k, r->ids + v->positions[i] * r->k, r->k * sizeof *v->ids);
         memcpy(v->ranks + i * r->k, r->ranks + v->positions[i] * r->k, r->k * sizeof *v->ranks);
+        if (r->steps) memcpy(v->steps + i * r->k, r->steps + v->positions[i] * r->k, r->k * sizeof *v->steps);
     }
     return rc;
 }
 
-static double contained(const fh_view *v, uint32_t k, const uint8_t *fixed, uint32_t probes)
+/* v may be looked at by other draws too: its rungs are not of this ladder. */
+static double contained(const fh_view *v, uint32_t k, const uint8_t *fixed, const fh_ladder *l, uint32_t rung)
 {
     size_t kept = 0;
-    for (size_t i = 0; i < v->n; i++) kept += fh_view_need(v, i, k, fixed) <= probes;
+    for (size_t i = 0; i < v->n; i++) {
+        bool in = true;
+        for (size_t at = i * v->k, j = 0; j < k; j++, at++)
+            in = in && (v->ids[at] == FH_NO_TOKEN || fixed[v->ids[at]] || (v->steps ? v->steps[at] < rung && v->ranks[at] < l->most : v->ranks[at] < rung));
+        kept += in;
+    }
     return v->n ? (double)kept / (double)v->n : NAN;
 }
 
+/* The settings of the head with so many hot tokens, for both views. */
+static fh_ladder climb(const rehearsal *r, size_t hot, fh_view *a, fh_view *b)
+{
+    fh_ladder l = r->ladder;
+    l.most = fh_most_probes(r->head, hot, r->p->max_cost * r->dense_bytes);
+    if (!r->steps) l.n = l.most;
+    fh_view_climb(a, l.n, l.most);
+    fh_view_climb(b, l.n, l.most);
+    return l;
+}
+
 /* One target on one draw of `drawn` positions. */
-static fh_status one(fh_rehearsed *out, const rehearsal *r, const fh_view *a, const fh_view *b, const fh_view *rest, size_t drawn, uint8_t *fixed, uint32_t k,
+static fh_status one(fh_rehearsed *out, const rehearsal *r, fh_view *a, fh_view *b, const fh_view *rest, size_t drawn, uint8_t *fixed, uint32_t k,
                      double target, fh_err *err)
 {
     const fh_rehearse_params *p = r->p;
     fh_setting s = {0};
-    fh_fit_params f = {.vocab = fh_head_get_parts(r->head)->vocab, .most = fh_most_probes(r->head, 0, p->max_cost * r->dense_bytes), .always = fixed, .k = k,
+    fh_ladder l = climb(r, 0, a, b);
+    fh_fit_params f = {.vocab = fh_head_get_parts(r->head)->vocab, .ladder = &l, .always = fixed, .k = k,
                        .target = target, .confidence = p->confidence, .tested = b->n, .fresh = drawn, .hot = p->hot, .cost = {bytes_of, (void *)(uintptr_t)r->head}};
     fh_mark(fixed, r->head, NULL);
     fh_status rc = fh_fit(&s, a, &f, err);
     if (rc < 0) return rc;
     fh_mark(fixed, r->head, &s);
-    uint32_t most = fh_most_probes(r->head, s.n_hot, p->max_cost * r->dense_bytes);
+    l = climb(r, s.n_hot, a, b);
+    uint32_t most = l.n;
     fh_tally *tb = fh_calloc((size_t)most + 1, sizeof *tb), *ta = fh_calloc((size_t)most + 1, sizeof *ta);
     if (!tb || !ta) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     if ((rc = fh_view_tallies(tb, most, b, k, fixed, err)) < 0 || (rc = fh_view_tallies(ta, most, a, k, fixed, err)) < 0) goto out;
@@ -59,8 +81,9 @@ static fh_status one(fh_rehearsed *out, const rehearsal *r, const fh_view *a, co
     out->promised = at >= 0, out->n_hot = s.n_hot, out->found = NAN;
     out->too_little = at < 0 && out->bound.effective < (double)fh_share_needed(target, p->confidence);
     if (at < 0) goto out;
-    out->probes = most - (uint32_t)at;
-    out->found = contained(rest, k, fixed, out->probes);
+    uint32_t rung = most - (uint32_t)at;
+    out->probes = fh_ladder_most(&l, rung), out->threshold = fh_ladder_threshold(&l, rung), out->mean_probes = fh_ladder_probes(&l, rung);
+    out->found = contained(rest, k, fixed, &l, rung);
 out:
     fh_free(s.hot);
     fh_free(tb);
@@ -125,12 +148,24 @@ static fh_status all_draws(rehearsal *r, const fh_job *job, fh_err *err)
 }
 
 /* What containment asks of all positions of a text. */
-static fh_status look(fh_view *v, const fh_states *s, const fh_dense *dense, const fh_head *head, size_t k, const fh_job *job, fh_err *err)
+static fh_status look(fh_view *v, const fh_states *s, const fh_dense *dense, const fh_head *head, const fh_ladder *ladder, size_t k, const fh_job *job,
+                      fh_err *err)
 {
     fh_status rc = fh_view_new(v, s->n, k, err);
+    if (rc == FH_OK && ladder->threshold) rc = fh_view_adapt(v, err);
     for (size_t i = 0; rc == FH_OK && i < s->n; i++) v->positions[i] = i, v->document[i] = s->document[i];
     if (rc == FH_OK) rc = fh_dense_best(dense, s->hidden, NULL, s->n, k, v->ids, job, err);
-    if (rc == FH_OK) rc = fh_cluster_ranks(head, s->hidden, NULL, s->n, k, v->ids, v->ranks, job, err);
+    if (rc == FH_OK) rc = fh_cluster_ranks(head, ladder, s->hidden, NULL, s->n, k, v->ids, v->ranks, v->steps, job, err);
+    return rc;
+}
+
+static fh_status ladder_of(rehearsal *r, const fh_states *s, const fh_job *job, fh_err *err)
+{
+    size_t *all = fh_malloc(fh_max(s->n, 1) * sizeof *all);
+    if (!all) return fh_fail(err, FH_ENOMEM, "out of memory for %zu positions", s->n);
+    for (size_t i = 0; i < s->n; i++) all[i] = i;
+    fh_status rc = fh_ladder_new(&r->ladder, r->head, fh_most_probes(r->head, 0, r->p->max_cost * r->dense_bytes), s->hidden, all, s->n, job, err);
+    fh_free(all);
     return rc;
 }
 
@@ -149,12 +184,15 @@ fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_state
     for (size_t i = 0; i < p->n_tokens && !against; i++)
         if (p->tokens[i] >= states->n) { rc = fh_fail(err, FH_EUSAGE, "draws of %zu positions leave nothing of %zu to look at: draw fewer, or name more text",
                                                       p->tokens[i], states->n); goto out; }
-    if ((rc = look(&all, states, dense, head, r.k, job, err)) < 0 || (against && (rc = look(&other, against, dense, head, r.k, job, err)) < 0)) goto out;
-    r.ids = all.ids, r.ranks = all.ranks, r.other = against ? &other : NULL;
+    if (p->adaptive && (rc = ladder_of(&r, states, job, err)) < 0) goto out;
+    if ((rc = look(&all, states, dense, head, &r.ladder, r.k, job, err)) < 0 ||
+        (against && (rc = look(&other, against, dense, head, &r.ladder, r.k, job, err)) < 0)) goto out;
+    r.ids = all.ids, r.ranks = all.ranks, r.steps = all.steps, r.other = against ? &other : NULL;
     rc = all_draws(&r, job, err);
 out:
     fh_view_free(&all);
     fh_view_free(&other);
+    fh_ladder_free(&r.ladder);
     fh_free(sizes);
     return rc;
 }

@@ -12,14 +12,29 @@ fh_status fh_view_new(fh_view *out, size_t n, size_t k, fh_err *err)
         out->document = fh_malloc(room * sizeof *out->document);
         out->ids = fh_malloc(bytes);
         out->ranks = fh_malloc(bytes);
+        out->rungs = out->ranks;
         if (out->positions && out->document && out->ids && out->ranks) return FH_OK;
     }
     fh_view_free(out);
     return fh_fail(err, FH_ENOMEM, "out of memory for %zu positions", n);
 }
 
+fh_status fh_view_adapt(fh_view *v, fh_err *err)
+{
+    size_t bytes = fh_max(v->n, 1) * v->k * sizeof *v->steps; /* as many as ids, which there are */
+    v->steps = fh_malloc(bytes), v->rungs = fh_malloc(bytes);
+    return v->steps && v->rungs ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory for %zu positions", v->n);
+}
+
+void fh_view_climb(fh_view *v, uint32_t n, uint32_t most)
+{
+    for (size_t i = 0; v->steps && i < v->n * v->k; i++) v->rungs[i] = v->ranks[i] < most ? v->steps[i] : n;
+}
+
 void fh_view_free(fh_view *v)
 {
+    if (v->rungs != v->ranks) fh_free(v->rungs);
+    fh_free(v->steps);
     fh_free(v->positions);
     fh_free(v->document);
     fh_free(v->ids);
@@ -52,13 +67,13 @@ uint32_t fh_view_need(const fh_view *v, size_t i, uint32_t k, const uint8_t *fix
 {
     uint32_t need = 0;
     for (size_t j = 0; j < k; j++) {
-        uint32_t id = v->ids[i * v->k + j], r = v->ranks[i * v->k + j] + 1;
+        uint32_t id = v->ids[i * v->k + j], r = v->rungs[i * v->k + j] + 1;
         if (id != FH_NO_TOKEN && !fixed[id] && r > need) need = r;
     }
     return need;
 }
 
-/* P falls from the largest: a document gains the positions that needed the cluster which goes. */
+/* Settings fall from the most generous: a document gains the positions that needed it. */
 fh_status fh_view_tallies(fh_tally *tallies, uint32_t most, const fh_view *v, uint32_t k, const uint8_t *fixed, fh_err *err)
 {
     size_t n = v->n, documents = 0;

@@ -5,7 +5,7 @@
 
 typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device, kv_type; bool brief, no_batches, no_rivals, body; } args;
 static const fh_opt options[] = {
-    {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
+    {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's, with its threshold if it has one)", 1, 1e9, NULL},
     {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
     {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "states to ask with (default: Gaussian ones)", 0, 0, NULL},
     {"brief", FH_OPT_FLAG, offsetof(args, brief), NULL, "cold caches and all threads alone, the body in whole tokens alone", 0, 0, NULL},
@@ -131,7 +131,17 @@ static void token_row(fh_json *list, const char *what, double seconds, double sh
     fh_json_add_double(j, "speedup_over_dense", baseline > 0 ? baseline / seconds : NAN);
 }
 
-static fh_json *report_of(const fh_bench_report *b, bool given)
+/* How the states differ in what they probe: clusters, or with a head the bytes of a step. */
+static void add_probed(fh_json *to, const char *key, const fh_bench_report *b, const fh_head *head)
+{
+    const fh_spread *p = &b->probed;
+    const struct { const char *name; double v; } of[] = {{"mean", p->mean}, {"p10", p->p10}, {"median", p->median}, {"p90", p->p90}, {"p99", p->p99}, {"max", p->max}};
+    fh_json *j = fh_json_add_object(to, key);
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++)
+        fh_json_add_double(j, of[i].name, head ? fh_head_step_bytes(head, of[i].v, fh_head_get_info(head)->n_hot) : of[i].v);
+}
+
+static fh_json *report_of(const fh_bench_report *b, const fh_head *head, bool given)
 {
     fh_json *report = fh_json_object(), *list;
     const char *dense = NULL, *all = NULL;
@@ -142,6 +152,11 @@ static fh_json *report_of(const fh_bench_report *b, bool given)
     fh_json_add_string(report, "isa", b->isa);
     fh_json_add_u64(report, "threads", b->threads);
     fh_json_add_u64(report, "probes", b->probes);
+    if (b->threshold > 0) {
+        fh_json_add_double(report, "threshold", (double)b->threshold);
+        add_probed(report, "probed", b, NULL);
+        add_probed(report, "step_bytes", b, head);
+    }
     fh_json_add_string(report, "states", given ? "given" : "Gaussian");
     fh_json_add_u64(report, "block_bytes", b->block_bytes);
     fh_json_add_u64(report, "swept_bytes", b->memory_bytes);
@@ -259,7 +274,7 @@ static fh_status against(fh_json *report, const fh_json *e, const fh_bench_repor
         fh_free(times);
         return fh_fail(err, FH_EFORMAT, "%s: has no \"curve\" or \"expected\": is it what 'fhtool estimate --json' printed?", file);
     }
-    double here = fh_head_time_at(times, n, b->probes), more = here - fh_member_double(flash, "head_microseconds", NAN); /* where another P was estimated */
+    double here = fh_head_time_at(times, n, head[0]->probes), more = here - fh_member_double(flash, "head_microseconds", NAN); /* where another P was estimated */
     double whole = fh_member_double(flash, "milliseconds_per_token", NAN) + 1e-3 * more;
     fh_json *list = fh_json_add_array(report, "against_estimate");
     compared(list, "flash head", "microseconds", here, 1e6 * head[0]->time.median);
@@ -306,7 +321,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     bool there = rc == FH_OK && m.device;
     if (there && estimate) rc = fh_fail(err, FH_EUSAGE, "bench: --against-estimate: says what the CPU does: leave --device out");
     else if (there) rc = fh_bench_on_device(&report, m.device, m.head, &how, job, err);
-    else if (rc == FH_OK && (rc = fh_bench(&m, &how, job, &b, err)) == FH_OK) report = report_of(&b, how.states != NULL);
+    else if (rc == FH_OK && (rc = fh_bench(&m, &how, job, &b, err)) == FH_OK) report = report_of(&b, m.head, how.states != NULL);
     if (rc == FH_OK && estimate) rc = against(report, estimate, &b, a->against.v, err);
     rc = fh_finish(report, &a->common, rc, err);
     fh_json_free(estimate);

@@ -2,7 +2,7 @@
 
 typedef struct args {
     fh_common common;
-    fh_str output;
+    fh_str output, caps;
     fh_uint k, cap, rounds;
     fh_pick start, metric, routing, centroids, tokens_encoding;
     fh_text_args text;
@@ -13,6 +13,7 @@ static const fh_opt options[] = {
     {"-o", FH_OPT_STR, offsetof(args, output), "FILE", "the artifact to write", 0, 0, NULL},
     {"k", FH_OPT_UINT, offsetof(args, k), "K", "clusters (default V/16)", 2, 1e9, NULL},
     {"cap", FH_OPT_UINT, offsetof(args, cap), "N", "tokens per cluster, instead of --k", 1, 1e9, NULL},
+    FH_CAPS_OPT(offsetof(args, caps)),
     {"start", FH_OPT_PICK, offsetof(args, start), "S", "where clustering begins", 0, 0, "coarse,faiss,random"},
     {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike (default output: the logits they give)", 0, 0, "output,euclidean,cosine"},
     {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
@@ -36,7 +37,8 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_stage_env e;
     fh_json *report = NULL;
     if (!a->output.set) return fh_fail(err, FH_EUSAGE, "build: -o is missing: where shall the artifact go?");
-    if (a->k.set && a->cap.set) return fh_fail(err, FH_EUSAGE, "build: --k and --cap: give one of them");
+    uint32_t *caps = NULL;
+    if (a->k.set + a->cap.set + a->caps.set > 1) return fh_fail(err, FH_EUSAGE, "build: --k, --cap and --caps: give one of them");
     if (a->no_clobber && fh_file_exists(a->output.v)) return fh_fail(err, FH_EIO, "%s: exists, and --no-clobber was given: choose another name", a->output.v);
     fh_build_params how = {.model = a->common.args[0], .output = a->output.v, .no_clobber = a->no_clobber, .head_only = a->head_only, .exact = a->exact,
                            .text = fh_text_of(&a->text), .routing = a->routing.set ? routings[a->routing.v] : NULL, .unit = a->unit,
@@ -55,14 +57,18 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
             return fh_fail(err, FH_EUSAGE, "build: --centroids and --rows: that runtime works in bf16: leave them out with --for vllm");
         how.centroids = how.tokens = FH_BF16, how.unit = true, how.rerank = 0;
     }
+    if (a->caps.set && (rc = fh_caps_of(&caps, &how.n_caps, a->caps.v, &how.how, "build", err)) < 0) return rc;
+    how.caps = caps;
     rc = fh_open_work(&e, &a->common, true, job, err);
     if (rc == FH_OK) rc = fh_stage_build(&e, &how, &report, err);
     rc = fh_finish_hiding(report, &a->common, "sections", rc, err);
     fh_work_close(e.work);
+    fh_free(caps);
     return rc;
 }
 
 const fh_command fh_cmd_build = {"build", "all stages: checkpoint in, calibrated artifact out", "MODEL", 1, 1, options, sizeof(args), run,
+    "--caps 8,16,32: each is clustered, and the one that meets the targets at the lowest cost on part A is calibrated and packed.\n"
     "A stage whose inputs and parameters have not changed is not run again; after an interruption the same command goes on.\n"
     "--for vllm: an artifact that 'export --format vllm' takes: equal clusters, centroids at unit length, bf16, no hot list,\n"
     "calibrated as that runtime computes.",

@@ -56,6 +56,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_json_add_u64(r, "stride", how.stride);
     if (how.flash) {
         fh_json_add_u64(r, "probes", said.probes);
+        fh_json_add_double(r, "mean_probes", said.mean_probes);
         fh_json_add_u64(r, "missed", said.missed);
         fh_json_add_double(r, "missed_share", said.missed_share);
         fh_json_add_double(r, "backoff", said.backoff);

@@ -7,7 +7,7 @@
 typedef struct args { fh_common common; fh_str hidden, curve; fh_uint probes, top_k; fh_pick device, runtime; bool dense, no_hot; } args;
 static const fh_opt options[] = {
     {"hidden", FH_OPT_STR, offsetof(args, hidden), "STATES", "safetensors with hidden [N, D] or [B, T, D] float32", 0, 0, NULL},
-    {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
+    {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's, with its threshold if it has one)", 1, 1e9, NULL},
     {"top-k", FH_OPT_UINT, offsetof(args, top_k), "N", "tokens a state (default 1)", 1, 100000, NULL},
     {"dense", FH_OPT_FLAG, offsetof(args, dense), NULL, "the dense head, from the exact rows", 0, 0, NULL},
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "leave out the hot list", 0, 0, NULL},
@@ -84,7 +84,8 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
     fh_json_add_u64(r, "positions", n);
     fh_json_add_string(r, "device", fh_device_name(device));
     fh_json_add_u64(r, "probes", a->dense ? info->clusters : q.probes ? fh_min(q.probes, info->clusters) : info->probes);
-    fh_json_add_double(r, "step_bytes", a->dense ? fh_head_dense_bytes(head) : fh_head_step_bytes(head, q.probes, q.no_hot ? 0 : info->n_hot));
+    bool adaptive = !a->dense && !plain && !q.probes && info->threshold > 0;
+    if (!adaptive) fh_json_add_double(r, "step_bytes", a->dense ? fh_head_dense_bytes(head) : fh_head_step_bytes(head, q.probes, q.no_hot ? 0 : info->n_hot));
     all_ids = fh_json_add_array(r, "ids"), all_logits = fh_json_add_array(r, "logits");
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);
@@ -100,6 +101,13 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
             }
         }
         fh_job_progress(job, "scoring", (double)(at + m), (double)n, "states");
+    }
+    if (adaptive) {
+        fh_probed probed = fh_scratch_probed(scratch);
+        double mean = probed.states ? (double)probed.clusters / (double)probed.states : 0;
+        fh_json_add_double(r, "threshold", (double)info->threshold);
+        fh_json_add_double(r, "mean_probes", mean);
+        fh_json_add_double(r, "step_bytes", fh_head_step_bytes(head, mean, q.no_hot ? 0 : info->n_hot));
     }
     *report = r, r = NULL;
 out:

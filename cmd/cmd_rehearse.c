@@ -3,7 +3,7 @@
 
 #include "cmd/text_opts.h"
 
-typedef struct args { fh_common common; fh_text_args text; fh_strs against; fh_str targets, ks, draw_tokens; fh_num confidence, max_cost; fh_uint draws; } args;
+typedef struct args { fh_common common; fh_text_args text; fh_strs against; fh_str targets, ks, draw_tokens; fh_num confidence, max_cost; fh_uint draws; fh_pick probing; } args;
 static const fh_opt options[] = {
     {"draws", FH_OPT_UINT, offsetof(args, draws), "N", "draws of each size (default 200)", 1, 100000, NULL},
     {"draw-tokens", FH_OPT_STR, offsetof(args, draw_tokens), "N,N,…", "documents are drawn until they have so many (default: half of the text)", 0, 0, NULL},
@@ -11,6 +11,7 @@ static const fh_opt options[] = {
     {"containment-k", FH_OPT_STR, offsetof(args, ks), "N,N,…", "of the dense head's best N tokens (default 1,3,10)", 0, 0, NULL},
     {"confidence", FH_OPT_NUM, offsetof(args, confidence), "X", "with which it is promised (default 0.95)", 0.5, 0.999999, NULL},
     {"max-cost", FH_OPT_NUM, offsetof(args, max_cost), "X", "share of the dense head's bytes that a setting may read (default 0.5)", 0.001, 10, NULL},
+    {"probing", FH_OPT_PICK, offsetof(args, probing), "P", "as for calibrate (default fixed)", 0, 0, "fixed,adaptive"},
     {"against", FH_OPT_STRS, offsetof(args, against), "FILE", "look at this text (again for more files) instead of the documents not drawn", 0, 0, NULL},
     FH_TEXT_OPTS(offsetof(args, text)), FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
@@ -41,7 +42,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     double targets[MOST_TARGETS];
     fh_stage_rehearse_params how = {.text = fh_text_of(&a->text), .against = fh_text_of(&a->text),
                                     .how = {.targets = targets, .confidence = a->confidence.set ? a->confidence.v : 0.95,
-                                            .max_cost = a->max_cost.set ? a->max_cost.v : 0.5, .hot = -1,
+                                            .max_cost = a->max_cost.set ? a->max_cost.v : 0.5, .hot = -1, .adaptive = a->probing.v == 1,
                                             .draws = a->draws.set ? (size_t)a->draws.v : 200, .tokens = tokens, .n_tokens = 1, .seed = a->text.seed.v}};
     how.against.texts = a->against.v, how.against.n_texts = a->against.n;
     fh_status rc = targets_of(targets, &how.how.n_targets, MOST_TARGETS, a->targets.set ? a->targets.v : "0.95,0.99,0.999", err);

@@ -19,7 +19,7 @@ static const fh_opt options[] = {
     {"-n", FH_OPT_UINT, offsetof(args, n), "N", "new tokens at most (default 64; of a reply 512)", 1, 1e7, NULL},
     {"stop", FH_OPT_STRS, offsetof(args, stop), "TEXT", "end before this text (may be repeated)", 0, 0, NULL},
     {"head", FH_OPT_PICK, offsetof(args, head), "H", "which head (default flash)", 0, 0, "flash,dense"},
-    {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's)", 1, 1e9, NULL},
+    {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's, with its threshold if it has one)", 1, 1e9, NULL},
     {"temperature", FH_OPT_NUM, offsetof(args, temperature), "T", "sample at this temperature (default: greedy)", 0, 100, NULL},
     {"top-k", FH_OPT_UINT, offsetof(args, top_k), "N", "sample among the N best (default: all)", 0, 1e9, NULL},
     {"top-p", FH_OPT_NUM, offsetof(args, top_p), "X", "sample among the best that hold X of the probability", 0, 1, NULL},

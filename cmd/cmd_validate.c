@@ -96,6 +96,11 @@ static void add_quality(fh_json *r, const fh_quality *q)
     fh_json_add_u64(r, "positions", q->positions);
     fh_json_add_u64(r, "documents", q->documents);
     fh_json_add_u64(r, "probes", q->probes);
+    if (q->threshold > 0) {
+        fh_json_add_double(r, "threshold", (double)q->threshold);
+        add_spread(r, "probed", &q->probed);
+        fh_json_add_double(r, "step_bytes", q->step_bytes);
+    }
     fh_json_add_u64(r, "containment_k", q->containment_k);
     fh_json_add_double(r, "confidence", q->confidence);
     add_kept(r, "containment", &q->kept[FH_CONTAINED]);

@@ -17,7 +17,7 @@ static inline fh_text_params fh_text_of(const fh_text_args *a)
 }
 
 /* The options of a promise. */
-typedef struct fh_promise_args { fh_num target, target_agreement, target_mass, confidence, max_cost; fh_uint containment_k, rerank; fh_str hot; fh_pick cheapest, runtime; } fh_promise_args;
+typedef struct fh_promise_args { fh_num target, target_agreement, target_mass, confidence, max_cost; fh_uint containment_k, rerank; fh_str hot; fh_pick probing, cheapest, runtime; } fh_promise_args;
 #define FH_PROMISE_OPTS(base) \
     {"target-containment", FH_OPT_NUM, (base) + offsetof(fh_promise_args, target), "X", "containment that is promised (default 0.99 where no target is given)", 0.01, 0.999999, NULL}, \
     {"target-agreement", FH_OPT_NUM, (base) + offsetof(fh_promise_args, target_agreement), "X", "share of positions with the dense head's answer that is promised", 0.01, 0.999999, NULL}, \
@@ -26,9 +26,16 @@ typedef struct fh_promise_args { fh_num target, target_agreement, target_mass, c
     {"confidence", FH_OPT_NUM, (base) + offsetof(fh_promise_args, confidence), "X", "with which it is promised (default 0.95)", 0.5, 0.999999, NULL}, \
     {"hot", FH_OPT_STR, (base) + offsetof(fh_promise_args, hot), "N|auto", "tokens scored on every step (default auto)", 0, 0, NULL}, \
     {"rerank", FH_OPT_UINT, (base) + offsetof(fh_promise_args, rerank), "N", "best rows scored again from the exact ones (default 16, for int4 32; 0: none)", 0, FH_MAX_RERANK, NULL}, \
+    {"probing", FH_OPT_PICK, (base) + offsetof(fh_promise_args, probing), "P", "a number of clusters (default), or those whose score is close enough to the best one's", 0, 0, "fixed,adaptive"}, \
     {"cheapest", FH_OPT_PICK, (base) + offsetof(fh_promise_args, cheapest), "C", "what settings are compared by: bytes read a step (default), or time by this machine's clock", 0, 0, "bytes,time"}, \
     {"max-cost", FH_OPT_NUM, (base) + offsetof(fh_promise_args, max_cost), "X", "share of the dense head's bytes that a setting may read (default 0.5)", 0.001, 10, NULL}, \
     {"for", FH_OPT_PICK, (base) + offsetof(fh_promise_args, runtime), "R", "the runtime that the promise is about (default fhtool)", 0, 0, "fhtool,vllm"}
+/* Sizes of clusters to choose among. */
+#define FH_CAPS_OPT(offset) \
+    {"caps", FH_OPT_STR, (offset), "N,N,…", "tokens per cluster to choose among, by what the targets cost with each", 0, 0, NULL}
+enum { FH_MOST_CAPS = 16 };
+/* Freed by the caller. */
+fh_status fh_caps_of(uint32_t **out, size_t *n, const char *text, const fh_calibrate_params *how, const char *command, fh_err *err);
 fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, const char *command, fh_err *err);
 
 #endif

@@ -7,8 +7,8 @@
 
 const uint8_t fh_fhead_magic[8] = {0x89, 'F', 'H', 'E', 'A', 'D', 0x0D, 0x0A};
 
-/* The features that `requires` may name; 1.0 has none. */
-static const char *const known_features[] = {NULL};
+/* The features that `requires` may name. */
+static const char *const known_features[] = {FH_FEATURE_THRESHOLD, NULL};
 
 static const char *const known_sections[] = {
     "head.centroids", "head.centroid_scales", "head.tokens",  "head.token_scales", "head.permutation",     "head.dead", "head.bias",

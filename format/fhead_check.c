@@ -115,6 +115,22 @@ static fh_status read_ids(fh_fhead *f, const fh_json *head, const char *key, uin
     return FH_OK;
 }
 
+/* It is there exactly when `requires` names it: a reader that passed over it would probe other clusters. */
+static fh_status read_threshold(fh_fhead *f, const fh_json *head, float *out, fh_err *err)
+{
+    double v;
+    bool there = fh_json_has(head, "threshold"), named = false;
+    for (const fh_json *r = fh_json_first(fh_json_get(f->header, "requires")); r; r = fh_json_next(r))
+        named = named || !strcmp(fh_json_string(r), FH_FEATURE_THRESHOLD);
+    if (there != named)
+        return fh_fail(err, FH_EFORMAT, "%s: JSON header: /head/threshold is %s, /requires says otherwise", f->name, there ? "there" : "missing");
+    if (!there) return FH_OK;
+    if (!fh_json_double(fh_json_get(head, "threshold"), &v) || !((float)v > 0) || !isfinite((float)v))
+        return header_fault(f, "/head", "threshold", "a number above 0", err);
+    *out = (float)v;
+    return FH_OK;
+}
+
 static fh_status read_head(fh_fhead *f, fh_head_layout *h, fh_err *err)
 {
     const fh_json *head, *hot, *always;
@@ -146,6 +162,8 @@ static fh_status read_head(fh_fhead *f, fh_head_layout *h, fh_err *err)
             return fh_fail(err, FH_EFORMAT, "%s: JSON header: /head/rerank is %u: 0 to %d, and above 0 only where there is /head/exact", f->name,
                            h->rerank, FH_MAX_RERANK);
     }
+
+    if ((rc = read_threshold(f, head, &h->threshold, err)) < 0) return rc;
 
     hot = fh_json_get(head, "hot");
     always = fh_json_get(head, "always");
@@ -324,6 +342,8 @@ fh_status fh_head_layout_check(const fh_head_layout *h, const char *name, fh_err
         return fh_fail(err, FH_ECHECK, "%s: %u clusters of %u tokens do not hold a vocabulary of %u (1 to V clusters, K * cap at least V)",
                        name, h->k, h->cap, h->vocab);
     if (!h->probes || h->probes > h->k) return fh_fail(err, FH_ECHECK, "%s: /head/probes is %u, not 1 to %u", name, h->probes, h->k);
+    if (!(h->threshold >= 0) || !isfinite(h->threshold))
+        return fh_fail(err, FH_ECHECK, "%s: /head/threshold is %g, not a number above 0", name, (double)h->threshold);
     if ((rc = check_scales(&h->centroids, h->centroid_scales, h->k, name, "head.centroid_scales", err)) < 0 ||
         (rc = check_scales(&h->tokens, h->token_scales, slots, name, "head.token_scales", err)) < 0)
         return rc;
@@ -343,13 +363,13 @@ out:
     return rc;
 }
 
-double fh_head_layout_step_bytes(const fh_head_layout *h, uint32_t probes, size_t n_hot)
+double fh_head_layout_step_bytes(const fh_head_layout *h, double probes, size_t n_hot)
 {
     double centroid = (double)(h->centroids.stride + fh_scale_bytes(h->centroids.dtype, h->centroids.cols));
     double token = (double)(h->tokens.stride + fh_scale_bytes(h->tokens.dtype, h->tokens.cols));
     double exact = (double)fh_round_up(fh_row_bytes(h->exact.dtype, h->exact.cols), 64); /* with the padding, as all rows */
-    uint32_t clusters = probes ? probes < h->k ? probes : h->k : h->probes;
-    double candidates = (double)clusters * h->cap + (double)n_hot + (double)h->n_always;
+    double clusters = probes > 0 ? fmin(probes, h->k) : h->probes;
+    double candidates = clusters * h->cap + (double)n_hot + (double)h->n_always;
     return h->k * centroid + candidates * token + (h->rerank < candidates ? h->rerank : candidates) * exact;
 }
 

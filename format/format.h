@@ -330,6 +330,9 @@ fh_status fh_fhead_add(fh_fhead_writer *w, const char *name, fh_codec codec, uin
 fh_status fh_fhead_commit(fh_fhead_writer *w, char digest[65], fh_err *err); /* frees w */
 void fh_fhead_abandon(fh_fhead_writer *w); /* accepts NULL */
 
+/* A feature of `requires`: the file has /head/threshold. */
+#define FH_FEATURE_THRESHOLD "threshold"
+
 /* What a .fhead says about its head, judged: sizes, encodings, and where the arrays lie.  All pointers are borrowed from the
  * container (the arrays of a raw section are in its map, hot and always are kept by it) until fh_fhead_close. */
 typedef struct fh_head_layout {
@@ -340,6 +343,7 @@ typedef struct fh_head_layout {
     fh_rows exact;                                   /* the same rows in model dtype; data NULL when the file has none */
     bool tokens_exact;                               /* `tokens` are the checkpoint's rows as they are */
     uint32_t rerank;                                 /* candidates scored again from `exact`; 0: none */
+    float threshold;                                 /* of the P best clusters only those whose score is so close to the best one's; 0: all of them */
     const uint32_t *permutation;                     /* [K * cap] slot -> token id, UINT32_MAX: padding */
     const uint32_t *dead; size_t n_dead;             /* ascending */
     const float *bias;                               /* [V] or NULL */
@@ -363,9 +367,9 @@ fh_status fh_head_layout_check(const fh_head_layout *h, const char *name, fh_err
 /* What a calibration is of: SHA-256 over the sections head.permutation, head.centroid_scales, head.token_scales, head.centroids and head.tokens, one after
  * another, as they are stored (those that are there), 64 hex digits. */
 void fh_head_layout_digest(char out[65], const fh_head_layout *h);
-/* Bytes that one step reads at P probes (0: its own; at most K) with `n_hot` tokens on the hot list: centroids, clusters, hot and always rows,
+/* Bytes that one step reads at P probes (in the mean of some steps, maybe; 0: its own; at most K) with `n_hot` tokens on the hot list: centroids, clusters, hot and always rows,
  * rows reranked; scales counted. */
-double fh_head_layout_step_bytes(const fh_head_layout *h, uint32_t probes, size_t n_hot);
+double fh_head_layout_step_bytes(const fh_head_layout *h, double probes, size_t n_hot);
 /* Every value: rows finite, int8 in [-127, 127], int4 in [-7, 7], no centroid zero but int4 ones (FH_ECHECK).  Rows of padding slots are not looked at. */
 fh_status fh_head_layout_check_rows(const fh_head_layout *h, const char *name, const fh_job *job, fh_err *err);
 

@@ -26,6 +26,10 @@ static fh_mass_kind known_mass(fh_chooser *c)
     const fh_json *routing = head ? fh_json_get(head, "routing") : NULL, *calibration = header ? fh_json_get(header, "calibration") : NULL;
     if (!c->m->device && routing && fh_json_string(routing) && !strcmp(fh_json_string(routing), "learned")) return FH_MASS_ROUTING;
     const fh_json *curve = calibration && !c->p->query.no_hot ? fh_json_get(calibration, "curve") : NULL;
+    if (c->adaptive) { /* no point of the curve probes as this head does */
+        const fh_json *mass = calibration ? fh_json_get(fh_json_get(calibration, "heldout"), "mass") : NULL;
+        return mass && !c->p->query.no_hot && fh_json_double(mass, &c->mass_known) ? FH_MASS_CALIBRATION : FH_MASS_NONE;
+    }
     for (const fh_json *point = curve ? fh_json_first(curve) : NULL; point; point = fh_json_next(point)) {
         uint64_t probes;
         const fh_json *p = fh_json_get(point, "probes"), *mass = fh_json_get(point, "mass");
@@ -43,6 +47,7 @@ static fh_status open_flash(fh_chooser *c, fh_err *err)
     fh_scratch_use(c->scratch, m->device);
     c->probes = c->p->query.probes ? c->p->query.probes : info->probes;
     if (c->probes > info->clusters) c->probes = info->clusters;
+    c->adaptive = !c->p->query.probes && info->threshold > 0;
     if (!(c->clusters = fh_malloc(fh_max(c->probes, 1) * sizeof *c->clusters))) return fh_fail(err, FH_ENOMEM, "out of memory");
     if (fh_chooser_is_dense(c)) return FH_OK;
     if (c->p->audit || (c->p->measure_mass && !greedy(c))) {
@@ -130,16 +135,17 @@ static double routed_share(fh_chooser *c, size_t n)
     const fh_head_info *info = fh_head_get_info(c->m->head);
     const uint32_t *slots = fh_head_slots(c->m->head);
     double top = -INFINITY, probed = 0, all = 0, best = -INFINITY, inside = 0, total = 0;
+    uint32_t n_clusters = fh_head_routed(c->clusters, c->probes);
     for (uint32_t k = 0; k < info->clusters; k++) top = fmax(top, (double)c->scores[k]);
     for (uint32_t k = 0; k < info->clusters; k++) all += exp((double)c->scores[k] - top);
-    for (uint32_t i = 0; i < c->probes; i++) probed += exp((double)c->scores[c->clusters[i]] - top), c->probed[c->clusters[i]] = 1;
+    for (uint32_t i = 0; i < n_clusters; i++) probed += exp((double)c->scores[c->clusters[i]] - top), c->probed[c->clusters[i]] = 1;
     for (size_t i = 0; i < n; i++) best = fmax(best, (double)c->logits[i]);
     for (size_t i = 0; i < n; i++) {
         double w = exp((double)c->logits[i] - best);
         total += w;
         if (c->probed[slots[c->ids[i]] / info->cap]) inside += w;
     }
-    for (uint32_t i = 0; i < c->probes; i++) c->probed[c->clusters[i]] = 0;
+    for (uint32_t i = 0; i < n_clusters; i++) c->probed[c->clusters[i]] = 0;
     return inside > 0 && all > 0 ? fmin(probed / all * total / inside, 1) : 0;
 }
 
@@ -193,7 +199,7 @@ static uint32_t best_live(const fh_model *m, const float *logits)
 
 static fh_status flash_candidates(fh_chooser *c, const float *state, size_t *n, fh_err *err)
 {
-    fh_status rc = fh_head_route(c->m->head, c->scratch, state, 1, c->probes, c->clusters, NULL, err);
+    fh_status rc = fh_head_route(c->m->head, c->scratch, state, 1, c->p->query.probes, c->clusters, NULL, err);
     if (rc < 0) return rc;
     return fh_head_score(c->m->head, c->scratch, state, c->clusters, c->probes, &c->p->query, c->ids, c->logits, n, err);
 }

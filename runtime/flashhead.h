@@ -7,6 +7,9 @@
  * final norm puts out.  Candidates of a state: the live tokens of its probed clusters, the hot list, the ids that
  * are always candidates (end of text and their like), and what the caller forces in, less what the caller forces out.
  *
+ * Threshold.  Where a head has one, of the P best clusters only those are probed whose score is no further below the best one's, in float32, and always
+ * the best one: fewer where the head is sure, P at most.  A call that names its number of probes gets just so many.
+ *
  * Reranking.  Where a head has exact rows beside the encoded ones, the R candidates of the largest encoded logits (ties: the smaller id) are scored
  * again from these, in float32, and so a near tie is decided as the dense head decides it.  Their logits take the place of the encoded ones.
  *
@@ -58,6 +61,7 @@ typedef struct fh_head_info {
     uint32_t vocab, hidden;            /* V, D */
     uint32_t clusters, cap;            /* K, tokens per cluster */
     uint32_t probes;                   /* P by default: calibrated, or K/16 */
+    float threshold;                   /* of these, those that close to the best one; 0: all P */
     const char *centroids, *tokens;    /* encodings: "f32", "bf16", "f16", "int8" */
     const char *exact;                 /* dtype of the exact rows that fh_head_dense_* reads, NULL when the file has none */
     uint32_t rerank;                   /* R: candidates scored again from the exact rows; 0: none */
@@ -82,19 +86,20 @@ void fh_scratch_free(fh_scratch *scratch); /* accepts NULL */
 
 /* What a call may ask for beyond the defaults; a zeroed one is the default. */
 typedef struct fh_query {
-    uint32_t probes;                          /* P; 0: the head's own; more than K counts as K */
+    uint32_t probes;                          /* P, without a threshold; 0: the head's own, with its threshold; more than K counts as K */
     bool no_hot;                              /* leave out the hot list (not the ids that are always candidates) */
     const uint32_t *include; size_t n_include; /* forced in; ids below V, in any order, repeats allowed; dead ones stay out */
     const uint32_t *exclude; size_t n_exclude; /* forced out: wins over everything else */
 } fh_query;
 
-/* Stage 1.  states [batch, D]; clusters [batch, P] in falling order of score, scores the same shape or NULL. */
+/* Stage 1.  states [batch, D]; clusters [batch, P] in falling order of score, scores the same shape or NULL.  Where a threshold (probes 0) leaves
+ * fewer, the rest is UINT32_MAX and -INFINITY. */
 fh_status fh_head_route(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, uint32_t probes,
                         uint32_t *clusters, float *scores, fh_err *err);
 
 /* Room that fh_head_score needs for one state, in candidates. */
 size_t fh_head_max_candidates(const fh_head *head, const fh_query *query);
-/* Stage 2, for one state and the clusters given (each at most once, no more than the query's probes).  ids and logits get *count
+/* Stage 2, for one state and the clusters given (each at most once, no more than the query's probes; UINT32_MAX at the end is none).  ids and logits get *count
  * candidates, ascending ids within a cluster, clusters in the order given, then the others ascending; bias added, soft-capped, the R best
  * reranked. */
 fh_status fh_head_score(const fh_head *head, fh_scratch *scratch, const float *state, const uint32_t *clusters, size_t n_clusters,

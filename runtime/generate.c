@@ -108,7 +108,9 @@ static double step_bytes(const fh_session *s, const fh_generate_stats *stats)
         return (stats->exact_dense == stats->draws && p->tokens_exact ? 0 : slots * encoded) + rows * exact;
     }
     if (fh_chooser_is_dense(&s->chooser)) return (double)m->config->vocab * (double)m->dense.rows.stride;
-    return fh_head_step_bytes(m->head, s->chooser.probes, s->p.query.no_hot ? 0 : fh_head_get_info(m->head)->n_hot);
+    fh_probed probed = fh_scratch_probed(s->chooser.scratch);
+    double probes = s->chooser.adaptive && probed.states ? (double)probed.clusters / (double)probed.states : s->chooser.probes;
+    return fh_head_step_bytes(m->head, probes, s->p.query.no_hot ? 0 : fh_head_get_info(m->head)->n_hot);
 }
 
 fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const fh_job *job, fh_generate_stats *stats, fh_err *err)

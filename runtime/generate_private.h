@@ -15,7 +15,8 @@ typedef struct fh_chooser {
     float *logits, *all;         /* of the candidates; [V] the dense head's, for measured mass and audits */
     float *scores; uint8_t *probed; /* [K] estimated mass */
     uint32_t *count; uint8_t *seen; /* [V] how often a token stands among the last ones; the same as 0 or 1 */
-    uint32_t probes;
+    uint32_t probes;             /* at most, where the head has a threshold: */
+    bool adaptive;
     size_t states;               /* seen by fh_chooser_audit */
     fh_mass_kind mass_kind;
     double mass_known;           /* calibration's */

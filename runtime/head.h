@@ -29,7 +29,9 @@ struct fh_scratch {
     unsigned threads;
     size_t block;                /* 1..FH_BLOCK: states at a time, so that `scores` stays within a few megabytes */
     float *scores;               /* [block, K] */
-    uint64_t *chosen;            /* [block, K]: the P best as keys */
+    uint64_t *chosen;            /* [block, K]: the P best as keys, or with a threshold those of them that are close */
+    uint32_t n_chosen[FH_BLOCK]; /* of each state: P, or fewer */
+    fh_probed probed_so_far;
     uint64_t *room;              /* [threads, K]: for selecting */
     uint32_t *probed;            /* [K] bit s: state s probes this cluster; zero between calls */
     uint32_t *list;              /* [K] */
@@ -67,6 +69,8 @@ float fh_head_logit(const fh_head_parts *p, uint32_t id, float dot);
 
 /* The p best of values [n], in no order, 0 < p <= n.  room [n].  O(n). */
 void fh_select(uint64_t *out, const float *values, size_t n, size_t p, uint64_t *room);
+/* Those of the p best that are close to the best one; returns how many, at least 1. */
+size_t fh_select_close(uint64_t *out, const float *values, size_t n, size_t p, float threshold, uint64_t *room);
 /* A heap of the k > 0 best keys offered: heap[0] how many there are, 0 at first, then these, the worst first.  heap [k + 1]. */
 void fh_heap_offer(uint64_t *heap, size_t k, uint64_t key);
 /* Ascending.  room [n]. */
@@ -96,8 +100,9 @@ bool fh_head_has_integers(const fh_head *head);
 /* All centroid scores of m states: out [m, K]. */
 void fh_head_centroid_scores(const fh_head *head, fh_pool *pool, const fh_state *const *states, size_t m, float *out);
 uint32_t fh_head_probes(const fh_head *head, uint32_t asked);
-/* scratch->chosen [m, P]: the best clusters of each state. */
-void fh_head_choose(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t probes);
+float fh_head_threshold(const fh_head *head, uint32_t asked); /* 0: none */
+/* scratch->chosen [m, P], n_chosen [m]: the best clusters of each state, as a query of so many probes has them. */
+void fh_head_choose(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t asked);
 
 /* FH_EUSAGE: what fh_sample refuses. */
 fh_status fh_sampling_check(const fh_sampling *how, const double *random, size_t n, fh_err *err);

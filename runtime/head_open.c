@@ -27,7 +27,7 @@ static fh_status check_rows(const fh_rows *r, const void *scales, size_t rows, s
 static fh_head_layout layout_of(const fh_head_parts *p)
 {
     return (fh_head_layout){
-        .vocab = p->vocab, .hidden = p->hidden, .k = p->clusters, .cap = p->cap, .probes = p->probes, .rerank = p->rerank,
+        .vocab = p->vocab, .hidden = p->hidden, .k = p->clusters, .cap = p->cap, .probes = p->probes, .rerank = p->rerank, .threshold = p->threshold,
         .centroids = p->centroids, .centroid_scales = p->centroid_scales, .tokens = p->tokens, .token_scales = p->token_scales,
         .exact = p->exact, .tokens_exact = p->tokens_exact, .permutation = p->permutation, .dead = p->dead, .n_dead = p->n_dead,
         .bias = p->bias, .hot = p->hot, .n_hot = p->n_hot, .always = p->always, .n_always = p->n_always};
@@ -95,7 +95,7 @@ static fh_status make(fh_head **out, const fh_head_parts *parts, bool checked, c
         goto no_memory;
 
     head->info = (fh_head_info){
-        .vocab = p->vocab, .hidden = p->hidden, .clusters = p->clusters, .cap = p->cap, .probes = p->probes,
+        .vocab = p->vocab, .hidden = p->hidden, .clusters = p->clusters, .cap = p->cap, .probes = p->probes, .threshold = p->threshold,
         .centroids = fh_dtype_name(p->centroids.dtype), .tokens = fh_dtype_name(p->tokens.dtype),
         .exact = head->exact.data ? fh_dtype_name(head->exact.dtype) : NULL, .rerank = p->rerank,
         .hot = p->hot, .n_hot = p->n_hot, .always = p->always, .n_always = p->n_always, .dead = p->n_dead,
@@ -121,7 +121,7 @@ fh_status fh_head_open(fh_head **out, const char *path, fh_err *err)
     fh_head_layout h;
     if ((rc = fh_fhead_open(&file, path, err)) < 0 || (rc = fh_fhead_check_head(file, &h, err)) < 0) goto out;
     fh_head_parts p = {
-        .vocab = h.vocab, .hidden = h.hidden, .clusters = h.k, .cap = h.cap, .probes = h.probes,
+        .vocab = h.vocab, .hidden = h.hidden, .clusters = h.k, .cap = h.cap, .probes = h.probes, .threshold = h.threshold,
         .centroids = h.centroids, .centroid_scales = h.centroid_scales, .tokens = h.tokens, .token_scales = h.token_scales,
         .exact = h.exact, .tokens_exact = h.tokens_exact, .rerank = h.rerank, .permutation = h.permutation, .dead = h.dead, .n_dead = h.n_dead,
         .bias = h.bias, .softcap = (float)h.softcap, .hot = h.hot, .n_hot = h.n_hot, .always = h.always, .n_always = h.n_always};
@@ -165,7 +165,7 @@ fh_status fh_head_need_exact(const fh_head *head, fh_err *err)
     return fh_fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
 }
 
-double fh_head_step_bytes(const fh_head *head, uint32_t probes, size_t n_hot)
+double fh_head_step_bytes(const fh_head *head, double probes, size_t n_hot)
 {
     fh_head_layout layout = layout_of(&head->parts);
     return fh_head_layout_step_bytes(&layout, probes, n_hot);
@@ -237,6 +237,7 @@ void fh_scratch_free(fh_scratch *s)
 }
 
 void fh_scratch_watch(fh_scratch *scratch, double *seconds) { scratch->watch = seconds; }
+fh_probed fh_scratch_probed(const fh_scratch *scratch) { return scratch->probed_so_far; }
 
 fh_status fh_scratch_check(const fh_head *head, const fh_scratch *scratch, fh_err *err)
 {

@@ -37,6 +37,22 @@ void fh_select(uint64_t *out, const float *values, size_t n, size_t p, uint64_t 
     memcpy(out + found, room, (p - found) * sizeof *out);
 }
 
+/* One look for the best, one for what is close to it: quicker than choosing P where few are.  The best itself is taken even where best - best is not
+ * a number (infinite scores of a damaged file). */
+size_t fh_select_close(uint64_t *out, const float *values, size_t n, size_t p, float threshold, uint64_t *room)
+{
+    size_t best = 0, found = 0;
+    for (size_t i = 1; i < n; i++) if (values[i] > values[best]) best = i;
+    for (size_t i = 0; i < n && found <= p; i++)
+        if (i == best || fh_is_close(values[best], values[i], threshold)) {
+            if (found < p) out[found] = fh_key(values[i], (uint32_t)i);
+            found++;
+        }
+    if (found <= p) return found;
+    fh_select(out, values, n, p, room); /* more than P are close: the P best of all are */
+    return p;
+}
+
 void fh_heap_offer(uint64_t *heap, size_t k, uint64_t key)
 {
     uint64_t *a = heap; /* a[1] is the root */

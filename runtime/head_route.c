@@ -50,22 +50,39 @@ void fh_head_centroid_scores(const fh_head *head, fh_pool *pool, const fh_state 
     fh_pool_run(fh_pool_for(pool, k * p->centroids.stride * m), (k + step - 1) / step, score_task, &j);
 }
 
-typedef struct choose_job { fh_scratch *scratch; size_t k, probes; } choose_job;
+float fh_head_threshold(const fh_head *head, uint32_t asked) { return asked ? 0 : head->parts.threshold; }
+
+typedef struct choose_job { fh_scratch *scratch; size_t k, probes; float threshold; } choose_job;
 
 static void choose_task(void *ctx, size_t s, unsigned worker)
 {
     const choose_job *j = ctx;
     fh_scratch *w = j->scratch;
-    fh_select(w->chosen + s * j->probes, w->scores + s * j->k, j->k, j->probes, w->room + worker * j->k);
+    uint64_t *chosen = w->chosen + s * j->probes, *room = w->room + worker * j->k;
+    const float *scores = w->scores + s * j->k;
+    if (j->threshold > 0) {
+        w->n_chosen[s] = (uint32_t)fh_select_close(chosen, scores, j->k, j->probes, j->threshold, room);
+    } else {
+        fh_select(chosen, scores, j->k, j->probes, room);
+        w->n_chosen[s] = (uint32_t)j->probes;
+    }
 }
 
-void fh_head_choose(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t probes)
+void fh_head_choose(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t asked)
 {
     size_t k = head->parts.clusters;
     fh_head_centroid_scores(head, scratch->pool, states, m, scratch->scores);
     fh_step_done(scratch, FH_STEP_ROUTE);
-    choose_job j = {scratch, k, probes};
+    choose_job j = {scratch, k, fh_head_probes(head, asked), fh_head_threshold(head, asked)};
     fh_pool_run(fh_pool_for(scratch->pool, m * k * 16), m, choose_task, &j);
+    for (size_t s = 0; s < m; s++) scratch->probed_so_far.clusters += scratch->n_chosen[s];
+    scratch->probed_so_far.states += m;
+}
+
+uint32_t fh_head_routed(const uint32_t *clusters, uint32_t probes)
+{
+    while (probes && clusters[probes - 1] == UINT32_MAX) probes--;
+    return probes;
 }
 
 fh_status fh_head_route(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, uint32_t probes, uint32_t *clusters,
@@ -79,13 +96,14 @@ fh_status fh_head_route(const fh_head *head, fh_scratch *scratch, const float *s
         size_t m = fh_min(scratch->block, batch - first);
         for (size_t s = 0; s < m; s++) all[s] = &state[s];
         if ((rc = fh_head_states(head, state, states + first * d, first, m, scratch->quantized, err)) < 0) break;
-        fh_head_choose(head, scratch, all, m, (uint32_t)p);
+        fh_head_choose(head, scratch, all, m, probes);
         for (size_t s = 0; s < m; s++) {
             uint64_t *keys = scratch->chosen + s * p;
-            fh_sort_keys(keys, p, scratch->room);
+            size_t n = scratch->n_chosen[s];
+            fh_sort_keys(keys, n, scratch->room);
             for (size_t i = 0; i < p; i++) {
-                clusters[(first + s) * p + i] = fh_key_id(keys[i]);
-                if (scores) scores[(first + s) * p + i] = fh_key_value(keys[i]);
+                clusters[(first + s) * p + i] = i < n ? fh_key_id(keys[i]) : UINT32_MAX;
+                if (scores) scores[(first + s) * p + i] = i < n ? fh_key_value(keys[i]) : -INFINITY;
             }
         }
     }

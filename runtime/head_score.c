@@ -138,6 +138,7 @@ fh_status fh_head_score(const fh_head *head, fh_scratch *scratch, const float *s
     fh_state s;
     fh_status rc;
     if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
+    while (n_clusters && clusters[n_clusters - 1] == UINT32_MAX) n_clusters--; /* as fh_head_route pads */
     if (n_clusters > most)
         return fh_fail(err, FH_EUSAGE, "%zu clusters to score, but the query asks for %zu probes; set its `probes`", n_clusters, most);
     if ((rc = fh_head_states(head, &s, state, 0, 1, scratch->quantized, err)) < 0) return rc;

@@ -202,12 +202,12 @@ static fh_head_call call_of(const fh_head *head, const fh_scratch *scratch, cons
 /* ---- FlashHead ----------------------------------------------------------------------------------------------------------------- */
 
 /* Stage 1 for m states: the clusters that any of them probes, ascending, and who probes them. */
-static size_t probe(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t probes)
+static size_t probe(const fh_head *head, fh_scratch *scratch, const fh_state *const *states, size_t m, uint32_t asked)
 {
-    size_t n = 0, k = head->parts.clusters;
-    fh_head_choose(head, scratch, states, m, probes);
+    size_t n = 0, k = head->parts.clusters, probes = fh_head_probes(head, asked);
+    fh_head_choose(head, scratch, states, m, asked);
     for (size_t s = 0; s < m; s++)
-        for (size_t i = 0; i < probes; i++) scratch->probed[fh_key_id(scratch->chosen[s * probes + i])] |= 1u << s;
+        for (size_t i = 0; i < scratch->n_chosen[s]; i++) scratch->probed[fh_key_id(scratch->chosen[s * probes + i])] |= 1u << s;
     for (size_t c = 0; c < k; c++)
         if (scratch->probed[c]) scratch->list[n++] = (uint32_t)c;
     return n;
@@ -219,8 +219,8 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
     const fh_head_parts *p = &head->parts;
     fh_status rc;
     size_t n_extras, d = p->hidden, most = fh_head_max_candidates(head, query), rerank, kept;
-    uint32_t probes = fh_head_probes(head, query ? query->probes : 0);
-    bool all = probes == p->clusters;
+    uint32_t asked = query ? query->probes : 0;
+    bool all = fh_head_probes(head, asked) == p->clusters && !(fh_head_threshold(head, asked) > 0);
     if ((rc = fh_scratch_check(head, scratch, err)) < 0) return rc;
     if (!k) return fh_fail(err, FH_EUSAGE, "the best 0 of each state: ask for 1 or more");
     /* Behind those that are scored again, the k best of the others: were all of the first to fall, these would be the results. */
@@ -245,7 +245,7 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
         for (size_t s = 0; s < m; s++) each[s] = &state[s];
         fh_step_begins(scratch);
         if ((rc = fh_head_states(head, state, states + first * d, first, m, scratch->quantized, err)) < 0) break;
-        if (!all) n_list = probe(head, scratch, each, m, probes);
+        if (!all) n_list = probe(head, scratch, each, m, asked);
         if (!all) fh_step_done(scratch, FH_STEP_SELECT);
         stage2 t = {.head = head, .rows = &p->tokens, .scales = p->token_scales, .states = each, .m = m, .list = all ? NULL : scratch->list,
                     .positions = (all ? p->clusters : n_list) * p->cap, .extras = scratch->extras, .n_extras = all ? 0 : n_extras,
@@ -277,11 +277,11 @@ fh_status fh_head_greedy(const fh_head *head, fh_scratch *scratch, const float *
 
 static fh_status sample_here(const fh_head *head, fh_scratch *scratch, const float *state, const fh_query *query, const fh_sampling *how, double random, uint32_t *id, fh_err *err)
 {
-    uint32_t probes = fh_head_probes(head, query ? query->probes : 0);
+    uint32_t asked = query ? query->probes : 0, probes = fh_head_probes(head, asked);
     size_t n = 0, room = fh_head_max_candidates(head, query), bytes;
     uint32_t *ids = fh_add(room, probes, &bytes) && fh_mul(bytes, 2 * sizeof *ids, &bytes) ? fh_malloc(bytes) : NULL, *clusters = ids ? ids + room : NULL;
     float *logits = ids ? (float *)(void *)(clusters + probes) : NULL;
-    fh_status rc = ids ? fh_head_route(head, scratch, state, 1, probes, clusters, NULL, err) : fh_fail(err, FH_ENOMEM, "sampling of %zu candidates: out of memory", room);
+    fh_status rc = ids ? fh_head_route(head, scratch, state, 1, asked, clusters, NULL, err) : fh_fail(err, FH_ENOMEM, "sampling of %zu candidates: out of memory", room);
     if (rc == FH_OK) rc = fh_head_score(head, scratch, state, clusters, probes, query, ids, logits, &n, err);
     if (rc == FH_OK) rc = fh_sample(how, ids, logits, n, random, id, err);
     fh_free(ids);

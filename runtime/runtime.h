@@ -16,6 +16,7 @@ typedef struct fh_head_parts {
     fh_rows exact;                                   /* the same rows in the checkpoint's dtype; data NULL: `tokens` are exact if `tokens_exact` */
     bool tokens_exact;
     uint32_t rerank;                                 /* R of flashhead.h; 0: none, needs `exact` */
+    float threshold;                                 /* of flashhead.h; 0: none */
     bool exact_by_token;                             /* `exact` is [V, D] by token id, as a checkpoint has it: for reranking alone, fh_head_dense_* do without */
     const uint32_t *permutation;                     /* [K * cap] slot -> token id, FH_NO_TOKEN: padding */
     const uint32_t *dead; size_t n_dead;             /* ascending */
@@ -32,8 +33,8 @@ const fh_head_parts *fh_head_get_parts(const fh_head *head);
 const uint32_t *fh_head_slots(const fh_head *head);          /* [V] token id -> slot; slot / cap is its cluster */
 const uint8_t *fh_head_dead_map(const fh_head *head);        /* [V] 1: dead */
 const fh_fhead *fh_head_file(const fh_head *head);           /* the container it came from, or NULL */
-/* Bytes that one step reads at P probes with its hot list: centroids, P clusters, hot and always rows, rows reranked; scales counted. */
-double fh_head_step_bytes(const fh_head *head, uint32_t probes, size_t n_hot);
+/* Bytes that one step reads at P probes (in the mean of some steps, maybe; 0: the most it probes) with its hot list: centroids, P clusters, hot and always rows, rows reranked; scales counted. */
+double fh_head_step_bytes(const fh_head *head, double probes, size_t n_hot);
 double fh_head_dense_bytes(const fh_head *head);             /* V rows of the exact dtype */
 /* Logits of every slot [batch, K * cap] from the *encoded* rows, as fh_head_score_ids computes them bit for bit; padding and dead
  * slots are -INFINITY.  For measuring, blocked so that rows are read once a batch. */
@@ -42,6 +43,11 @@ fh_status fh_head_slot_logits(const fh_head *head, fh_pool *pool, const float *s
 void fh_head_exact_logits(const fh_head *head, const float *state, const uint32_t *ids, size_t n, float *logits);
 /* Centroid scores [batch, K], as fh_head_route computes them bit for bit. */
 fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err);
+
+/* Of clusters [probes] as fh_head_route gives them for one state: how many there are. */
+uint32_t fh_head_routed(const uint32_t *clusters, uint32_t probes);
+/* Whether a cluster of this score is close enough to the best one's: the definition of a threshold, in float32.  The best cluster always is. */
+static inline bool fh_is_close(float best, float score, float threshold) { return best - score <= threshold; }
 
 /* The kernels that this CPU can run, by number from 0, which is the definition itself, plain C.  False past the last. */
 bool fh_head_parity_name(size_t table, const char **isa, const char **variant);
@@ -63,6 +69,9 @@ fh_status fh_scratch_on(fh_scratch **out, const fh_head *head, fh_pool *pool, fh
  * last two).  NULL ends it. */
 typedef enum fh_step { FH_STEP_ROUTE, FH_STEP_SELECT, FH_STEP_SCORE, FH_STEP_RERANK, FH_STEPS } fh_step;
 void fh_scratch_watch(fh_scratch *scratch, double *seconds);
+/* What was routed on this scratch so far: states, and the clusters they probed. */
+typedef struct fh_probed { uint64_t states, clusters; } fh_probed;
+fh_probed fh_scratch_probed(const fh_scratch *scratch);
 
 /* An NVIDIA GPU that holds a copy of one head.  It is reached through libfhcuda.so (FH_CUDA_LIBRARY in the environment, or beside the program, or in
  * ../lib of there), which is opened when it is asked for: a program runs the same where there is none.  One caller at a time. */

@@ -32,6 +32,13 @@ def constant(name):
     raise Bad('JSON header: ' + name)
 
 
+def f32(x):
+    try:
+        return struct.unpack('<f', struct.pack('<f', x))[0]
+    except OverflowError:
+        return math.inf
+
+
 def whole(x, low, high):
     return type(x) is int and low <= x <= high
 
@@ -71,7 +78,7 @@ def read_header(b):
     except ValueError as e:
         raise Bad(f'JSON header: {e}')
     must(type(header) is dict and header.get('format') == 'fhead' and type(header.get('requires')) is list, 'JSON header: format, requires')
-    must(header['requires'] == [], f"requires {header['requires']}")
+    must(all(r == 'threshold' for r in header['requires']), f"requires {header['requires']}")
     return header, sections, digest.hex()
 
 
@@ -103,6 +110,8 @@ def read_head(b, header, sections):                                             
     if 'exact' in h:
         rows['head.exact'] = encoding(h['exact'], slots, D)
         must(h['exact']['encoding'] == m['dtype'] != h['tokens']['encoding'], 'exact rows')
+    must(('threshold' in h) == ('threshold' in header['requires']), 'threshold and requires')
+    if 'threshold' in h: must(type(h['threshold']) in (int, float) and 0 < f32(h['threshold']) < float('inf'), 'threshold')
     again = h.get('rerank', 0)
     must(whole(again, 0, 65536) and (not again or 'exact' in h), 'rerank')
     want = {n: r['rows'] * r['stride'] for n, r in rows.items()} | {'head.permutation': 4 * slots}

@@ -30,7 +30,8 @@ typedef struct coded { void *data, *scales; fh_rows rows; } coded;
 
 struct fh_dissection {
     const fh_model *m;
-    uint32_t probes, all;
+    uint32_t probes, all, some;       /* some: the clusters of most probability that stand beside a threshold, as many as it probes in the mean */
+    float threshold;                  /* 0: none */
     coded centroids[3], tokens[2];    /* sources, int8, int4; int8, int4 */
     fh_head *heads[PARTS];            /* NULL: the artifact's own */
     fh_lens lens[PARTS];
@@ -122,7 +123,8 @@ static fh_status add_part(fh_dissection *d, const part *what, fh_err *err)
     if (rc < 0) return rc;
     d->of[i] = what;
     d->lens[i] = (fh_lens){.head = d->heads[i] ? d->heads[i] : d->m->head, .by_mass = what->route == BY_MASS, .exact_rows = what->rows == EXACT,
-                           .no_rerank = !what->rerank, .probes = what->route == ALL ? &d->all : &d->probes, .n_probes = 1};
+                           .no_rerank = !what->rerank, .probes = what->route == ALL ? &d->all : what->route == BY_MASS ? &d->some : &d->probes, .n_probes = 1,
+                           .thresholds = what->route == ALL || what->route == BY_MASS ? NULL : &d->threshold};
     if (what->route == BY_MASS) d->mass = i;
     if (what->route == BY_SOURCES) d->sources = i;
     if (what->rows == STORED) d->stored = i;
@@ -136,7 +138,7 @@ fh_status fh_dissect_open(fh_dissection **out, const fh_model *m, const float *s
     fh_status rc;
     fh_dissection *d = fh_calloc(1, sizeof *d);
     if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
-    *d = (fh_dissection){.m = m, .probes = p->probes, .all = p->clusters, .mass = SIZE_MAX, .sources = SIZE_MAX, .stored = SIZE_MAX};
+    *d = (fh_dissection){.m = m, .probes = p->probes, .all = p->clusters, .some = fh_probes_calibrated(m->head), .threshold = p->threshold, .mass = SIZE_MAX, .sources = SIZE_MAX, .stored = SIZE_MAX};
     bool coded_centroids = fh_dtype_is_integer(p->centroids.dtype);
     if ((rc = encode_centroids(d, sources, job, err)) < 0 || (rc = encode_tokens(&d->tokens[0], FH_I8, m, job, err)) < 0 ||
         (rc = encode_tokens(&d->tokens[1], FH_I4, m, job, err)) < 0) goto out;
@@ -156,17 +158,19 @@ out:
 static void on_sight(void *ctx, const fh_sight *s)
 {
     fh_dissection *d = ctx;
+    bool in[PARTS];
     d->positions++;
     for (size_t i = 0; i < d->n; i++) {
         const fh_seen *seen = &s->seen[i]; /* one P a lens */
         fh_part_cost *sum = &d->sum[i];
-        sum->top1 += s->need[i * TOP] <= *d->lens[i].probes, sum->agreement += seen->best == s->top[0];
+        in[i] = s->need[i * TOP] <= seen->probed;
+        sum->top1 += in[i], sum->agreement += seen->best == s->top[0];
         sum->mass += seen->mass, sum->kl += seen->kl, sum->kl_dense += seen->kl_dense;
     }
-    if (s->need[d->stored * TOP] <= d->probes) return;
+    if (in[d->stored]) return;
     d->misses++;
-    if (s->need[d->mass * TOP] > d->probes) d->by_clustering++;
-    else if (d->sources == SIZE_MAX || s->need[d->sources * TOP] > d->probes) d->by_routing++;
+    if (!in[d->mass]) d->by_clustering++;
+    else if (d->sources == SIZE_MAX || !in[d->sources]) d->by_routing++;
     else d->by_encoding++;
 }
 

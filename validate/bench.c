@@ -4,6 +4,7 @@
  * model's body; calls take turns through the states.  Warm: the same state again and again, nothing in between, the best that
  * caches can do. */
 #include "validate/bench.h"
+#include "validate/judge.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -80,7 +81,7 @@ typedef struct asking {
     const fh_head *head;
     fh_scratch *scratch;
     const float *states; size_t n_states; /* a whole number of batches */
-    uint32_t probes, batch;
+    uint32_t probes, batch;               /* probes of flash; 0: the head's own, with its threshold */
     which kind;
     bool warm;                            /* one batch only */
     uint32_t ids[MOST_BATCH];
@@ -105,7 +106,7 @@ static fh_status ask(void *ctx, size_t run, fh_err *err)
 }
 
 /* Bytes that the steps read: centroids in order, rows of clusters here and there, rows that are scored again. */
-static void step_bytes(double bytes[FH_STEPS], const fh_head *head, uint32_t probes)
+static void step_bytes(double bytes[FH_STEPS], const fh_head *head, double probes)
 {
     const fh_head_parts *p = fh_head_get_parts(head);
     bytes[FH_STEP_ROUTE] = (double)p->clusters * ((double)p->centroids.stride + (p->centroid_scales ? sizeof(float) : 0));
@@ -121,6 +122,7 @@ typedef struct bench {
     const fh_bench_params *p;
     fh_bench_report *out;
     const float *states; size_t n_states;
+    uint32_t asked;              /* of flash; 0: the head's threshold, on states that are given */
     fh_bench_env env[2]; size_t n_envs;
     const char *names[KINDS]; /* NULL: there is no such head */
     double *steps[FH_STEPS];
@@ -151,13 +153,14 @@ static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind
         memcpy(a.steps, b->steps, sizeof a.steps);
         fh_scratch_watch(a.scratch, a.watch);
     }
-    step_bytes(bytes, b->head, probes);
-    double read = kind == DENSE ? fh_head_dense_bytes(b->head) : fh_head_step_bytes(b->head, kind == ALL ? b->info->clusters : probes, b->info->n_hot);
+    double probed = probes ? probes : b->out->probed.mean;
+    step_bytes(bytes, b->head, probed);
+    double read = kind == DENSE ? fh_head_dense_bytes(b->head) : fh_head_step_bytes(b->head, kind == ALL ? b->info->clusters : probed, b->info->n_hot);
     if (kind == ALL) read -= bytes[FH_STEP_ROUTE]; /* nothing is routed where everything is scored */
     if ((rc = fh_bench_time(&t, e, b->names[kind], warm, read, ask, &a, err)) < 0) goto out;
     all = kind == FLASH ? bytes[FH_STEP_ROUTE] / stream + (bytes[FH_STEP_SCORE] + bytes[FH_STEP_RERANK]) / blocks : read / stream;
     fh_bench_row *row = fh_bench_add(list, b->names[kind], e, batch, warm, &t, all);
-    row->probes = kind == FLASH ? probes : 0;
+    row->probes = kind == FLASH ? (uint32_t)lround(probed) : 0;
     for (int s = 0; watched && s < FH_STEPS; s++) {
         t = fh_bench_timing(a.steps[s], a.n_steps, bytes[s]);
         row->steps[s] = t.median;
@@ -166,6 +169,24 @@ static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind
     }
 out:
     fh_scratch_free(a.scratch);
+    return rc;
+}
+
+/* How many clusters each of the states probes. */
+static fh_status count_probes(bench *b, fh_err *err)
+{
+    uint32_t *clusters = fh_malloc(b->out->probes * sizeof *clusters);
+    double *probed = fh_malloc(b->n_states * sizeof *probed);
+    fh_scratch *scratch = NULL;
+    fh_status rc = clusters && probed ? fh_scratch_on(&scratch, b->head, b->env[0].pool, err) : fh_fail(err, FH_ENOMEM, "bench: out of memory");
+    for (size_t i = 0; rc == FH_OK && i < b->n_states; i++) {
+        rc = fh_head_route(b->head, scratch, b->states + i * b->info->hidden, 1, b->asked, clusters, NULL, err);
+        if (rc == FH_OK) probed[i] = fh_head_routed(clusters, b->out->probes);
+    }
+    if (rc == FH_OK) b->out->probed = fh_spread_of(probed, b->n_states);
+    fh_scratch_free(scratch);
+    fh_free(clusters);
+    fh_free(probed);
     return rc;
 }
 
@@ -178,9 +199,10 @@ static fh_status clusters_read(double *share, bench *b, uint32_t batch, fh_err *
     fh_scratch *scratch = NULL;
     fh_status rc = clusters && seen ? fh_scratch_on(&scratch, b->head, b->env[0].pool, err) : fh_fail(err, FH_ENOMEM, "bench: out of memory");
     for (size_t i = 0; rc == FH_OK && i < batches; i++) {
-        rc = fh_head_route(b->head, scratch, b->states + i * batch * b->info->hidden, batch, (uint32_t)probes, clusters, NULL, err);
+        rc = fh_head_route(b->head, scratch, b->states + i * batch * b->info->hidden, batch, b->asked, clusters, NULL, err);
         memset(seen, 0, k);
-        for (size_t j = 0; rc == FH_OK && j < batch * probes; j++) union_size += !seen[clusters[j]], seen[clusters[j]] = 1;
+        for (size_t j = 0; rc == FH_OK && j < batch * probes; j++)
+            if (clusters[j] != UINT32_MAX) union_size += !seen[clusters[j]], seen[clusters[j]] = 1;
     }
     *share = (double)union_size / (double)(batches * k);
     fh_scratch_free(scratch);
@@ -196,7 +218,7 @@ static fh_status time_batches(bench *b, fh_err *err)
         fh_status rc = clusters_read(&share, b, batch, err);
         for (int kind = 0; kind < KINDS && rc == FH_OK; kind++) {
             if (!b->names[kind]) continue;
-            rc = time_head(b, 0, &b->out->batches, (which)kind, b->out->probes, batch, false, err);
+            rc = time_head(b, 0, &b->out->batches, (which)kind, b->asked, batch, false, err);
             if (rc == FH_OK) b->out->batches.row[b->out->batches.n - 1].share = kind == FLASH ? share : 1;
         }
         if (rc < 0) return rc;
@@ -235,9 +257,9 @@ static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_be
     for (int head = 0; head < 2; head++) {
         fh_token_timing t;
         if (m->head ? head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact : head == FH_HEAD_FLASH) continue;
-        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, out->probes, PROMPT, FEW, 1, job, err);
+        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, p->probes, PROMPT, FEW, 1, job, err);
         uint32_t tokens = rc < 0 ? FEW : (uint32_t)fmin(MANY, fmax(FEW, MOST_SECONDS / t.tpot));
-        if (rc == FH_OK) rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, out->probes, PROMPT, tokens, PASSES, job, err);
+        if (rc == FH_OK) rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, p->probes, PROMPT, tokens, PASSES, job, err);
         if (rc < 0) return rc;
         out->tpot[head] = t.tpot, out->share[head] = t.head_share;
     }
@@ -262,15 +284,16 @@ static fh_status measure(bench *b, const fh_model *m, fh_err *err)
     for (size_t i = 0; i < b->n_envs; i++)
         if ((rc = fh_bench_peaks(&out->peaks[out->n_peaks++], &b->env[i], out->block_bytes, b->head ? b->info->clusters : BLOCKS, b->width, err)) < 0) return rc;
     if (m->body && !b->p->brief && (rc = fh_bench_body(&out->body, b->env, b->n_envs, out->peaks, m, b->p->kv_type, err)) < 0) return rc;
+    if (b->head && !b->asked && (rc = count_probes(b, err)) < 0) return rc;
     if (!b->head || b->p->body_only) return m->body ? time_model(out, m, b->p, b->env[0].job, err) : FH_OK;
     for (size_t i = 0; i < b->n_envs; i++)
         for (int kind = 0; kind < KINDS; kind++)
             for (int warm = 0; warm < (i || b->p->brief ? 1 : 2); warm++)
-                if (b->names[kind] && (rc = time_head(b, i, &out->heads, (which)kind, out->probes, 1, warm, err)) < 0) return rc;
+                if (b->names[kind] && (rc = time_head(b, i, &out->heads, (which)kind, b->asked, 1, warm, err)) < 0) return rc;
     for (size_t i = 0; i < fh_min(b->p->n_curve, FH_BENCH_ROWS); i++)
         if ((rc = time_head(b, 0, &out->curve, FLASH, (uint32_t)fh_min(b->p->curve[i], b->info->clusters), 1, false, err)) < 0) return rc;
     if (!b->p->no_rivals &&
-        (rc = fh_bench_rivals(&out->rivals, b->env, b->n_envs, out->peaks, b->head, out->probes, b->states, b->n_states, err)) < 0) return rc;
+        (rc = fh_bench_rivals(&out->rivals, b->env, b->n_envs, out->peaks, b->head, b->asked ? b->asked : (uint32_t)lround(out->probed.mean), b->states, b->n_states, err)) < 0) return rc;
     if (!b->p->no_batches && (rc = time_batches(b, err)) < 0) return rc;
     return m->body && !b->p->no_tokens ? time_model(out, m, b->p, b->env[0].job, err) : FH_OK;
 }
@@ -286,11 +309,18 @@ fh_status fh_bench(const fh_model *m, const fh_bench_params *p, const fh_job *jo
     *out = (fh_bench_report){.threads = threads, .isa = info->isa, .memory_bytes = sweep_bytes(p), .block_bytes = parts ? parts->cap * parts->tokens.stride : BLOCK_BYTES};
     out->probes = p->probes ? p->probes : info->probes;
     out->probes = out->probes < info->clusters ? out->probes : info->clusters;
+    bool adaptive = m->head && !p->probes && info->threshold > 0;
+    if (adaptive && !p->states) { /* what noise would probe says nothing */
+        out->probes = fh_probes_calibrated(m->head);
+        fh_job_say(job, FH_INFO, "no states are given: timed at P = %u, the mean that calibration saw of the threshold", out->probes);
+        adaptive = false;
+    }
+    out->threshold = adaptive ? info->threshold : 0;
     words = out->memory_bytes / sizeof(uint64_t);
     uint64_t *memory = fh_aligned(2 * out->memory_bytes);
     double *seconds = fh_malloc((1 + FH_STEPS) * (runs + 1) * sizeof *seconds);
     float *own = p->states ? NULL : fh_malloc(n_states * width * sizeof *own);
-    bench b = {.head = m->head, .info = info, .width = width, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .n_envs = threads > 1 && !p->brief ? 2 : 1};
+    bench b = {.head = m->head, .info = info, .width = width, .p = p, .out = out, .states = p->states ? p->states : own, .n_states = n_states, .asked = adaptive ? 0 : out->probes, .n_envs = threads > 1 && !p->brief ? 2 : 1};
     if (!memory || !seconds || !b.states) { rc = fh_fail(err, FH_ENOMEM, "bench: out of memory"); goto out; }
     if (!n_states) { rc = fh_fail(err, FH_EUSAGE, "bench: no states to ask with"); goto out; }
     if (own) fh_bench_states(own, n_states * width);

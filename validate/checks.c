@@ -327,6 +327,14 @@ fh_promised fh_promised_by(const fh_fhead *file)
     return p;
 }
 
+uint32_t fh_probes_calibrated(const fh_head *head)
+{
+    const fh_head_info *info = fh_head_get_info(head);
+    const fh_json *c = info->threshold > 0 && fh_head_file(head) ? fh_json_get(fh_fhead_header(fh_head_file(head)), "calibration") : NULL;
+    double mean = fh_member_double(fh_json_get(c, "probed"), "mean", info->probes);
+    return mean >= 1 && mean <= info->probes ? (uint32_t)lround(mean) : info->probes;
+}
+
 const char *fh_promise_words(char out[80], const fh_promised *p, fh_promise_kind kind)
 {
     if (kind == FH_AGREED) snprintf(out, 80, "the same best token");
@@ -356,7 +364,7 @@ static void check_calibration(fh_validation *v)
     const char *head = fh_json_string(fh_json_get(header, "calibrated_head")), *routing = fh_json_string(fh_json_get(c, "routing"));
     fh_check *out = &v->check[FH_CHECK_CALIBRATION];
     uint64_t probes, rerank, most, id;
-    double bytes = number_in(c, "step_bytes"), dense = number_in(c, "dense_bytes");
+    double bytes = number_in(c, "step_bytes"), dense = number_in(c, "dense_bytes"), threshold = number_in(c, "threshold");
     char found[65];
     if (!c) { fh_check_set(out, FH_SKIPPED, "it was not calibrated, and promises nothing"); return; }
     if (head) {
@@ -368,6 +376,10 @@ static void check_calibration(fh_validation *v)
     }
     if (!fh_json_u64(fh_json_get(c, "probes"), &probes) || probes > h->probes) {
         fh_check_set(out, FH_FAILED, "it is not of P = %u probes or fewer", h->probes);
+        return;
+    }
+    if (h->threshold > 0 && !((double)h->threshold >= threshold)) {
+        fh_check_set(out, FH_FAILED, "it is not of a threshold of %.6g or less: calibrate again", (double)h->threshold);
         return;
     }
     if (routing && strcmp(routing, h->routing)) {
@@ -384,7 +396,7 @@ static void check_calibration(fh_validation *v)
     }
     double dense_now = (double)h->vocab * h->hidden * (double)fh_dtype_size(h->dtype);
     bool same_rerank = fh_json_u64(fh_json_get(c, "rerank"), &rerank) && rerank == h->rerank;
-    double bytes_now = fh_head_layout_step_bytes(h, (uint32_t)probes, n_hot);
+    double bytes_now = fh_head_layout_step_bytes(h, isfinite(threshold) ? fh_member_double(fh_json_get(c, "probed"), "mean", (double)probes) : (double)probes, n_hot);
     if ((isfinite(dense) && dense != dense_now) || (same_rerank && isfinite(bytes) && fabs(bytes - bytes_now) > 0.5)) {
         fh_check_set(out, FH_FAILED,
                      "it is of a head of other shape or encoding (%.0f bytes a step and %.0f dense; this one: %.0f and %.0f): calibrate again", bytes,

@@ -1,5 +1,5 @@
 /* What one token costs, from shapes alone: bytes and operations of each stage of a decode step, and of the key-value cache. */
-#include "validate/validate.h"
+#include "validate/judge.h"
 
 #include "quant/quant.h"
 
@@ -109,7 +109,7 @@ static fh_status of_artifact(fh_shape *s, fh_setting *own, const char *path, con
     s->vocab = p->vocab, s->hidden = p->hidden;
     if (m.bundle_tensors) of_headers(s, m.bundle_tensors);
     s->dtype = p->exact.data ? p->exact.dtype : p->tokens_exact ? p->tokens.dtype : s->dtype, s->headers = true;
-    *own = (fh_setting){.k = p->clusters, .cap = p->cap, .probes = p->probes, .rerank = p->rerank, .extras = (uint32_t)(p->n_hot + p->n_always),
+    *own = (fh_setting){.k = p->clusters, .cap = p->cap, .probes = fh_probes_calibrated(m.head), .rerank = p->rerank, .extras = (uint32_t)(p->n_hot + p->n_always),
                         .centroids = p->centroids.dtype, .tokens = p->tokens.dtype};
     fh_model_close(&m);
     return rc;

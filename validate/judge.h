@@ -14,6 +14,8 @@ fh_status fh_check_artifact(fh_validation *v, const fh_checkpoint *base, fh_devi
 typedef struct fh_promised { double target[FH_PROMISES], confidence; bool any; uint32_t containment_k; const char *text, *text_sha256; } fh_promised;
 const char *fh_promise_words(char out[80], const fh_promised *p, fh_promise_kind kind); /* "the best 3 among the candidates" */
 fh_promised fh_promised_by(const fh_fhead *file);
+/* The P that stands for a head where one number is asked for: its own, or with a threshold the mean that calibration saw (P at most, where it says nothing). */
+uint32_t fh_probes_calibrated(const fh_head *head);
 
 /* What is seen of every position, and what it comes to.  The model is borrowed. */
 typedef struct fh_gatherer fh_gatherer;

@@ -163,7 +163,7 @@ static fh_status score(run *r, const float *state, const uint32_t *next, size_t 
         r->next = next + i;
         if (r->p.flash) {
             fh_scratch *router = r->scratch[fh_pool_threads(r->pool)];
-            if ((rc = fh_head_route(r->m->head, router, r->state, some, r->probes, r->clusters, NULL, err)) < 0) return rc;
+            if ((rc = fh_head_route(r->m->head, router, r->state, some, r->p.probes, r->clusters, NULL, err)) < 0) return rc;
             fh_pool_run(r->pool, some, flash_nll, r);
             for (unsigned w = 0; w < fh_pool_threads(r->pool); w++) {
                 if (r->status[w] == FH_OK) continue;
@@ -178,6 +178,12 @@ static fh_status score(run *r, const float *state, const uint32_t *next, size_t 
         r->scored += some;
     }
     return FH_OK;
+}
+
+static double mean_probes(const run *r)
+{
+    fh_probed all = r->scratch ? fh_scratch_probed(r->scratch[fh_pool_threads(r->pool)]) : (fh_probed){0};
+    return all.states ? (double)all.clusters / (double)all.states : 0;
 }
 
 /* One batch of windows through the body; its states and next tokens are packed together in place, then scored. */
@@ -241,7 +247,7 @@ fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const 
     }
     *out = (fh_perplexity_report){.tokens = r.scored, .perplexity = exp(r.sum / (double)r.scored), .missed = r.misses,
                                   .missed_share = (double)r.misses / (double)r.scored, .backoff = p->flash ? r.p.backoff : 0,
-                                  .probes = p->flash ? r.probes : 0, .seconds = fh_now() - start};
+                                  .probes = p->flash ? r.probes : 0, .mean_probes = mean_probes(&r), .seconds = fh_now() - start};
 out:
     release(&r);
     return rc;

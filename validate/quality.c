@@ -13,6 +13,7 @@ enum { TOP = 10 };
 typedef struct seen {
     uint32_t top, best, document;
     uint32_t need[FH_TOPS], need_k; /* probes until the best 1, 3, 5, 10 and containment_k are candidates */
+    uint32_t probed;                /* by the artifact as it is */
     float margin, entropy;
     double mass, kl, kl_dense;
 } seen;
@@ -21,8 +22,10 @@ typedef struct sums { double agreement, mass, kl, kl_dense; } sums;
 
 struct fh_gatherer {
     const fh_model *m;
-    uint32_t k, *probes, own;     /* probes: of the curve; own: where among them the artifact's P is */
-    size_t n_probes;
+    uint32_t k, *probes;          /* probes: of the curve */
+    fh_lens lens[2];              /* the curve; the artifact's own threshold, where it has one */
+    size_t n_probes, n_lenses, own; /* own: where the artifact as it is stands among what is seen */
+    sums own_sums;
     double confidence;
     seen *seen; size_t n, room;
     sums *sums;                   /* of each point */
@@ -42,7 +45,11 @@ fh_status fh_gather_open(fh_gatherer **out, const fh_model *m, uint32_t containm
     if (!g->probes || !g->sums) { fh_gather_close(g); return fh_fail(err, FH_ENOMEM, "out of memory"); }
     g->n_probes = fh_curve_grid(points, info->clusters, info->probes);
     for (size_t q = 0; q < g->n_probes; q++) g->probes[q] = points[q].probes;
-    while (g->probes[g->own] != info->probes) g->own++;
+    g->lens[0] = (fh_lens){.head = m->head, .probes = g->probes, .n_probes = g->n_probes};
+    g->lens[1] = (fh_lens){.head = m->head, .probes = &info->probes, .thresholds = &info->threshold, .n_probes = 1};
+    g->n_lenses = info->threshold > 0 ? 2 : 1;
+    if (info->threshold > 0) g->own = g->n_probes;
+    else while (g->probes[g->own] != info->probes) g->own++;
     *out = g;
     return FH_OK;
 }
@@ -58,18 +65,21 @@ void fh_gather_close(fh_gatherer *g)
     fh_free(g);
 }
 
+static void add_seen(sums *to, const fh_seen *at, uint32_t top)
+{
+    to->agreement += at->best == top, to->mass += at->mass, to->kl += at->kl, to->kl_dense += at->kl_dense;
+}
+
 static void on_sight(void *ctx, const fh_sight *s)
 {
     fh_gatherer *g = ctx;
     const fh_seen *own = &s->seen[g->own];
     seen *to = &g->seen[g->n++];
-    *to = (seen){.top = s->top[0], .best = own->best, .document = g->document[s->number], .need_k = s->need[g->k - 1], .margin = s->margin,
+    *to = (seen){.top = s->top[0], .best = own->best, .document = g->document[s->number], .need_k = s->need[g->k - 1], .probed = own->probed, .margin = s->margin,
                  .entropy = (float)s->entropy, .mass = own->mass, .kl = own->kl, .kl_dense = own->kl_dense};
     for (size_t t = 0; t < FH_TOPS; t++) to->need[t] = s->need[tops[t] - 1];
-    for (size_t q = 0; q < g->n_probes; q++) {
-        const fh_seen *at = &s->seen[q];
-        g->sums[q].agreement += at->best == s->top[0], g->sums[q].mass += at->mass, g->sums[q].kl += at->kl, g->sums[q].kl_dense += at->kl_dense;
-    }
+    for (size_t q = 0; q < g->n_probes; q++) add_seen(&g->sums[q], &s->seen[q], s->top[0]);
+    add_seen(&g->own_sums, own, s->top[0]);
 }
 
 fh_status fh_gather_states(fh_gatherer *g, const float *states, size_t n, const uint32_t *document, const fh_job *job, fh_err *err)
@@ -81,8 +91,7 @@ fh_status fh_gather_states(fh_gatherer *g, const float *states, size_t n, const 
         g->seen = more, g->room = room;
     }
     g->document = document;
-    fh_lens lens = {.head = g->m->head, .probes = g->probes, .n_probes = g->n_probes};
-    return fh_observe(&g->m->dense, &lens, 1, &(fh_observe_params){.top = fh_max(TOP, g->k), .silent = true}, states, NULL, n, on_sight, g, job, err);
+    return fh_observe(&g->m->dense, g->lens, g->n_lenses, &(fh_observe_params){.top = fh_max(TOP, g->k), .silent = true}, states, NULL, n, on_sight, g, job, err);
 }
 
 /* ---- shares and spreads ----------------------------------------------------------------------------------------------- */
@@ -103,11 +112,12 @@ fh_spread fh_spread_of(double *v, size_t n)
     return (fh_spread){sum / (double)n, v[n - 1], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], v[0]};
 }
 
-/* What a position loses: of the kinds of promises, or of one of FH_TOPS at some P. */
-static double lost_top(const seen *s, size_t which, uint32_t probes) { return s->need[which] > probes; }
+/* What a position loses: of one of FH_TOPS at some P (0: by the artifact as it is), or of the kinds of promises. */
+static double lost_top(const seen *s, size_t which, uint32_t probes) { return s->need[which] > (probes ? probes : s->probed); }
 static double lost_promise(const seen *s, size_t which, uint32_t probes)
 {
-    return which == FH_CONTAINED ? s->need_k > probes : which == FH_AGREED ? s->best != s->top : 1 - s->mass;
+    (void)probes;
+    return which == FH_CONTAINED ? s->need_k > s->probed : which == FH_AGREED ? s->best != s->top : 1 - s->mass;
 }
 
 /* Bounds know that the positions of a document depend on each other (calib.h); the upper one is the lower one of what is lost. */
@@ -149,7 +159,6 @@ static double key_of(const seen *s, int by, const uint32_t *counts)
 
 static void fill_bands(fh_bands *out, const fh_gatherer *g, const edge *edges, size_t n, int by, const uint32_t *counts)
 {
-    uint32_t probes = g->probes[g->own];
     out->n = n;
     for (size_t b = 0; b < n; b++) out->band[b] = (fh_band){.name = edges[b].name};
     for (size_t i = 0; i < g->n; i++) {
@@ -158,7 +167,7 @@ static void fill_bands(fh_bands *out, const fh_gatherer *g, const edge *edges, s
         double key = key_of(s, by, counts);
         while (b && key < edges[b].from) b--;
         fh_band *to = &out->band[b];
-        to->positions++, to->misses += s->need[0] > probes;
+        to->positions++, to->misses += s->need[0] > s->probed;
         to->agreement += s->best == s->top, to->mass += s->mass, to->kl += s->kl;
     }
     for (size_t b = 0; b < n; b++) {
@@ -189,7 +198,7 @@ static fh_status fill_worst(fh_quality *out, const fh_gatherer *g, fh_err *err)
         const seen *s = &g->seen[i];
         token *t = &tokens[s->top];
         t->times++;
-        if (s->need[0] > g->probes[g->own]) t->misses++, t->need += s->need[0];
+        if (s->need[0] > s->probed) t->misses++, t->need += s->need[0];
     }
     qsort(tokens, p->vocab, sizeof *tokens, by_misses);
     for (size_t i = 0; i < FH_WORST && i < p->vocab && tokens[i].misses; i++) {
@@ -214,6 +223,8 @@ static fh_status fill_spreads(fh_quality *out, const fh_gatherer *g, fh_err *err
     out->kl = fh_spread_of(v, g->n);
     for (size_t i = 0; i < g->n; i++) v[i] = g->seen[i].kl_dense;
     out->kl_dense = fh_spread_of(v, g->n);
+    for (size_t i = 0; i < g->n; i++) v[i] = g->seen[i].probed;
+    out->probed = fh_spread_of(v, g->n);
     fh_free(v);
     return FH_OK;
 }
@@ -224,17 +235,19 @@ fh_status fh_gather_finish(fh_gatherer *g, const uint32_t *counts, fh_quality *o
     static const edge margins[] = {{"below 0.1", 0}, {"0.1 to 0.3", 0.1}, {"0.3 to 1", 0.3}, {"1 to 2", 1}, {"2 to 4", 2}, {"4 or more", 4}};
     static const edge entropies[] = {{"below 0.5", 0}, {"0.5 to 1", 0.5}, {"1 to 2", 1}, {"2 to 3", 2}, {"3 to 4", 3}, {"4 to 6", 4}, {"6 or more", 6}};
     double n = (double)g->n;
-    uint32_t probes = g->probes[g->own];
+    const fh_head_info *info = fh_head_get_info(g->m->head);
     fh_status rc;
-    *out = (fh_quality){.positions = g->n, .probes = probes, .containment_k = g->k, .confidence = g->confidence};
+    *out = (fh_quality){.positions = g->n, .probes = info->probes, .threshold = info->threshold, .containment_k = g->k, .confidence = g->confidence};
     if (!g->n) return FH_OK;
     if ((rc = count_documents(g, err)) < 0) return rc;
     for (size_t d = 0; d < g->documents; d++) out->documents += g->in_document[d] > 0;
-    for (size_t i = 0; i < FH_PROMISES; i++) out->kept[i] = kept_of(g, lost_promise, i, probes);
-    const sums *own = &g->sums[g->own];
+    for (size_t i = 0; i < FH_PROMISES; i++) out->kept[i] = kept_of(g, lost_promise, i, 0);
+    for (size_t t = 0; t < FH_TOPS; t++) out->top[t] = kept_of(g, lost_top, t, 0);
+    const sums *own = &g->own_sums;
     out->agreement = own->agreement / n, out->mass = own->mass / n;
     out->agreement_error = g->n > 1 ? sqrt(out->agreement * (1 - out->agreement) / (n - 1)) : NAN;
     if ((rc = fill_spreads(out, g, err)) < 0 || (rc = fill_worst(out, g, err)) < 0) return rc;
+    out->step_bytes = fh_head_step_bytes(g->m->head, out->probed.mean, info->n_hot);
     if (counts) fill_bands(&out->by_frequency, g, times, sizeof times / sizeof *times, 0, counts);
     fill_bands(&out->by_margin, g, margins, sizeof margins / sizeof *margins, 1, counts);
     fill_bands(&out->by_entropy, g, entropies, sizeof entropies / sizeof *entropies, 2, counts);
@@ -247,6 +260,5 @@ fh_status fh_gather_finish(fh_gatherer *g, const uint32_t *counts, fh_quality *o
         p->step_bytes = fh_head_step_bytes(g->m->head, p->probes, fh_head_get_info(g->m->head)->n_hot);
         for (size_t t = 0; t < FH_TOPS; t++) p->top[t] = kept_of(g, lost_top, t, p->probes);
     }
-    memcpy(out->top, out->curve[g->own].top, sizeof out->top);
     return FH_OK;
 }

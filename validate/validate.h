@@ -29,13 +29,18 @@ typedef struct fh_perplexity_report {
     uint64_t missed;          /* tokens that were no candidates; 0 with the dense head */
     double missed_share;
     double backoff;           /* as used; 0 with the dense head */
-    uint32_t probes;          /* as used; 0 with the dense head */
+    uint32_t probes;          /* as used, at most where the head has a threshold; 0 with the dense head */
+    double mean_probes;
     double seconds;
 } fh_perplexity_report;
 /* ids: the whole text, encoded once.  FH_EUSAGE: window or stride out of range, fewer than two tokens, or a head that the model has not.
  * FH_ECHECK: an id that the head has no row for. */
 fh_status fh_perplexity(const fh_model *m, const uint32_t *ids, size_t n, const fh_perplexity_params *p, const fh_job *job,
                         fh_perplexity_report *out, fh_err *err);
+
+/* What llama-perplexity prints of a divergence; percentiles are linear between neighbours. */
+typedef struct fh_spread { double mean, max, p99_9, p99, p95, p90, median, p10, p5, p1, p0_1, min; } fh_spread;
+fh_spread fh_spread_of(double *values, size_t n); /* sorts values [n], n > 0 */
 
 /* ---- bench ---------------------------------------------------------------------------------------------------- */
 
@@ -73,7 +78,9 @@ typedef struct fh_bench_params { /* zeros: the artifact's P, 50 runs, Gaussian s
     size_t memory_bytes;   /* to sweep caches with; 0: 256 MiB, or four times the last-level cache where that is more */
 } fh_bench_params;
 typedef struct fh_bench_report {
-    unsigned threads; uint32_t probes; const char *isa;
+    unsigned threads; uint32_t probes; const char *isa; /* probes: at most, with a threshold */
+    float threshold;       /* 0: none, or no states to look at with it */
+    fh_spread probed;      /* clusters a state, with a threshold */
     size_t block_bytes, memory_bytes;
     fh_bench_peak peaks[2]; size_t n_peaks; /* with the job's threads, and with one where that is another number */
     fh_bench_list heads;   /* a greedy token at batch 1: "dense T" from the exact rows of type T, "all T" from the encoded ones (P = K), "flash" */
@@ -122,10 +129,6 @@ typedef enum fh_check_kind {
 } fh_check_kind;
 typedef struct fh_check { const char *name; fh_verdict verdict; char detail[700]; } fh_check;
 
-/* What llama-perplexity prints of a divergence; percentiles are linear between neighbours. */
-typedef struct fh_spread { double mean, max, p99_9, p99, p95, p90, median, p10, p5, p1, p0_1, min; } fh_spread;
-fh_spread fh_spread_of(double *values, size_t n); /* sorts values [n], n > 0 */
-
 /* A share of positions; the bounds are one-sided, each at the confidence, with the design effect of documents (calib.h).  Of mass, misses are what is
  * not covered, added up. */
 typedef struct fh_kept { double misses, share, lower, upper, effect; } fh_kept;
@@ -137,7 +140,10 @@ typedef struct fh_bands { fh_band band[FH_BANDS]; size_t n; } fh_bands;
 typedef struct fh_worst { uint32_t id, cluster; size_t times, misses; double need; char text[80]; } fh_worst;
 typedef struct fh_quality { /* of the artifact as it is, at its own P; positions 0: not measured */
     size_t positions, documents;
-    uint32_t probes, containment_k;
+    uint32_t probes, containment_k; /* probes: at most, with a threshold */
+    float threshold;              /* 0: none */
+    fh_spread probed;             /* clusters a position */
+    double step_bytes;            /* in the mean */
     double confidence;
     fh_kept kept[FH_PROMISES];    /* what can be promised: all of the best containment_k are candidates; same best token; covered mass */
     fh_kept top[FH_TOPS];         /* all of the best 1, 3, 5, 10 are candidates */

@@ -24,6 +24,7 @@ static void head_facts(fh_page *p, const fh_validation *v)
     const fh_quality *q = &v->quality;
     const fh_head_layout *h = &v->layout;
     double dense = (double)h->vocab * h->hidden * (double)fh_dtype_size(h->dtype), step = fh_head_layout_step_bytes(h, h->probes, h->n_hot);
+    if (h->threshold > 0 && q->positions) step = q->step_bytes;
     fh_promised promise = fh_promised_by(v->file);
     for (int i = 0; i < FH_PROMISES; i++) {
         char words[80], name[100];
@@ -40,7 +41,12 @@ static void head_facts(fh_page *p, const fh_validation *v)
     if (v->dense.tokens && v->flash.tokens)
         fh_page_fact(p, FH_PLAIN, "perplexity", "%.3f dense, %.3f FlashHead", v->dense.perplexity, v->flash.perplexity);
     fh_page_fact(p, FH_PLAIN, "bytes a step", "%.3g MB of %.3g MB (%.1f %%)", step / 1e6, dense / 1e6, 100 * step / dense);
-    fh_page_fact(p, FH_PLAIN, "clusters", "%u of %u tokens, %u probed", h->k, h->cap, h->probes);
+    if (h->threshold > 0)
+        fh_page_fact(p, FH_PLAIN, "clusters", "%u of %u tokens; probed where the score is within %.4g of the best one's, %u at most", h->k, h->cap,
+                     (double)h->threshold, h->probes);
+    else fh_page_fact(p, FH_PLAIN, "clusters", "%u of %u tokens, %u probed", h->k, h->cap, h->probes);
+    if (h->threshold > 0 && q->positions)
+        fh_page_fact(p, FH_PLAIN, "probed here", "%.1f in the mean, %.0f in 99 %% of the steps, %.0f at most", q->probed.mean, q->probed.p99, q->probed.max);
     fh_page_fact(p, FH_PLAIN, "encodings", "%s centroids, %s rows", fh_dtype_name(h->centroids.dtype), fh_dtype_name(h->tokens.dtype));
 }
 
@@ -61,7 +67,7 @@ static void curve_plots(fh_page *p, const fh_validation *v)
     fh_series tops[FH_TOPS];
     for (size_t t = 0; t < FH_TOPS; t++)
         tops[t] = (fh_series){.name = names[t], .x = x, .y = miss[t], .n = n, .low = low[t], .high = high[t], .line = true, .dots = true};
-    fh_mark marks[] = {{"P", (double)q->probes, true}, {"promised", 1 - promise.target[FH_CONTAINED], false}};
+    fh_mark marks[] = {{q->threshold > 0 ? "mean P" : "P", q->threshold > 0 ? q->probed.mean : (double)q->probes, true}, {"promised", 1 - promise.target[FH_CONTAINED], false}};
     fh_page_plot(p, &(fh_plot){.title = "Positions at which one of the dense head's best is missed",
                                .x = {"clusters probed", 2, false, 0, 0},
                                .y = {"missed, with bounds", 10, true, 0, 0},
@@ -114,7 +120,7 @@ static void curve_table(fh_page *p, const fh_quality *q)
     fh_page_table(p, "The whole curve", columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < q->n_curve; i++) {
         const fh_curve_point *c = &q->curve[i];
-        fh_tone tone = c->probes == q->probes ? FH_GOOD : FH_PLAIN;
+        fh_tone tone = c->probes == q->probes && !(q->threshold > 0) ? FH_GOOD : FH_PLAIN;
         fh_page_cell(p, tone, "%u", c->probes);
         fh_page_cell(p, FH_PLAIN, "%.5f", c->top[0].share);
         fh_page_cell(p, FH_PLAIN, "%.5f", c->top[0].lower);

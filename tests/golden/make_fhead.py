@@ -268,6 +268,25 @@ case4('rerank-without-exact', 'check', 'FH_EFORMAT', '/head/rerank', exact=None,
 case4('rerank-too-many', 'check', 'FH_EFORMAT', '/head/rerank', rerank=65537)
 case4('rerank-negative', 'check', 'FH_EFORMAT', '/head/rerank', rerank=-1)
 case4('rerank-a-float', 'check', 'FH_EFORMAT', '/head/rerank', rerank=2.0)
+
+
+def case_threshold(name, *verdict, threshold=2.5, requires=('threshold',)):
+    h = copy.deepcopy(H4)
+    h['requires'] = list(requires)
+    if threshold is not None: h['head']['threshold'] = threshold
+    case(name, build(h, S4, version=(1, 1)), *verdict)
+
+
+case_threshold('ok-threshold')
+case_threshold('ok-threshold-whole', threshold=3)
+case_threshold('threshold-not-required', 'check', 'FH_EFORMAT', '/head/threshold is there', requires=())
+case_threshold('threshold-missing', 'check', 'FH_EFORMAT', '/head/threshold is missing', threshold=None)
+case_threshold('threshold-zero', 'check', 'FH_EFORMAT', '/head/threshold is not', threshold=0)
+case_threshold('threshold-negative', 'check', 'FH_EFORMAT', '/head/threshold is not', threshold=-1.5)
+case_threshold('threshold-tiny', 'check', 'FH_EFORMAT', '/head/threshold is not', threshold=1e-60)
+case_threshold('threshold-huge', 'check', 'FH_EFORMAT', '/head/threshold is not', threshold=1e39)
+case_threshold('threshold-a-string', 'check', 'FH_EFORMAT', '/head/threshold is not', threshold='2.5')
+case_threshold('threshold-and-later', 'open', 'FH_EUNSUPPORTED', 'error-norms', requires=('threshold', 'error-norms'))
 case4('int4-group', 'check', 'FH_EUNSUPPORTED', 'group 130', tokens={'group': D})
 case4('int4-stride', 'check', 'FH_EFORMAT', 'stride', tokens={'stride': 64})
 case4('int4-scales-short', 'check', 'FH_ECHECK', 'head.token_scales', data={'head.token_scales': ts[:-2]})

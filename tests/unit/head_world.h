@@ -15,6 +15,7 @@ typedef struct shape {
     bool bias, hot, dead, ties;
     float softcap;
     uint32_t rerank;
+    float threshold; uint32_t probes; /* probes 0: 3 */
 } shape;
 
 typedef struct world {
@@ -79,7 +80,7 @@ static void world_open(world *w, shape is)
                                             FH_OK);
     free(centroids);
     w->parts = (fh_head_parts){
-        .vocab = is.v, .hidden = is.d, .clusters = is.k, .cap = w->cap, .probes = is.k > 3 ? 3 : 1,
+        .vocab = is.v, .hidden = is.d, .clusters = is.k, .cap = w->cap, .probes = is.probes ? is.probes : is.k > 3 ? 3 : 1, .threshold = is.threshold,
         .centroids = {w->centroids, is.centroids, is.k, is.d, cs}, .centroid_scales = fh_dtype_is_integer(is.centroids) ? w->centroid_scales : NULL,
         .tokens = {w->tokens, is.tokens, slots, is.d, ts}, .token_scales = fh_dtype_is_integer(is.tokens) ? w->token_scales : NULL,
         .permutation = w->permutation, .dead = w->dead, .n_dead = n_dead, .bias = w->bias, .softcap = is.softcap,

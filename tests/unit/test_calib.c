@@ -220,6 +220,34 @@ static void a_curve_is_the_mean_of_the_definitions(void **state)
     free(x);
 }
 
+/* With thresholds the curve has the answers, and the clusters, of heads that have these. */
+static void adaptive_answers(const world *x, fh_head_parts parts)
+{
+    fh_point p[] = {{.probes = 6, .threshold = 0.01f}, {.probes = 6, .threshold = 0.6f}, {.probes = 6, .threshold = 1.7f}, {.probes = 6, .threshold = 100}};
+    for (size_t i = 0; i < 4; i++) {
+        uint32_t got[N];
+        double agree = 0;
+        fh_head *head = NULL;
+        fh_scratch *scratch = NULL;
+        parts.probes = 6, parts.threshold = p[i].threshold;
+        assert_int_equal(fh_head_from_parts(&head, &parts, "test", &err), FH_OK);
+        if (!i) assert_int_equal(fh_curve(head, &x->dense, &x->h[0][0], NULL, N, false, p, 4, NULL, &err), FH_OK);
+        assert_int_equal(fh_scratch_new(&scratch, head, 1, &err), FH_OK);
+        assert_int_equal(fh_head_greedy(head, scratch, &x->h[0][0], N, NULL, got, &err), FH_OK);
+        fh_probed probed = fh_scratch_probed(scratch);
+        for (size_t n = 0; n < N; n++) {
+            uint32_t top = 1;
+            for (uint32_t t = 0; t < V; t++) if (!x->dead_map[t] && dot(x->h[n], x->w[t]) > dot(x->h[n], x->w[top])) top = t;
+            agree += got[n] == top;
+        }
+        assert_true(fabs(p[i].agreement - agree / N) <= 1e-9 && fabs(p[i].mean_probes - (double)probed.clusters / N) <= 1e-9);
+        fh_scratch_free(scratch);
+        fh_head_close(head);
+    }
+    assert_true(p[0].mean_probes < 1.2 && p[1].mean_probes > p[0].mean_probes && p[2].mean_probes > p[1].mean_probes && p[3].mean_probes == 6);
+    assert_true(p[3].top1 > p[2].top1 && p[2].top1 > p[0].top1);
+}
+
 /* Rows in steps so coarse that the encoded best is often another: the curve says what the runtime answers, rows scored again or not. */
 static void a_curve_is_of_the_answers_that_the_runtime_gives(void **state)
 {
@@ -271,6 +299,7 @@ static void a_curve_is_of_the_answers_that_the_runtime_gives(void **state)
         }
         if (!again[r]) assert_true(p[POINTS - 1].agreement < 0.95);
         if (again[r] == 1000) assert_true(p[POINTS - 1].agreement == 1);
+        adaptive_answers(x, parts);
         fh_scratch_free(scratch);
         fh_head_close(head);
         free(coarse);

@@ -29,17 +29,20 @@ static fh_status calibrate(fh_calibration *c, world *x, const fh_calibrate_param
     return rc < 0 ? rc : fh_calibrate(c, &x->states, &x->dense, &choices, p, NULL, &err);
 }
 
-/* What a position loses at this P: the best k not all candidates; another answer; mass not covered. */
-static void lose(double out[FH_PROMISES], const world *x, size_t i, uint32_t probes, uint32_t k, const fh_calibration *c)
+/* A setting: so many probes, with a threshold (above 0) those that close to the best. */
+typedef struct setting { uint32_t probes; float threshold; } setting;
+
+/* What a position loses at a setting: the best k not all candidates; another answer; mass not covered. */
+static void lose(double out[FH_PROMISES], const world *x, size_t i, setting at, uint32_t k, const fh_calibration *c)
 {
-    double z[V], s[K], all = 0, covered = 0, best = -INFINITY;
+    double z[V], s[K], all = 0, covered = 0, best = -INFINITY, closest = -INFINITY;
     bool in[V] = {false}, ok = true;
     int answer = -1, top = -1;
-    for (int j = 0; j < K; j++) s[j] = dot(x->h[i], x->c[j]);
+    for (int j = 0; j < K; j++) s[j] = dot(x->h[i], x->c[j]), closest = fmax(closest, s[j]);
     for (int j = 0; j < K; j++) {
         unsigned before = 0;
         for (int o = 0; o < K; o++) before += s[o] > s[j];
-        if (before < probes) for (int m = 0; m < CAP; m++) in[x->perm[j * CAP + m]] = true;
+        if (before < at.probes && (!(at.threshold > 0) || closest - s[j] <= (double)at.threshold)) for (int m = 0; m < CAP; m++) in[x->perm[j * CAP + m]] = true;
     }
     for (size_t j = 0; j < c->n_hot; j++) in[c->hot[j]] = true;
     in[x->always[0]] = true;
@@ -61,7 +64,7 @@ static void lose(double out[FH_PROMISES], const world *x, size_t i, uint32_t pro
     out[FH_CONTAINED] = !ok, out[FH_AGREED] = answer != top, out[FH_COVERED] = 1 - covered / all;
 }
 
-static fh_tally tally_at(const world *x, uint8_t part, uint32_t probes, uint32_t k, const fh_calibration *c, int which)
+static fh_tally tally_at(const world *x, uint8_t part, setting at, uint32_t k, const fh_calibration *c, int which)
 {
     fh_tally t = {0};
     for (size_t i = 0; i < N;) { /* documents lie together */
@@ -70,7 +73,7 @@ static fh_tally tally_at(const world *x, uint8_t part, uint32_t probes, uint32_t
         for (; i < N && x->document[i] == document; i++) {
             double lost[FH_PROMISES];
             if (x->part[i] != part) continue;
-            lose(lost, x, i, probes, k, c);
+            lose(lost, x, i, at, k, c);
             positions++, misses += lost[which];
         }
         if (positions > 0) fh_tally_add(&t, positions, misses);
@@ -78,50 +81,102 @@ static fh_tally tally_at(const world *x, uint8_t part, uint32_t probes, uint32_t
     return t;
 }
 
+/* All settings, the least first. */
+typedef struct ladder { setting at[FH_RUNGS]; size_t n; } ladder;
+
 /* The most generous setting that misses no less than this share of a part. */
-static fh_tally tally_where(const world *x, uint8_t part, double share, uint32_t k, const fh_calibration *c, int which)
+static fh_tally tally_where(const world *x, const ladder *l, uint8_t part, double share, uint32_t k, const fh_calibration *c, int which)
 {
     fh_tally t = {0};
-    for (uint32_t probes = K; probes >= 1; probes--) {
-        t = tally_at(x, part, probes, k, c, which);
+    for (size_t r = l->n; r-- > 0;) {
+        t = tally_at(x, part, l->at[r], k, c, which);
         if (t.misses >= share * t.n) break;
     }
     return t;
 }
 
 /* Of documents of A and B together where containment is asked, of B's alone where the head is. */
-static fh_design design_at(const world *x, double share, uint32_t k, const fh_calibration *c, int which)
+static fh_design design_at(const world *x, const ladder *l, double share, uint32_t k, const fh_calibration *c, int which)
 {
-    fh_tally b = tally_where(x, FH_PART_B, share, k, c, which), a = tally_where(x, FH_PART_A, share, k, c, which);
+    fh_tally b = tally_where(x, l, FH_PART_B, share, k, c, which), a = tally_where(x, l, FH_PART_A, share, k, c, which);
     return which == FH_CONTAINED ? fh_design_pool(&b, &a) : fh_tally_design(&b);
 }
 
-/* Calibration again, naively: everything counted anew at every P, from the most generous downwards. */
+/* Numbers of probes; or the thresholds of part A. */
+static void make_ladder(ladder *l, const world *x, const fh_calibrate_params *p)
+{
+    size_t a[N], n = 0;
+    fh_ladder found;
+    fh_head *head = NULL;
+    for (l->n = 0; l->n < K && !p->adaptive; l->n++) l->at[l->n] = (setting){(uint32_t)l->n + 1, 0};
+    if (!p->adaptive) return;
+    for (size_t i = 0; i < N; i++) if (x->part[i] == FH_PART_A) a[n++] = i;
+    assert_int_equal(fh_head_from_parts(&head, &x->parts, "test", &err), FH_OK);
+    assert_int_equal(fh_ladder_new(&found, head, K, &x->h[0][0], a, n, NULL, &err), FH_OK);
+    for (; l->n < found.n; l->n++) {
+        double probed = 0;
+        l->at[l->n] = (setting){K, found.threshold[l->n]};
+        for (size_t i = 0; i < n; i++) {
+            double s[K], best = -INFINITY;
+            for (int j = 0; j < K; j++) s[j] = dot(x->h[a[i]], x->c[j]), best = fmax(best, s[j]);
+            for (int j = 0; j < K; j++) probed += best - s[j] <= (double)found.threshold[l->n];
+        }
+        assert_true(fabs(probed / (double)n - found.mean[l->n]) < 1e-9);
+        if (l->n) assert_true(found.threshold[l->n] > found.threshold[l->n - 1] && found.mean[l->n] > found.mean[l->n - 1]);
+    }
+    assert_true(found.mean[0] >= 1 && found.mean[0] < 1.1 && found.mean[found.n - 1] == K && found.n > 20);
+    fh_ladder_free(&found);
+    fh_head_close(head);
+}
+
+/* What part C probes. */
+static void check_probed(const fh_calibration *c, const world *x)
+{
+    double sum = 0, n = 0;
+    uint32_t most = 0;
+    for (size_t i = 0; i < N; i++) {
+        double s[K], best = -INFINITY;
+        uint32_t probed = 0;
+        if (x->part[i] != FH_PART_C) continue;
+        for (int j = 0; j < K; j++) s[j] = dot(x->h[i], x->c[j]), best = fmax(best, s[j]);
+        for (int j = 0; j < K; j++) probed += !(c->threshold > 0) || best - s[j] <= (double)c->threshold;
+        if (!(c->threshold > 0)) probed = c->probes;
+        sum += probed, n++, most = (uint32_t)fh_max(most, probed);
+    }
+    assert_true(fabs(c->mean_probes - sum / n) < 1e-9 && c->probes_max == most);
+    assert_true(c->probes_p50 <= c->probes_p99 && c->probes_p99 <= c->probes_max);
+}
+
+/* Calibration again, naively: everything counted anew at every setting, from the most generous downwards. */
 static void check(const fh_calibration *c, const world *x, const fh_calibrate_params *p)
 {
     fh_design least[FH_PROMISES] = {{0}};
-    uint32_t expected = 0;
+    setting expected = {0};
+    static ladder l;
+    make_ladder(&l, x, p);
     for (int i = 0; i < FH_PROMISES; i++) {
         double share = 1 - p->targets[i];
         if (!(p->targets[i] > 0)) continue;
-        fh_design at = design_at(x, share, p->containment_k, c, i), rich = design_at(x, fmax(share, fmin(0.5, 5 * share)), p->containment_k, c, i);
+        fh_design at = design_at(x, &l, share, p->containment_k, c, i), rich = design_at(x, &l, fmax(share, fmin(0.5, 5 * share)), p->containment_k, c, i);
         least[i] = (fh_design){fmax(at.effect, rich.effect), fmin(at.degrees, rich.degrees)};
     }
-    for (uint32_t probes = K; probes >= 1; probes--) {
+    for (size_t r = l.n; r-- > 0;) {
         bool pass = true;
         for (int i = 0; i < FH_PROMISES; i++) {
             if (!(p->targets[i] > 0)) continue;
-            fh_tally t = tally_at(x, FH_PART_B, probes, p->containment_k, c, i);
+            fh_tally t = tally_at(x, FH_PART_B, l.at[r], p->containment_k, c, i);
             fh_bound b = fh_tally_bound(&t, &least[i], N, p->confidence);
             assert_true(t.n == (double)c->positions[FH_PART_B] && t.documents == c->documents[FH_PART_B]);
             if (!(b.lower >= p->targets[i])) pass = false;
-            if (probes == c->probes) assert_true(fabs(t.misses - c->promise[i].misses) <= 1e-4);
+            if (l.at[r].probes == c->probes && l.at[r].threshold == c->threshold) assert_true(fabs(t.misses - c->promise[i].misses) <= 1e-4);
         }
         if (!pass) break;
-        expected = probes;
+        expected = l.at[r];
     }
     assert_true(c->reached);
-    assert_int_equal(c->probes, expected);
+    assert_int_equal(c->probes, expected.probes);
+    assert_true(c->threshold == expected.threshold);
+    check_probed(c, x);
     for (int i = 0; i < FH_PROMISES; i++) {
         if (!(p->targets[i] > 0)) continue;
         assert_true(c->promise[i].bound.lower >= p->targets[i] && c->promise[i].bound.effect >= 1 && c->promise[i].heldout > 0);
@@ -138,6 +193,9 @@ static void calibration_takes_the_fewest_probes_whose_bounds_hold_all_the_way_do
         {.targets = {0, 0.8}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = -1},
         {.targets = {0, 0, 0.7}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = 0},
         {.targets = {0.5, 0.8, 0.6}, .confidence = 0.9, .max_cost = 10, .containment_k = 5, .hot = 2},
+        {.targets = {0.7}, .confidence = 0.9, .max_cost = 10, .containment_k = 3, .hot = 4, .adaptive = true},
+        {.targets = {0.8}, .confidence = 0.8, .max_cost = 10, .containment_k = 1, .hot = -1, .adaptive = true},
+        {.targets = {0.5}, .confidence = 0.9, .max_cost = 10, .containment_k = 5, .hot = 0, .adaptive = true},
     };
     (void)state;
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
@@ -149,6 +207,25 @@ static void calibration_takes_the_fewest_probes_whose_bounds_hold_all_the_way_do
         fh_calibration_free(&c);
         free(x);
     }
+}
+
+/* Through the head thresholds are looked at further apart: not each is tested, but the one that is taken keeps all targets. */
+static void a_threshold_keeps_agreement_and_mass(void **state)
+{
+    fh_calibrate_params p = {.targets = {0.5, 0.8, 0.6}, .confidence = 0.9, .max_cost = 10, .containment_k = 5, .hot = 2, .adaptive = true};
+    (void)state;
+    world *x = make_world(5);
+    fh_calibration c = {0};
+    assert_int_equal(calibrate(&c, x, &p), FH_OK);
+    assert_true(c.reached && c.threshold > 0 && c.probes == K && c.mean_probes < K);
+    for (int i = 0; i < FH_PROMISES; i++) {
+        fh_tally b = tally_at(x, FH_PART_B, (setting){c.probes, c.threshold}, 5, &c, i), held = tally_at(x, FH_PART_C, (setting){c.probes, c.threshold}, 5, &c, i);
+        assert_true(c.promise[i].bound.lower >= p.targets[i] && fabs(b.misses - c.promise[i].misses) <= 1e-4);
+        assert_true(fabs(1 - held.misses / held.n - c.promise[i].heldout) <= 1e-6);
+    }
+    check_probed(&c, x);
+    fh_calibration_free(&c);
+    free(x);
 }
 
 static void a_target_beyond_the_text_is_not_reached_and_says_what_it_needs(void **state)
@@ -178,11 +255,11 @@ static fh_status fake_time(void *ctx, const fh_head *head, fh_step_times *out, f
     return FH_OK;
 }
 
-static fh_status plan(fh_plan_row *rows, size_t *n, world *x, bool by_time)
+static fh_status plan(fh_plan_row *rows, size_t *n, world *x, bool by_time, bool adaptive)
 {
     static const fh_choice two[] = {{"raw", "f32", "f32"}, {"same", "f32", "f32"}};
     fh_choices choices = {.choice = two, .n = 2, .open = same_head, .time = fake_time, .ctx = x};
-    fh_calibrate_params p = {.targets = {0.5, 0, 0.3}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = 0, .by_time = by_time};
+    fh_calibrate_params p = {.targets = {0.5, 0, 0.3}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = 0, .by_time = by_time, .adaptive = adaptive};
     x->parts.n_hot = 0;
     fh_status rc = fh_states_split(&x->states, 1, &err);
     return rc < 0 ? rc : fh_plan(rows, n, &x->states, &x->dense, &choices, &p, NULL, &err);
@@ -191,17 +268,19 @@ static fh_status plan(fh_plan_row *rows, size_t *n, world *x, bool by_time)
 static void a_plan_costs_more_the_more_it_keeps_and_marks_what_meets_the_targets(void **state)
 {
     (void)state;
-    for (int by_time = 0; by_time < 2; by_time++) {
+    for (int way = 0; way < 4; way++) {
+        bool by_time = way & 1, adaptive = way & 2;
         world *x = make_world(5);
         fh_plan_row rows[FH_PLAN_ROWS];
         size_t n, meets = 0;
-        assert_int_equal(plan(rows, &n, x, by_time), FH_OK);
+        assert_int_equal(plan(rows, &n, x, by_time, adaptive), FH_OK);
         assert_true(n >= 2 && n <= FH_PLAN_ROWS);
         for (size_t i = 0; i < n; i++) {
-            double t = rows[i].probes <= 4 ? 1 + (rows[i].probes - 1) / 3.0 : 2 + (rows[i].probes - 4); /* lines between 1, 4 and K = 10 */
+            double p = adaptive ? rows[i].mean_probes : rows[i].probes, t = p <= 4 ? 1 + (p - 1) / 3.0 : 2 + (p - 4); /* lines between 1, 4 and K = 10 */
             assert_true(fabs(rows[i].seconds - t) < 1e-9 && rows[i].n_hot == 0 && rows[i].choice == 0);
             assert_true(rows[i].bytes > 0 && rows[i].agreement > 0 && rows[i].agreement <= 1 && rows[i].mass > 0 && rows[i].mass <= 1 && rows[i].kl >= 0);
-            if (i) assert_true(rows[i].bytes >= rows[i - 1].bytes && rows[i].probes >= rows[i - 1].probes);
+            assert_true((rows[i].threshold > 0) == adaptive);
+            if (i) assert_true(rows[i].bytes >= rows[i - 1].bytes && rows[i].probes >= rows[i - 1].probes && rows[i].threshold >= rows[i - 1].threshold);
             meets += rows[i].meets;
         }
         assert_int_equal(meets, 1);
@@ -216,10 +295,10 @@ static const uint32_t ks[] = {1, 3};
 static const double targets[] = {0.3, 0.6};
 static const size_t sizes[] = {120, 0};
 
-static fh_status rehearse(fh_rehearsed *out, world *x, const fh_states *against, int64_t hot, const fh_job *job)
+static fh_status rehearse(fh_rehearsed *out, world *x, const fh_states *against, int64_t hot, bool adaptive, const fh_job *job)
 {
     fh_rehearse_params p = {.ks = ks, .n_ks = 2, .targets = targets, .n_targets = 2, .confidence = 0.9, .max_cost = 10, .hot = hot, .draws = DRAWS,
-                            .tokens = sizes, .n_tokens = 2, .seed = 3};
+                            .tokens = sizes, .n_tokens = 2, .seed = 3, .adaptive = adaptive};
     fh_head *head = NULL;
     x->parts.n_hot = 0;
     fh_status rc = fh_head_from_parts(&head, &x->parts, "test", &err);
@@ -236,17 +315,19 @@ static void a_rehearsal_finds_on_another_text_what_is_there(void **state)
     size_t promised = 0;
     (void)state;
     memcpy(y->w, x->w, sizeof x->w), memcpy(y->c, x->c, sizeof x->c);
-    assert_int_equal(rehearse(r, x, &y->states, 0, NULL), FH_OK);
-    for (size_t i = 0; i < 2 * DRAWS * CELLS; i++) {
-        uint32_t k = ks[i % CELLS / 2];
-        double target = targets[i % 2], lost[FH_PROMISES], kept = 0;
-        if (!r[i].promised) { assert_true(isnan(r[i].found)); continue; }
-        for (size_t j = 0; j < N; j++) lose(lost, y, j, r[i].probes, k, &none), kept += !(lost[FH_CONTAINED] > 0);
-        assert_true(r[i].bound.lower >= target && r[i].n_hot == 0 && !r[i].too_little);
-        assert_true(fabs(r[i].found - kept / N) < 1e-12);
-        promised++;
+    for (int adaptive = 0; adaptive < 2; adaptive++) {
+        assert_int_equal(rehearse(r, x, &y->states, 0, adaptive, NULL), FH_OK);
+        for (size_t i = 0; i < 2 * DRAWS * CELLS; i++) {
+            uint32_t k = ks[i % CELLS / 2];
+            double target = targets[i % 2], lost[FH_PROMISES], kept = 0;
+            if (!r[i].promised) { assert_true(isnan(r[i].found)); continue; }
+            for (size_t j = 0; j < N; j++) lose(lost, y, j, (setting){r[i].probes, r[i].threshold}, k, &none), kept += !(lost[FH_CONTAINED] > 0);
+            assert_true(r[i].bound.lower >= target && r[i].n_hot == 0 && !r[i].too_little);
+            assert_true(fabs(r[i].found - kept / N) < 1e-12);
+            promised++;
+        }
     }
-    assert_true(promised > DRAWS);
+    assert_true(promised > 2 * DRAWS);
     free(x);
     free(y);
 }
@@ -260,18 +341,21 @@ static void a_rehearsal_is_the_same_whatever_the_threads(void **state)
     (void)state;
     assert_int_equal(fh_pool_new(&pool, 3, &err), FH_OK);
     memset(one, 0, sizeof one), memset(three, 0, sizeof three);
-    assert_int_equal(rehearse(one, x, NULL, -1, NULL), FH_OK);
-    assert_int_equal(rehearse(three, x, NULL, -1, &(fh_job){.pool = pool}), FH_OK);
-    for (size_t i = 0; i < 2 * DRAWS * CELLS; i++) {
-        assert_int_equal(one[i].promised, three[i].promised);
-        assert_int_equal(one[i].probes, three[i].probes);
-        assert_int_equal(one[i].n_hot, three[i].n_hot);
-        assert_true(one[i].bound.lower == three[i].bound.lower && (one[i].found == three[i].found || !one[i].promised));
-        assert_true(!one[i].promised || (one[i].found > 0 && one[i].found <= 1));
-        hot = hot || one[i].n_hot;
+    for (int adaptive = 0; adaptive < 2; adaptive++) {
+        assert_int_equal(rehearse(one, x, NULL, -1, adaptive, NULL), FH_OK);
+        assert_int_equal(rehearse(three, x, NULL, -1, adaptive, &(fh_job){.pool = pool}), FH_OK);
+        for (size_t i = 0; i < 2 * DRAWS * CELLS; i++) {
+            assert_int_equal(one[i].promised, three[i].promised);
+            assert_int_equal(one[i].probes, three[i].probes);
+            assert_true(one[i].threshold == three[i].threshold && (one[i].threshold > 0) == (adaptive && one[i].promised));
+            assert_int_equal(one[i].n_hot, three[i].n_hot);
+            assert_true(one[i].bound.lower == three[i].bound.lower && (one[i].found == three[i].found || !one[i].promised));
+            assert_true(!one[i].promised || (one[i].found > 0 && one[i].found <= 1));
+            hot = hot || one[i].n_hot;
+        }
+        assert_memory_not_equal(&one[0], &one[CELLS], sizeof one[0]); /* draws differ */
     }
     assert_true(hot);
-    assert_memory_not_equal(&one[0], &one[CELLS], sizeof one[0]); /* draws differ */
     fh_pool_free(pool);
     free(x);
 }
@@ -297,11 +381,11 @@ static void draws_that_leave_nothing_are_refused(void **state)
 static void every_allocation_of_a_rehearsal_may_fail(void **state)
 {
     (void)state;
-    for (long n = 1;; n++) {
+    for (int adaptive = 0; adaptive < 2; adaptive++) for (long n = 1;; n++) {
         world *x = make_world(5);
         fh_rehearsed r[2 * DRAWS * CELLS];
         fh_fault_set(FH_FAULT_ALLOC, n);
-        fh_status rc = rehearse(r, x, n % 2 ? &x->states : NULL, -1, NULL);
+        fh_status rc = rehearse(r, x, n % 2 ? &x->states : NULL, -1, adaptive, NULL);
         bool fired = fh_fault_fired();
         fh_fault_set(FH_FAULT_ALLOC, 0);
         assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
@@ -313,12 +397,12 @@ static void every_allocation_of_a_rehearsal_may_fail(void **state)
 static void every_allocation_of_a_plan_may_fail(void **state)
 {
     (void)state;
-    for (long n = 1;; n++) {
+    for (int adaptive = 0; adaptive < 2; adaptive++) for (long n = 1;; n++) {
         world *x = make_world(5);
         fh_plan_row rows[FH_PLAN_ROWS];
         size_t count;
         fh_fault_set(FH_FAULT_ALLOC, n);
-        fh_status rc = plan(rows, &count, x, false);
+        fh_status rc = plan(rows, &count, x, false, adaptive);
         bool fired = fh_fault_fired();
         fh_fault_set(FH_FAULT_ALLOC, 0);
         assert_int_equal(rc, fired ? FH_ENOMEM : FH_OK);
@@ -330,10 +414,10 @@ static void every_allocation_of_a_plan_may_fail(void **state)
 static void every_allocation_of_a_calibration_may_fail(void **state)
 {
     (void)state;
-    for (long n = 1;; n++) {
+    for (int adaptive = 0; adaptive < 2; adaptive++) for (long n = 1;; n++) {
         world *x = make_world(5);
         fh_calibration c = {0};
-        fh_calibrate_params p = {.targets = {0.7, 0.7, 0.5}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = -1};
+        fh_calibrate_params p = {.targets = {0.7, 0.7, 0.5}, .confidence = 0.9, .max_cost = 10, .containment_k = 1, .hot = -1, .adaptive = adaptive};
         fh_fault_set(FH_FAULT_ALLOC, n);
         fh_status rc = calibrate(&c, x, &p);
         bool fired = fh_fault_fired();
@@ -350,6 +434,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calibration_takes_the_fewest_probes_whose_bounds_hold_all_the_way_down),
+        cmocka_unit_test(a_threshold_keeps_agreement_and_mass),
         cmocka_unit_test(a_target_beyond_the_text_is_not_reached_and_says_what_it_needs),
         cmocka_unit_test(a_plan_costs_more_the_more_it_keeps_and_marks_what_meets_the_targets),
         cmocka_unit_test(a_rehearsal_finds_on_another_text_what_is_there),

@@ -251,6 +251,8 @@ static void each_fact_of_the_header_is_judged(void **state)
     header_refused("\"hot\":", "\"rerank\":3,\"hot\":", 1, FH_EFORMAT, "/head/rerank is 3");
     header_refused("\"hot\":", "\"rerank\":-1,\"hot\":", 1, FH_EFORMAT, "/head/rerank");
     header_refused("\"hot\":", "\"rerank\":null,\"hot\":", 1, FH_EFORMAT, "/head/rerank");
+    header_refused("\"hot\":", "\"threshold\":1.5,\"hot\":", 1, FH_EFORMAT, "/head/threshold is there");
+    header_refused("\"requires\":[]", "\"requires\":[\"threshold\"]", 1, FH_EFORMAT, "/head/threshold is missing");
     header_refused("\"calibration\":{\"probes\":2}", "\"calibration\":[]", 1, FH_EFORMAT, "calibration");
     header_refused("\"body\":false", "\"body\":true", 1, FH_EFORMAT, "body.config");
     header_refused("\"tokenizer\":true", "\"tokenizer\":false", 1, FH_EFORMAT, "body.tokenizer");

@@ -1,6 +1,6 @@
 /* The head against its definition: every logit by hand, every answer by sorting all candidates. */
 #include "base/fault.h"
-#include "runtime/kernels.h"
+#include "runtime/head.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -92,10 +92,13 @@ static bool is_candidate(const world *w, const fh_query *q, const result *cluste
     return false;
 }
 
-static uint32_t define_probes(const world *w, const fh_query *q)
+/* clusters: best first. */
+static uint32_t define_probes(const world *w, uint32_t asked, const result *clusters)
 {
-    uint32_t p = q->probes ? q->probes : w->parts.probes;
-    return p < w->is.k ? p : w->is.k;
+    uint32_t p = fh_min(asked ? asked : w->parts.probes, w->is.k), n = 1;
+    if (asked || !(w->is.threshold > 0)) return p;
+    while (n < p && clusters[0].logit - clusters[n].logit <= w->is.threshold) n++;
+    return n;
 }
 
 /* All candidates of a state, best first, once the `again` best by their encoded rows have the logits of the exact ones. */
@@ -104,8 +107,9 @@ static size_t define_candidates(const world *w, const fh_query *q, const float *
     result *clusters = malloc(w->is.k * sizeof *clusters);
     size_t n = 0;
     define_route(w, x, clusters);
+    uint32_t probes = define_probes(w, q->probes, clusters);
     for (size_t s = 0; s < (size_t)w->is.k * w->cap; s++)
-        if (is_candidate(w, q, clusters, define_probes(w, q), s))
+        if (is_candidate(w, q, clusters, probes, s))
             out[n++] = (result){define_logit(w, &w->parts.tokens, w->token_scales, s, x), w->permutation[s]};
     qsort(out, n, sizeof *out, better_first);
     for (size_t i = 0; i < fh_min(n, again); i++) out[i].logit = define_logit(w, &w->parts.exact, NULL, fh_head_slots(w->head)[out[i].id], x);
@@ -133,9 +137,11 @@ static void check_route(const world *w, fh_scratch *s, const float *x, size_t ba
     assert_int_equal(fh_head_route(w->head, s, x, batch, probes, clusters, scores, NULL), FH_OK);
     for (size_t b = 0; b < batch; b++) {
         define_route(w, x + b * w->is.d, want);
+        uint32_t n = define_probes(w, probes, want);
+        assert_int_equal(fh_head_routed(clusters + b * p, p), n);
         for (uint32_t i = 0; i < p; i++) {
-            assert_int_equal(clusters[b * p + i], want[i].id);
-            assert_true(scores[b * p + i] == want[i].logit);
+            assert_int_equal(clusters[b * p + i], i < n ? want[i].id : UINT32_MAX);
+            assert_true(scores[b * p + i] == (i < n ? want[i].logit : -INFINITY));
         }
     }
     free(clusters), free(scores), free(want);
@@ -160,16 +166,16 @@ static void check_topk(const world *w, fh_scratch *s, const float *x, size_t bat
 /* route, then score; the candidates in the order that the header states. */
 static void check_score(const world *w, fh_scratch *s, const float *x, const fh_query *q)
 {
-    uint32_t p = define_probes(w, q), *clusters = malloc(p * sizeof *clusters);
+    uint32_t p = fh_min(q->probes ? q->probes : w->parts.probes, w->is.k), *clusters = malloc(p * sizeof *clusters);
     size_t room = fh_head_max_candidates(w->head, q), n, at = 0, wanted, cap = w->cap;
     uint32_t *ids = malloc((room + 1) * sizeof *ids);
     float *logits = malloc((room + 1) * sizeof *logits), *again = malloc((room + 1) * sizeof *again);
     result *want = malloc((size_t)w->is.k * cap * sizeof *want);
-    assert_int_equal(fh_head_route(w->head, s, x, 1, p, clusters, NULL, NULL), FH_OK);
+    assert_int_equal(fh_head_route(w->head, s, x, 1, q->probes, clusters, NULL, NULL), FH_OK);
     ids[room] = 12345, logits[room] = 12345;
     assert_int_equal(fh_head_score(w->head, s, x, clusters, p, q, ids, logits, &n, NULL), FH_OK);
     assert_true(ids[room] == 12345 && logits[room] == 12345 && n <= room);
-    for (uint32_t c = 0; c < p; c++)
+    for (uint32_t c = 0; c < fh_head_routed(clusters, p); c++)
         for (size_t i = 0; i < cap; i++) {
             uint32_t id = w->permutation[clusters[c] * cap + i];
             if (id != FH_NO_TOKEN && !w->is_dead[id] && !is_among(q->exclude, q->n_exclude, id)) assert_int_equal(ids[at++], id);
@@ -264,6 +270,10 @@ static const shape shapes[] = {
     {200, 33, 12, FH_I8, FH_BF16, FH_F32, .hot = true, .softcap = 2, .rerank = 1},
     {90, 20, 9, FH_I8, FH_I8, FH_F16, .dead = true, .rerank = 65536},
     {4000, 12, 30, FH_BF16, FH_I8, FH_F32, .hot = true, .rerank = 100},
+    {700, 24, 70, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 8, .threshold = 1.5f, .probes = 20},
+    {300, 16, 30, FH_F32, FH_F32, FH_I8, .ties = true, .threshold = 2, .probes = 30},
+    {300, 16, 30, FH_BF16, FH_I4, FH_F32, .dead = true, .bias = true, .threshold = 1e-30f, .probes = 7},
+    {260, 33, 20, FH_I4, FH_I8, FH_F32, .hot = true, .softcap = 3, .threshold = 1e30f, .probes = 9},
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -341,6 +351,50 @@ static void any_number_of_threads_and_any_neighbours_give_the_same_bits(void **s
 }
 
 /* ---- misuse ----------------------------------------------------------------------------------------------------------------------- */
+
+static void a_threshold_counts_what_it_probes_and_a_number_of_probes_lifts_it(void **state)
+{
+    world w;
+    fh_scratch *s;
+    uint32_t ids[40], clusters[40 * 25], fixed[40];
+    uint64_t sum = 0;
+    bool less = false, more = false;
+    world_open(&w, (shape){500, 24, 50, FH_I8, FH_I8, FH_F32, .threshold = 1.2f, .probes = 25});
+    float *x = make_states(&w, 40);
+    assert_true(fh_head_get_info(w.head)->threshold == 1.2f && fh_head_get_info(w.head)->probes == 25);
+    assert_int_equal(fh_scratch_new(&s, w.head, 2, NULL), FH_OK);
+    assert_int_equal(fh_head_greedy(w.head, s, x, 40, NULL, ids, NULL), FH_OK);
+    fh_probed probed = fh_scratch_probed(s);
+    assert_int_equal(fh_head_route(w.head, s, x, 40, 0, clusters, NULL, NULL), FH_OK);
+    for (size_t i = 0; i < 40; i++) {
+        uint32_t n = fh_head_routed(clusters + i * 25, 25);
+        fh_query q = {.probes = n};
+        less = less || n < 5, more = more || n > 5, sum += n;
+        assert_int_equal(fh_head_greedy(w.head, s, x + i * w.is.d, 1, &q, &fixed[i], NULL), FH_OK);
+        assert_int_equal(fixed[i], ids[i]);
+    }
+    assert_true(probed.states == 40 && probed.clusters == sum && less && more);
+    assert_int_equal(fh_head_route(w.head, s, x, 1, 25, clusters, NULL, NULL), FH_OK);
+    assert_int_equal(fh_head_routed(clusters, 25), 25);
+    free(x);
+    fh_scratch_free(s);
+    world_close(&w);
+}
+
+/* Scores that are infinite or all no numbers, as damaged centroids give: the best cluster is probed all the same, and nothing else that is not close. */
+static void a_threshold_takes_the_best_of_any_scores(void **state)
+{
+    static const float scores[][4] = {{-INFINITY, -INFINITY, -INFINITY, -INFINITY}, {INFINITY, 1, INFINITY, 2}, {0, -INFINITY, 0, 5}, {-3, -3, -2.5f, -4}};
+    static const size_t few[] = {1, 1, 1, 3};
+    uint64_t out[4], room[4];
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(fh_select_close(out, scores[i], 4, 4, 0.75f, room), few[i]);
+        if (i < 3) assert_int_equal(fh_key_id(out[0]), i == 2 ? 3 : 0);
+    }
+    assert_int_equal(fh_select_close(out, scores[3], 4, 2, 0.75f, room), 2); /* three are close: the two best of them */
+    fh_sort_keys(out, 2, room);
+    assert_true(fh_key_id(out[0]) == 2 && fh_key_id(out[1]) == 0);
+}
 
 static void misuse_is_refused_and_leaves_the_scratch_usable(void **state)
 {
@@ -734,7 +788,7 @@ static fh_status open_and_ask(const fh_head_parts *parts, const float *x)
 static void running_out_of_memory_anywhere_is_a_clean_error(void **state)
 {
     world w;
-    world_open(&w, (shape){100, 24, 10, FH_I8, FH_BF16, FH_F32, .hot = true, .dead = true, .rerank = 4});
+    world_open(&w, (shape){100, 24, 10, FH_I8, FH_BF16, FH_F32, .hot = true, .dead = true, .rerank = 4, .threshold = 0.5f});
     float *x = make_states(&w, 8);
     long n = 1;
     for (bool fired = true; fired; n++) {
@@ -757,6 +811,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_are_what_the_method_defines),
         cmocka_unit_test(any_number_of_threads_and_any_neighbours_give_the_same_bits),
+        cmocka_unit_test(a_threshold_counts_what_it_probes_and_a_number_of_probes_lifts_it),
+        cmocka_unit_test(a_threshold_takes_the_best_of_any_scores),
         cmocka_unit_test(misuse_is_refused_and_leaves_the_scratch_usable),
         cmocka_unit_test(parts_that_do_not_fit_are_refused),
         cmocka_unit_test(rows_of_nonsense_never_win),
