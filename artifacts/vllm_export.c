@@ -67,8 +67,6 @@ static fh_status judge_promise(export_job *x, fh_err *err)
     const fh_json *calibration = fh_json_get(fh_fhead_header(x->artifact), "calibration");
     const char *runtime = fh_json_string(fh_json_get(calibration, "runtime")), *path = x->p->artifact;
     if (x->p->probes > h->k) return fh_fail(err, FH_EUSAGE, "--probes: %u of %u clusters (1..%u)", x->p->probes, h->k, h->k);
-    if (h->threshold > 0 && !x->p->probes)
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: probes adaptively, by a threshold on scores, which that runtime does not know: make it with 'fhtool build --for vllm'", path);
     if (x->p->probes) {
         fh_job_say(x->job, FH_WARN, "--probes %u: %s", x->p->probes,
                    "what the artifact promises is left out, and the directory promises nothing");
@@ -104,6 +102,9 @@ static fh_status judge_head(export_job *x, fh_err *err)
         return fh_fail(err, FH_ECHECK, "%s: was made from another model than %s (fingerprint %.12s, the model's is %.12s)", x->p->artifact,
                        x->p->model, h->fingerprint, print);
     if ((rc = fh_vllm_model_check(c, err)) < 0) return rc;
+    if (h->threshold > 0 && !x->p->probes)
+        return fh_fail(err, FH_EUNSUPPORTED, "%s: probes adaptively, by a threshold on scores, which that runtime does not know: make it with 'fhtool build --for vllm'",
+                       x->p->artifact);
     if ((uint64_t)h->k * h->cap != h->vocab)
         return fh_fail(
             err, FH_EUNSUPPORTED,

@@ -74,6 +74,7 @@ static void head_row(fh_json *list, const fh_bench_row *r, const fh_bench_report
     fh_json_add_u64(j, "threads", r->threads);
     fh_json_add_string(j, "caches", r->warm ? "warm" : "cold");
     spread(j, &r->time);
+    if (b->threshold > 0) fh_json_add_double(j, "mean", 1e6 * r->time.mean); /* of steps that differ in what they read */
     bytes(j, &r->time, r->roof);
     fh_json_add_double(j, "speedup_over_dense", dense ? over(fh_bench_find(&b->heads, dense, r->threads, 1, r->warm), r) : NAN);
     fh_json_add_double(j, "speedup_over_all", over(fh_bench_find(&b->heads, all, r->threads, 1, r->warm), r));

@@ -22,6 +22,7 @@ fh_timing fh_bench_timing(double *seconds, size_t n, double bytes)
 {
     qsort(seconds, n, sizeof *seconds, by_value);
     fh_timing t = {.median = seconds[n / 2], .low = seconds[n / 10], .high = seconds[n - 1 - n / 10], .samples = n, .bytes = bytes};
+    for (size_t i = 0; i < n; i++) t.mean += seconds[i] / (double)n;
     t.gigabytes_per_second = t.median > 0 ? bytes / t.median / 1e9 : 0;
     return t;
 }
@@ -81,6 +82,7 @@ typedef struct asking {
     const fh_head *head;
     fh_scratch *scratch;
     const float *states; size_t n_states; /* a whole number of batches */
+    size_t apart;                         /* batches from one call to the next, so that calls see all of the states, not the first */
     uint32_t probes, batch;               /* probes of flash; 0: the head's own, with its threshold */
     which kind;
     bool warm;                            /* one batch only */
@@ -93,7 +95,7 @@ static fh_status ask(void *ctx, size_t run, fh_err *err)
 {
     asking *a = ctx;
     const fh_head_info *info = fh_head_get_info(a->head);
-    const float *x = a->states + (a->warm ? 0 : run * a->batch % a->n_states) * info->hidden;
+    const float *x = a->states + (a->warm ? 0 : run * a->apart * a->batch % a->n_states) * info->hidden;
     fh_query q = {.probes = a->kind == FLASH ? a->probes : info->clusters};
     if (a->kind == DENSE) return fh_head_dense_topk(a->head, a->scratch, x, a->batch, 1, a->ids, a->logits, err);
     memset(a->watch, 0, sizeof a->watch);
@@ -142,7 +144,7 @@ static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind
     static const char *const step_names[FH_STEPS] = {"route", "select", "score", "rerank"};
     fh_bench_env *e = &b->env[env];
     const fh_bench_peak *peak = &b->out->peaks[env];
-    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .probes = probes, .batch = batch, .kind = kind,
+    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .apart = fh_max(b->n_states / batch / (e->runs + 1), 1), .probes = probes, .batch = batch, .kind = kind,
                 .warm = warm};
     double stream = 1e9 * peak->stream.gigabytes_per_second, blocks = 1e9 * peak->blocks.gigabytes_per_second, bytes[FH_STEPS], all;
     bool watched = kind == FLASH && list != &b->out->batches, parts = list == &b->out->heads;

@@ -44,7 +44,7 @@ fh_spread fh_spread_of(double *values, size_t n); /* sorts values [n], n > 0 */
 
 /* ---- bench ---------------------------------------------------------------------------------------------------- */
 
-typedef struct fh_timing { double median, low, high; size_t samples; double bytes, gigabytes_per_second; } fh_timing; /* seconds; low, high: 10 % and 90 % */
+typedef struct fh_timing { double median, low, high, mean; size_t samples; double bytes, gigabytes_per_second; } fh_timing; /* seconds; low, high: 10 % and 90 % */
 
 /* What the machine does with `threads` threads. */
 typedef struct fh_bench_peak {
