@@ -15,7 +15,7 @@ def probed(r):
 
 print('| target | probing | hot | bound | mean P, test | 99 % | most | bytes | held: test | book | head, us: mean | median | p90 |')
 print('|---|---|---|---|---|---|---|---|---|---|---|---|---|')
-for target in '0.95 0.98 0.99 0.995 0.999'.split():
+for target in '0.95 0.99 0.999'.split():
     for probing in 'fixed', 'adaptive':
         c, test, book, bench = (load(f'{probing}-{target}{s}') for s in ('', '-test', '-book', '-bench'))
         if not c or not test:
