@@ -85,7 +85,9 @@ static void promise(fh_buf *b, const fh_json *calibration)
     const fh_json *probed = fh_json_get(calibration, "probed");
     fh_buf_puts(b, "## Promise\n\nAt ");
     if (probed)
-        fh_buf_printf(b, "%.4g probes in the mean (every cluster whose score is within %.5g of the best one's; in 99 %% of the steps up to %.10g, never more than %.10g)",
+        fh_buf_printf(b,
+                      "%.4g probes in the mean (every cluster whose score is within %.5g of the best one's; in 99 %% of the steps up to %.10g, "
+                      "never more than %.10g)",
                       number(probed, "mean"), number(calibration, "threshold"), number(probed, "p99"), number(calibration, "probes"));
     else fh_buf_printf(b, "%.10g probes", number(calibration, "probes"));
     fh_buf_printf(b, " and %.10g hot tokens, with confidence %.4g, on %.10g positions that no earlier stage saw:\n\n", number(calibration, "hot"),
@@ -184,7 +186,8 @@ char *fh_card_eval(const fh_publish_params *p, const fh_json *header)
     for (const fh_json *j = fh_json_first(fh_json_get(c, "curve")); j && !adaptive; j = fh_json_next(j))
         if (number(j, "probes") == number(c, "probes")) at = j;
     notes =
-        fh_sprintf("FlashHead against the dense head of the same model: %s%.10g probes, %.10g hot tokens; lower bound %.5f with confidence %.4g; text SHA-256 %s",
+        fh_sprintf("FlashHead against the dense head of the same model: %s%.10g probes, %.10g hot tokens; lower bound %.5f with confidence %.4g; "
+                   "text SHA-256 %s",
                    adaptive ? "at most " : "", number(c, "probes"), number(c, "hot"), number(c, "bound"), number(c, "confidence"), string(c, "text_sha256"));
     if (!notes) return NULL;
     fh_buf_puts(&b, "# Measured by fhtool when the artifact was calibrated.\n");

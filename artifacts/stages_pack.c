@@ -94,7 +94,8 @@ static fh_status take_promise(uint32_t **hot, fh_head_parts *head, const fh_json
         if (!fh_json_u64(i, &id) || id >= head->vocab) return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"hot_ids\" holds something that is no token id: run 'fhtool calibrate' again");
         (*hot)[head->n_hot++] = (uint32_t)id;
     }
-    if (!(threshold >= 0) || !isfinite((float)threshold)) return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"threshold\" is no number from 0 up: run 'fhtool calibrate' again");
+    if (!(threshold >= 0) || !isfinite((float)threshold))
+        return fh_fail(err, FH_EFORMAT, FH_FILE_CALIBRATION ": \"threshold\" is no number from 0 up: run 'fhtool calibrate' again");
     head->hot = *hot, head->probes = (uint32_t)probes, head->threshold = (float)threshold;
     return FH_OK;
 }
@@ -291,8 +292,9 @@ static fh_status choose_cap(fh_stage_env *sub, fh_stage_cluster_params *cluster,
     fh_status rc = fh_stage_plan_caps(e, &plan, report, &k, err);
     if (rc < 0) return rc;
     if (!k)
-        return fh_fail(err, FH_ECHECK, "--caps: on part A no setting of any of these clusters keeps the targets within --max-cost %.3g: ask for less, allow more cost, or give more text",
-                       p->how.max_cost);
+        return fh_fail(err, FH_ECHECK,
+                       "--caps: on part A no setting of any of these clusters keeps the targets within --max-cost %.3g: ask for less, allow more cost, "
+                       "or give more text", p->how.max_cost);
     cluster->k = k, cluster->cap = 0;
     snprintf(name, sizeof name, "k%u", k);
     fh_job_say(e->job, FH_INFO, "%u clusters are the cheapest", k);

@@ -48,7 +48,8 @@ typedef struct frontier { best of[FH_PLAN_ROWS]; size_t n; const char *by; } fro
 
 static bool same_place(const fh_json *a, const fh_json *b)
 {
-    return fh_member_true(a, "for_targets") == fh_member_true(b, "for_targets") && fh_member_double(a, "containment", 0) == fh_member_double(b, "containment", 0);
+    return fh_member_true(a, "for_targets") == fh_member_true(b, "for_targets") &&
+           fh_member_double(a, "containment", 0) == fh_member_double(b, "containment", 0);
 }
 
 static void offer(frontier *f, const fh_json *row, uint32_t k, uint32_t cap)
@@ -66,7 +67,8 @@ static void in_order(frontier *f)
         for (size_t j = i; j && f->of[j].cost < f->of[j - 1].cost; j--) { best swap = f->of[j]; f->of[j] = f->of[j - 1], f->of[j - 1] = swap; }
 }
 
-static fh_status plan_cap(fh_json **out, uint32_t *k, uint32_t *cap, fh_stage_env *e, const fh_facts *f, const fh_stage_plan_params *p, uint32_t wanted, fh_err *err)
+static fh_status plan_cap(fh_json **out, uint32_t *k, uint32_t *cap, fh_stage_env *e, const fh_facts *f, const fh_stage_plan_params *p, uint32_t wanted,
+                          fh_err *err)
 {
     char name[40];
     fh_stage_env sub = {0};
@@ -74,7 +76,8 @@ static fh_status plan_cap(fh_json **out, uint32_t *k, uint32_t *cap, fh_stage_en
     bool current;
     fh_stage_cluster_params cluster = p->cluster;
     cluster.k = 0, cluster.cap = wanted;
-    cluster.k = *k = fh_clusters_wanted(&cluster, f->head.rows), *cap = (uint32_t)((f->head.rows + *k - 1) / *k), cluster.cap = 0;
+    *k = fh_clusters_wanted(&cluster, f->head.rows), *cap = (uint32_t)((f->head.rows + *k - 1) / *k);
+    cluster.k = *k, cluster.cap = 0;
     snprintf(name, sizeof name, "k%u", *k);
     fh_status rc = fh_sub_open(&sub, e, name, NULL, err);
     if (rc == FH_OK) rc = fh_cluster_ensure(&sub, &cluster, f->head.rows, f->head.cols, &current, &report, err);
@@ -91,15 +94,16 @@ fh_status fh_stage_plan_caps(fh_stage_env *e, const fh_stage_plan_params *p, fh_
 {
     double began = fh_now();
     fh_facts f = {0};
-    bool fresh, by_time = p->calibrate.how.by_time;
+    bool fresh, by_time = p->calibrate.how.by_time, states = false;
     frontier best_of = {.by = by_time ? "step_microseconds" : "step_bytes"};
     fh_json **plans = fh_calloc(fh_max(p->n_caps, 1), sizeof *plans);
     if (k) *k = 0;
-    fh_json *states = NULL;
+    fh_json *record = NULL;
     fh_status rc = plans ? fh_facts_load(&f, e, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc == FH_OK) rc = fh_current_record(&states, e, FH_FILE_STATES, NULL, err);
-    if (rc == FH_OK && (!states || p->calibrate.text.n_texts)) rc = fh_states_stage(e, FH_FILE_STATES, &p->calibrate.text, &fresh, err);
-    fh_json_free(states);
+    if (rc == FH_OK) rc = fh_current_record(&record, e, FH_FILE_STATES, NULL, err);
+    states = record != NULL;
+    fh_json_free(record);
+    if (rc == FH_OK && !states) rc = fh_states_stage(e, FH_FILE_STATES, &p->calibrate.text, &fresh, err);
     for (size_t i = 0; rc == FH_OK && i < p->n_caps; i++) {
         uint32_t clusters, cap;
         fh_job_say(e->job, FH_INFO, "clusters of %u tokens:", p->caps[i]);

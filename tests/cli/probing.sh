@@ -79,6 +79,7 @@ same caps.fhead again.fhead
 fh build tiny -q -C one -o one.fhead --text fit.txt $how --cap "$(cat cap)" > /dev/null; same caps.fhead one.fhead
 fails 2 'give one of them' fh build tiny -o x.fhead --cap 4 --caps 4,8
 fails 2 'calibrate: --caps: goes with --plan' fh calibrate -C work --caps 4,8
+fails 2 'plans on the states that are there' fh calibrate -C work --plan --caps 4,8 --text fit.txt
 fails 2 "build: --caps: '0' in the list" fh build tiny -o x.fhead --caps 0
 fails 3 'no setting of any of these clusters keeps the targets' fh build tiny -q -C caps -o x.fhead --text fit.txt --tokens 9000 --target-containment 0.999 --max-cost 0.05 --caps 4,8
 no_leftovers
