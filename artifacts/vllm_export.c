@@ -103,8 +103,8 @@ static fh_status judge_head(export_job *x, fh_err *err)
                        x->p->model, h->fingerprint, print);
     if ((rc = fh_vllm_model_check(c, err)) < 0) return rc;
     if (h->threshold > 0 && !x->p->probes)
-        return fh_fail(err, FH_EUNSUPPORTED, "%s: probes adaptively, by a threshold on scores, which that runtime does not know: make it with 'fhtool build --for vllm'",
-                       x->p->artifact);
+        return fh_fail(err, FH_EUNSUPPORTED,
+                       "%s: probes adaptively, by a threshold on scores, which that runtime does not know: make it with 'fhtool build --for vllm'", x->p->artifact);
     if ((uint64_t)h->k * h->cap != h->vocab)
         return fh_fail(
             err, FH_EUNSUPPORTED,

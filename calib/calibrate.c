@@ -213,7 +213,8 @@ static fh_status choose(fh_setting *best, size_t *choice, work *w, fh_err *err)
         fh_cost cost;
         if ((rc = open_choice(&head, &pr, &cost, w, i, err)) == FH_OK) rc = fit_choice(&s, w, w->p, head, &cost, err);
         if (rc == FH_OK) fh_job_say(w->job, FH_DEBUG, "routing %s, %s %s: P = %.4g and %zu hot on the other half of A, cost %.6g", w->choices->choice[i].routing,
-                                    w->choices->choice[i].centroids, w->choices->choice[i].tokens, s.rung ? fh_ladder_probes(&w->ladder, s.rung) : 0, s.n_hot, s.cost);
+                                    w->choices->choice[i].centroids, w->choices->choice[i].tokens,
+                                    s.rung ? fh_ladder_probes(&w->ladder, s.rung) : 0, s.n_hot, s.cost);
         if (rc == FH_OK && (s.cost < best->cost || i == 0)) {
             fh_free(best->hot);
             *best = s, *choice = i, s.hot = NULL;
@@ -445,8 +446,8 @@ fh_status fh_plan(fh_plan_row *rows, size_t *n, const fh_states *states, const f
                 fh_free(best[l].hot);
                 best[l] = s, s.hot = NULL;
                 double probes = fh_ladder_probes(&w.ladder, best[l].rung);
-                found[l] = (fh_plan_row){.choice = i, .probes = fh_ladder_most(&w.ladder, best[l].rung), .threshold = fh_ladder_threshold(&w.ladder, best[l].rung),
-                                         .mean_probes = probes, .n_hot = best[l].n_hot, .level = p.targets[FH_CONTAINED], .meets = l == LEVELS,
+                found[l] = (fh_plan_row){.choice = i, .probes = fh_ladder_most(&w.ladder, best[l].rung),
+                                         .threshold = fh_ladder_threshold(&w.ladder, best[l].rung), .mean_probes = probes, .n_hot = best[l].n_hot, .level = p.targets[FH_CONTAINED], .meets = l == LEVELS,
                                          .bytes = bytes_of(&pr, probes, best[l].n_hot), .seconds = seconds_of(&pr, probes, best[l].n_hot)};
             }
             fh_free(s.hot);

@@ -9,7 +9,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { BLOCK = 64, MOST_SAMPLED = 4096, BITS = 15, BINS = 1 << (31 - BITS) }; /* a bin: floats that agree in sign, exponent and 8 bits; the last ones hold no finite number */
+enum { BLOCK = 64, MOST_SAMPLED = 4096 };
+enum { BITS = 15, BINS = 1 << (31 - BITS) }; /* a bin: floats that agree in sign, exponent and 8 bits; the last ones hold no finite number */
 #define STEP 1.02
 
 double fh_ladder_probes(const fh_ladder *l, uint32_t rung) { return l->threshold ? l->mean[rung - 1] : rung; }
@@ -90,7 +91,8 @@ out:
     return rc;
 }
 
-fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, uint32_t most, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err)
+fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, uint32_t most, const float *states, const size_t *positions, size_t n, const fh_job *job,
+                        fh_err *err)
 {
     size_t sampled = fh_min(n, MOST_SAMPLED), rungs = 0;
     uint64_t *count = fh_calloc(BINS, sizeof *count), sum = 0;

@@ -136,7 +136,8 @@ static void token_row(fh_json *list, const char *what, double seconds, double sh
 static void add_probed(fh_json *to, const char *key, const fh_bench_report *b, const fh_head *head)
 {
     const fh_spread *p = &b->probed;
-    const struct { const char *name; double v; } of[] = {{"mean", p->mean}, {"p10", p->p10}, {"median", p->median}, {"p90", p->p90}, {"p99", p->p99}, {"max", p->max}};
+    const struct { const char *name; double v; } of[] = {{"mean", p->mean}, {"p10", p->p10}, {"median", p->median},
+                                                         {"p90", p->p90},   {"p99", p->p99}, {"max", p->max}};
     fh_json *j = fh_json_add_object(to, key);
     for (size_t i = 0; i < sizeof of / sizeof *of; i++)
         fh_json_add_double(j, of[i].name, head ? fh_head_step_bytes(head, of[i].v, fh_head_get_info(head)->n_hot) : of[i].v);

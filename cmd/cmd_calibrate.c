@@ -22,7 +22,8 @@ fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, cons
             return fh_fail(err, FH_EUSAGE, "%s: --hot: that runtime has no hot list: leave it out with --for vllm", command);
         if (a->rerank.set && a->rerank.v)
             return fh_fail(err, FH_EUSAGE, "%s: --rerank: that runtime does not score rows again: leave it out with --for vllm", command);
-        if (out->adaptive) return fh_fail(err, FH_EUSAGE, "%s: --probing adaptive: that runtime probes a fixed number of clusters: leave it out with --for vllm", command);
+        if (out->adaptive)
+            return fh_fail(err, FH_EUSAGE, "%s: --probing adaptive: that runtime probes a fixed number of clusters: leave it out with --for vllm", command);
         out->hot = out->rerank = 0;
         return FH_OK;
     }
@@ -55,10 +56,13 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (rc < 0) return rc;
     fh_stage_plan_params over = {.cluster = {.seed = a->text.seed.v}, .calibrate = how};
     if (a->caps.set && !a->plan) return fh_fail(err, FH_EUSAGE, "calibrate: --caps: goes with --plan; 'fhtool build --caps' takes the cheapest");
+    if (a->caps.set && a->text.text.n)
+        return fh_fail(err, FH_EUSAGE, "calibrate: --caps: plans on the states that are there ('fhtool hidden' collects them): leave --text out");
     if (a->caps.set && (rc = fh_caps_of(&caps, &over.n_caps, a->caps.v, &how.how, "calibrate", err)) < 0) return rc;
     over.caps = caps;
     rc = fh_open_work(&e, &a->common, false, job, err);
-    if (rc == FH_OK) rc = caps ? fh_stage_plan_caps(&e, &over, &report, NULL, err) : a->plan ? fh_stage_plan(&e, &how, &report, err) : fh_stage_calibrate(&e, &how, &report, err);
+    if (rc == FH_OK && caps) rc = fh_stage_plan_caps(&e, &over, &report, NULL, err);
+    else if (rc == FH_OK) rc = a->plan ? fh_stage_plan(&e, &how, &report, err) : fh_stage_calibrate(&e, &how, &report, err);
     rc = fh_finish(report, &a->common, rc, err);
     fh_work_close(e.work);
     fh_free(caps);

@@ -26,7 +26,8 @@ typedef struct fh_promise_args { fh_num target, target_agreement, target_mass, c
     {"confidence", FH_OPT_NUM, (base) + offsetof(fh_promise_args, confidence), "X", "with which it is promised (default 0.95)", 0.5, 0.999999, NULL}, \
     {"hot", FH_OPT_STR, (base) + offsetof(fh_promise_args, hot), "N|auto", "tokens scored on every step (default auto)", 0, 0, NULL}, \
     {"rerank", FH_OPT_UINT, (base) + offsetof(fh_promise_args, rerank), "N", "best rows scored again from the exact ones (default 16, for int4 32; 0: none)", 0, FH_MAX_RERANK, NULL}, \
-    {"probing", FH_OPT_PICK, (base) + offsetof(fh_promise_args, probing), "P", "a number of clusters (default), or those whose score is close enough to the best one's", 0, 0, "fixed,adaptive"}, \
+    {"probing", FH_OPT_PICK, (base) + offsetof(fh_promise_args, probing), "P", "a number of clusters (default), or those whose score is close enough to the best one's", \
+     0, 0, "fixed,adaptive"}, \
     {"cheapest", FH_OPT_PICK, (base) + offsetof(fh_promise_args, cheapest), "C", "what settings are compared by: bytes read a step (default), or time by this machine's clock", 0, 0, "bytes,time"}, \
     {"max-cost", FH_OPT_NUM, (base) + offsetof(fh_promise_args, max_cost), "X", "share of the dense head's bytes that a setting may read (default 0.5)", 0.001, 10, NULL}, \
     {"for", FH_OPT_PICK, (base) + offsetof(fh_promise_args, runtime), "R", "the runtime that the promise is about (default fhtool)", 0, 0, "fhtool,vllm"}

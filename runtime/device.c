@@ -97,7 +97,9 @@ static fh_status open_cuda(fh_device **out, const task_there *w, fh_err *err)
 {
     fh_status rc;
     if (head->parts.threshold > 0)
-        return fh_fail(err, FH_EUNSUPPORTED, "the head probes by a threshold on scores, which the CUDA head does not know: leave --device out, or make it with 'fhtool calibrate --probing fixed'");
+        return fh_fail(err, FH_EUNSUPPORTED,
+                       "the head probes by a threshold on scores, which the CUDA head does not know: leave --device out, or make it with "
+                       "'fhtool calibrate --probing fixed'");
     fh_device *d = fh_calloc(1, sizeof *d);
     if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
     if ((rc = open_library(d, err)) < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0 ||

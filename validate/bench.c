@@ -144,7 +144,8 @@ static fh_status time_head(bench *b, size_t env, fh_bench_list *list, which kind
     static const char *const step_names[FH_STEPS] = {"route", "select", "score", "rerank"};
     fh_bench_env *e = &b->env[env];
     const fh_bench_peak *peak = &b->out->peaks[env];
-    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch, .apart = fh_max(b->n_states / batch / (e->runs + 1), 1), .probes = probes, .batch = batch, .kind = kind,
+    asking a = {.head = b->head, .states = b->states, .n_states = b->n_states / batch * batch,
+                .apart = fh_max(b->n_states / batch / (e->runs + 1), 1), .probes = probes, .batch = batch, .kind = kind,
                 .warm = warm};
     double stream = 1e9 * peak->stream.gigabytes_per_second, blocks = 1e9 * peak->blocks.gigabytes_per_second, bytes[FH_STEPS], all;
     bool watched = kind == FLASH && list != &b->out->batches, parts = list == &b->out->heads;

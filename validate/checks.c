@@ -396,7 +396,8 @@ static void check_calibration(fh_validation *v)
     }
     double dense_now = (double)h->vocab * h->hidden * (double)fh_dtype_size(h->dtype);
     bool same_rerank = fh_json_u64(fh_json_get(c, "rerank"), &rerank) && rerank == h->rerank;
-    double bytes_now = fh_head_layout_step_bytes(h, isfinite(threshold) ? fh_member_double(fh_json_get(c, "probed"), "mean", (double)probes) : (double)probes, n_hot);
+    double probed = isfinite(threshold) ? fh_member_double(fh_json_get(c, "probed"), "mean", (double)probes) : (double)probes;
+    double bytes_now = fh_head_layout_step_bytes(h, probed, n_hot);
     if ((isfinite(dense) && dense != dense_now) || (same_rerank && isfinite(bytes) && fabs(bytes - bytes_now) > 0.5)) {
         fh_check_set(out, FH_FAILED,
                      "it is of a head of other shape or encoding (%.0f bytes a step and %.0f dense; this one: %.0f and %.0f): calibrate again", bytes,

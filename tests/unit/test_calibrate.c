@@ -42,7 +42,8 @@ static void lose(double out[FH_PROMISES], const world *x, size_t i, setting at, 
     for (int j = 0; j < K; j++) {
         unsigned before = 0;
         for (int o = 0; o < K; o++) before += s[o] > s[j];
-        if (before < at.probes && (!(at.threshold > 0) || closest - s[j] <= (double)at.threshold)) for (int m = 0; m < CAP; m++) in[x->perm[j * CAP + m]] = true;
+        bool close = !(at.threshold > 0) || closest - s[j] <= (double)at.threshold;
+        if (before < at.probes && close) for (int m = 0; m < CAP; m++) in[x->perm[j * CAP + m]] = true;
     }
     for (size_t j = 0; j < c->n_hot; j++) in[c->hot[j]] = true;
     in[x->always[0]] = true;
@@ -219,7 +220,8 @@ static void a_threshold_keeps_agreement_and_mass(void **state)
     assert_int_equal(calibrate(&c, x, &p), FH_OK);
     assert_true(c.reached && c.threshold > 0 && c.probes == K && c.mean_probes < K);
     for (int i = 0; i < FH_PROMISES; i++) {
-        fh_tally b = tally_at(x, FH_PART_B, (setting){c.probes, c.threshold}, 5, &c, i), held = tally_at(x, FH_PART_C, (setting){c.probes, c.threshold}, 5, &c, i);
+        setting taken = {c.probes, c.threshold};
+        fh_tally b = tally_at(x, FH_PART_B, taken, 5, &c, i), held = tally_at(x, FH_PART_C, taken, 5, &c, i);
         assert_true(c.promise[i].bound.lower >= p.targets[i] && fabs(b.misses - c.promise[i].misses) <= 1e-4);
         assert_true(fabs(1 - held.misses / held.n - c.promise[i].heldout) <= 1e-6);
     }
