@@ -63,8 +63,8 @@ typedef struct fh_stage_plan_params {
     fh_stage_calibrate_params calibrate;
 } fh_stage_plan_params;
 /* The same over several sizes of clusters, each in a work directory of its own below this one ("k1024"), as sweep has them: what is current there is not made
- * again, plans of part A neither.  *report has the cheapest of each containment.  *k (may be NULL): how many clusters the cheapest setting that meets the
- * targets has; 0: none meets them. */
+ * again, plans of part A neither.  The states are those that are there, else made from calibrate.text.  *report has the cheapest of each containment.  *k (may be
+ * NULL): how many clusters the cheapest setting that meets the targets has; 0: none meets them. */
 fh_status fh_stage_plan_caps(fh_stage_env *e, const fh_stage_plan_params *p, fh_json **report, uint32_t *k, fh_err *err);
 
 typedef struct fh_stage_rehearse_params {
