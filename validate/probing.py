@@ -8,21 +8,26 @@ def load(name):
     return json.load(open(path)) if os.path.exists(path) and os.path.getsize(path) else None
 
 
-def probed(r):
-    p = r.get('probed')
-    return (f"{p['mean']:.1f}", f"{p['p99']:.0f}", f"{p['max']:.0f}") if p else (str(r['probes']),) * 3
+def seen(report, side):
+    return {row['what']: row[side] for row in report['on_states']} if report else {}
 
 
-print('| target | probing | hot | bound | mean P, test | 99 % | most | bytes | held: test | book | head, us: mean | median | p90 |')
-print('|---|---|---|---|---|---|---|---|---|---|---|---|---|')
+def number(form, value):
+    return format(value, form) if value is not None else '-'
+
+
+print('| target | probing | hot | bound | P: mean, 99 %, most (C) | bytes (C) | test: mean P | contained | agreement | book: mean P | contained | head, us: mean | median | p90 |')
+print('|---|---|---|---|---|---|---|---|---|---|---|---|---|---|')
 for target in '0.95 0.99 0.999'.split():
-    for probing in 'fixed', 'adaptive':
-        c, test, book, bench = (load(f'{probing}-{target}{s}') for s in ('', '-test', '-book', '-bench'))
-        if not c or not test:
-            print(f'| {target} | {probing} | not promised |')
+    test, book = load(target + '-test'), load(target + '-voyage')
+    for side, probing in ('a', 'fixed'), ('b', 'adaptive'):
+        c, bench = load(f'{probing}-{target}'), load(f'{probing}-{target}-bench')
+        if not c or not c.get('heldout'):
             continue
-        head = next(h for h in bench['heads'] if h['what'] == 'flash' and h['caches'] == 'cold') if bench else {}
-        step = test.get('step_bytes') or c['step_bytes']
-        mean = head.get('mean', head.get('microseconds', float('nan')))
-        print(f"| {target} | {probing} | {c['hot']} | {c['bound']:.5f} | {' | '.join(probed(test))} | {step:,.0f} | {test['containment']['share']:.5f} | "
-              f"{book['containment']['share']:.5f} | {mean:.1f} | {head.get('microseconds', float('nan')):.1f} | {head.get('p90', float('nan')):.1f} |")
+        head = next((h for h in bench['heads'] if h['what'] == 'flash' and h['caches'] == 'cold'), {}) if bench else {}
+        p = c.get('probed') or dict(mean=c['probes'], p99=c['probes'], max=c['probes'])
+        on, other = seen(test, side), seen(book, side)
+        print(f"| {target} | {probing} | {c['hot']} | {c['bound']:.5f} | {p['mean']:.1f}, {p['p99']}, {p['max']} | {c['step_bytes']:,.0f} | "
+              f"{number('.1f', on.get('probes'))} | {number('.5f', on.get('containment'))} | {number('.5f', on.get('agreement'))} | "
+              f"{number('.1f', other.get('probes'))} | {number('.5f', other.get('containment'))} | "
+              f"{number('.1f', head.get('mean', head.get('microseconds')))} | {number('.1f', head.get('microseconds'))} | {number('.1f', head.get('p90'))} |")
