@@ -180,8 +180,7 @@ static fh_status from_text(rebuilding *r, fh_json **report, fh_err *err)
                               .window = (uint32_t)fh_member_u64(asked, "window", 0),
                               .seed = fh_member_u64(asked, "seed", 0)};
     b.cluster = fh_cluster_params_of(cluster);
-    b.routing = fh_member_true(route, "asked") ? fh_json_string(fh_json_get(route, "routing")) : NULL;
-    b.unit = fh_member_true(route, "unit");
+    b.route = fh_route_params_of(route);
     b.how = (fh_calibrate_params){.targets = {[FH_CONTAINED] = fh_member_double(how, "target", 0),
                                               [FH_AGREED] = fh_member_double(how, "target_agreement", 0),
                                               [FH_COVERED] = fh_member_double(how, "target_mass", 0)},

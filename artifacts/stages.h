@@ -35,9 +35,13 @@ typedef struct fh_stage_cluster_params { uint32_t k, cap; uint64_t seed; fh_clus
 /* cluster: clusters.safetensors.  FH_EUSAGE: K, or the K of init, does not fit.  Interrupted: the best so far is written and FH_EINTERRUPTED returned with the report. */
 fh_status fh_stage_cluster(fh_stage_env *e, const fh_stage_cluster_params *p, fh_json **report, fh_err *err);
 
-/* route: routing.safetensors.  routing: "mean", "raw", "weighted" and "learned" (both need states), or NULL: learned where there are states, else raw.  unit: hold rows at
- * unit length, for runtimes that route by cosine. */
-fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_json **report, fh_err *err);
+typedef struct fh_stage_route_params {
+    const char *routing; /* "mean", "raw", "weighted" and "learned" (both need states), or NULL: learned where there are states, else raw */
+    bool unit;           /* hold rows at unit length, for runtimes that route by cosine */
+    unsigned moves;      /* times that tokens go where learned centroids expect them; nothing to the others */
+} fh_stage_route_params;
+/* route: routing.safetensors; where tokens moved it has an assignment of its own, which goes before that of clusters.safetensors. */
+fh_status fh_stage_route(fh_stage_env *e, const fh_stage_route_params *p, fh_json **report, fh_err *err);
 /* quantize: quantized.safetensors. */
 fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, fh_json **report, fh_err *err);
 
@@ -88,7 +92,7 @@ typedef struct fh_build_params {
     bool no_clobber, head_only, exact;
     fh_text_params text;
     fh_stage_cluster_params cluster;
-    const char *routing; bool unit;
+    fh_stage_route_params route;
     fh_dtype centroids, tokens;
     const fh_encodings *encodings; /* to choose among; NULL: `centroids` and `tokens` */
     fh_calibrate_params how;
@@ -103,7 +107,7 @@ typedef struct fh_stage_sweep_params {
     const uint32_t *k, *probes; size_t n_k, n_probes;           /* those P that pass a K are left out there */
     const fh_dtype *centroids, *tokens; size_t n_encodings;     /* pairs */
     fh_text_params text;
-    const char *routing;      /* of fh_stage_route */
+    fh_stage_route_params route;
     uint64_t seed;            /* of clustering */
     size_t positions, runs;   /* that quality is measured on at most (0: 20,000); timed calls (0: 50) */
     uint32_t prompt, tokens_spoken; /* of whole tokens; 0: 64 and 64 */

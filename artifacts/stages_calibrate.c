@@ -160,8 +160,9 @@ static fh_status take(fh_stage_env *e, const fh_candidates *c, size_t i, const f
     fh_json *ignored = NULL;
     fh_status rc = FH_OK;
     size_t r = c->of[i].routing;
-    bool another = !c->asked && strcmp(c->routing[r].name, c->q->routing);
-    if (another) rc = fh_write_routing(e, c->routing[r].name, false, c->unit, c->routing[r].centroids, parted, c->routing[r].owned ? states_file : NULL, err);
+    const fh_routing *taken = &c->routing[r].of;
+    bool another = !c->asked && strcmp(taken->name, c->q->routing);
+    if (another) rc = fh_write_routing(e, taken, false, &c->how, parted, taken->centroids_made ? states_file : NULL, err);
     if (rc == FH_OK && (another || c->of[i].centroids != c->q->parts.centroids.dtype || c->of[i].tokens != c->q->parts.tokens.dtype))
         rc = fh_stage_quantize(e, c->of[i].centroids, c->of[i].tokens, &ignored, err);
     fh_json_free(ignored);
@@ -177,7 +178,7 @@ static fh_status fits_vllm(const fh_candidates *c, fh_err *err)
             return fh_fail(err, FH_EUSAGE,
                            "--for vllm: that runtime works in bf16, and quantize made %s and %s: run 'fhtool quantize --centroids bf16 --tokens bf16' first",
                            fh_dtype_name(c->of[i].centroids), fh_dtype_name(c->of[i].tokens));
-    if (!c->unit) return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime routes by cosine: run 'fhtool route --unit' first");
+    if (!c->how.unit) return fh_fail(err, FH_EUSAGE, "--for vllm: that runtime routes by cosine: run 'fhtool route --unit' first");
     if ((uint64_t)p->clusters * p->cap != p->vocab)
         return fh_fail(err, FH_EUSAGE,
                        "--for vllm: that runtime needs clusters of one size, and %u tokens make no %u of them: run 'fhtool cluster' with a --k that divides %u",

@@ -6,10 +6,13 @@
 
 #include "validate/validate.h"
 
-static fh_status add_routing(fh_candidates *c, const char *name, const float *centroids)
+/* Rows lie as tokens are assigned, as quantized or as another routing has it: only a learned one moves tokens. */
+static void add_routing(fh_candidates *c, const fh_routing *r)
 {
-    c->routing[c->n_routings].name = name, c->routing[c->n_routings++].centroids = centroids;
-    return FH_OK;
+    size_t i = 0;
+    while (i < c->n_orders && c->order[i].assignment != r->assignment) i++;
+    if (i == c->n_orders) c->order[c->n_orders++].assignment = r->assignment;
+    c->routing[c->n_routings].of = *r, c->routing[c->n_routings++].order = i;
 }
 
 /* The routing that was asked for, else all of them, one that was learned already as it is. */
@@ -18,25 +21,24 @@ static fh_status find_routings(fh_candidates *c, const fh_parted *parted, const 
     static const char *const names[] = {"learned", "weighted", "raw", "mean"};
     fh_json *record = NULL;
     bool learned = !strcmp(c->q->routing, "learned");
+    fh_routing r;
     char *path = fh_work_path(c->e->work, FH_FILE_ROUTING);
     fh_status rc = path ? fh_work_record(c->e->work, FH_FILE_ROUTING, &record, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0) goto out;
     fh_json_bool(fh_json_get(fh_json_get(record, "params"), "asked"), &c->asked);
-    fh_json_bool(fh_json_get(fh_json_get(record, "params"), "unit"), &c->unit);
-    if (c->asked || learned) {
-        const fh_tensor *t;
-        uint64_t shape[2] = {parted->c.k, parted->c.d};
-        if ((rc = fh_tensors_open(&c->used, path, err)) < 0 || (rc = fh_tensors_need(&t, c->used, "centroids", 1u << FH_F32, 2, shape, err)) < 0) goto out;
-        add_routing(c, c->q->routing, t->data);
-    }
+    c->how = fh_route_params_of(fh_json_get(record, "params"));
+    if ((rc = fh_tensors_open(&c->used, path, err)) < 0 || (rc = fh_routing_read(&r, c->used, parted, err)) < 0) goto out;
+    r.name = c->q->routing, c->order[c->n_orders++].assignment = r.assignment;
+    if (c->asked || learned) add_routing(c, &r);
     for (size_t i = learned; i < sizeof names / sizeof *names && !c->asked; i++) {
-        const float *centroids;
-        rc = fh_routing_of(&centroids, &c->routing[c->n_routings].owned, names[i], c->unit, c->f, parted, s, c->e->job, NULL, err);
+        c->how.routing = names[i];
+        rc = fh_routing_of(&r, &c->how, c->f, parted, s, c->e->job, NULL, err);
         if (rc == FH_ECHECK && i == 0) { rc = FH_OK; continue; } /* too few states to learn from */
         if (rc < 0) goto out;
-        add_routing(c, names[i], centroids);
+        add_routing(c, &r);
     }
 out:
+    c->how.routing = NULL; /* the record's */
     fh_json_free(record);
     fh_free(path);
     return rc;
@@ -52,7 +54,7 @@ fh_status fh_candidates_load(fh_candidates *c, fh_stage_env *e, const fh_facts *
     for (size_t r = 0; rc == FH_OK && r < c->n_routings; r++)
         for (size_t i = 0; i < encodings->n_centroids; i++)
             for (size_t j = 0; j < encodings->n_tokens; j++) { /* rows vary fastest: ranks are of the centroids alone */
-                c->choice[c->n] = (fh_choice){c->routing[r].name, fh_dtype_name(encodings->centroids[i]), fh_dtype_name(encodings->tokens[j])};
+                c->choice[c->n] = (fh_choice){c->routing[r].of.name, fh_dtype_name(encodings->centroids[i]), fh_dtype_name(encodings->tokens[j])};
                 c->of[c->n].routing = r, c->of[c->n].centroids = encodings->centroids[i], c->of[c->n++].tokens = encodings->tokens[j];
             }
     if (rc < 0) fh_candidates_free(c);
@@ -85,14 +87,19 @@ fh_status fh_candidates_open(void *ctx, size_t i, fh_head **out, fh_err *err)
     fh_candidates *c = ctx;
     fh_head_parts p = c->q->parts;
     fh_dtype centroids = c->of[i].centroids, tokens = c->of[i].tokens;
-    size_t slots = (size_t)p.clusters * p.cap, r = c->of[i].routing;
-    fh_rows from = {c->routing[r].centroids, FH_F32, p.clusters, p.hidden, p.hidden * sizeof(float)};
-    fh_kept_rows *kept = &c->routing[r].encoded[centroids], *rows = &c->tokens[tokens];
+    size_t slots = (size_t)p.clusters * p.cap, r = c->of[i].routing, order = c->routing[r].order;
+    fh_rows from = {c->routing[r].of.centroids, FH_F32, p.clusters, p.hidden, p.hidden * sizeof(float)};
+    fh_kept_rows *kept = &c->routing[r].encoded[centroids], *rows = &c->order[order].tokens[tokens];
     fh_status rc = encode(kept, centroids, &from, NULL, p.clusters, c->e->job, err);
     if (rc < 0) return rc;
     p.centroids = (fh_rows){kept->data, centroids, p.clusters, p.hidden, fh_enc_stride(centroids, p.hidden)},
         p.centroid_scales = fh_dtype_is_integer(centroids) ? kept->scales : NULL;
-    if (tokens != p.tokens.dtype) {
+    if (order) {
+        const fh_clustering parted = {.v = p.vocab, .d = p.hidden, .k = p.clusters, .cap = p.cap, .assignment = (uint32_t *)(uintptr_t)c->order[order].assignment};
+        if (!c->order[order].permutation && (rc = fh_permutation_of(&c->order[order].permutation, &parted, err)) < 0) return rc;
+        p.permutation = c->order[order].permutation;
+    }
+    if (order || tokens != p.tokens.dtype) {
         if ((rc = encode(rows, tokens, &c->f->head, p.permutation, slots, c->e->job, err)) < 0) return rc;
         p.tokens = (fh_rows){rows->data, tokens, slots, p.hidden, fh_enc_stride(tokens, p.hidden)},
             p.token_scales = fh_dtype_is_integer(tokens) ? rows->scales : NULL;
@@ -140,10 +147,13 @@ out:
 void fh_candidates_free(fh_candidates *c)
 {
     for (size_t i = 0; i < FH_ROUTINGS; i++) {
-        fh_free(c->routing[i].owned);
+        fh_routing_free(&c->routing[i].of);
         for (size_t j = 0; j < FH_ENCODINGS; j++) fh_free(c->routing[i].encoded[j].data), fh_free(c->routing[i].encoded[j].scales);
     }
-    for (size_t j = 0; j < FH_ENCODINGS; j++) fh_free(c->tokens[j].data), fh_free(c->tokens[j].scales);
+    for (size_t i = 0; i < c->n_orders; i++) {
+        fh_free(c->order[i].permutation);
+        for (size_t j = 0; j < FH_ENCODINGS; j++) fh_free(c->order[i].tokens[j].data), fh_free(c->order[i].tokens[j].scales);
+    }
     fh_tensors_close(c->used);
     *c = (fh_candidates){0};
 }

@@ -232,71 +232,91 @@ fh_status fh_unit_rows(float *rows, size_t n, size_t d, const char *what, fh_err
     return FH_OK;
 }
 
-static fh_status routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p,
-                            const fh_states *states, const fh_job *job, fh_learn_report *learned, fh_err *err)
+/* From the weighted means on; tokens that move get an assignment of their own. */
+static fh_status learn(fh_routing *r, const fh_stage_route_params *how, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
+                       fh_learn_report *learned, fh_err *err)
 {
-    bool learn = !strcmp(name, "learned");
-    *owned = NULL;
-    if (!strcmp(name, "mean")) { *centroids = p->c.mean; return FH_OK; }
-    if (!strcmp(name, "raw")) { *centroids = p->c.raw; return FH_OK; }
-    if (!learn && strcmp(name, "weighted")) return fh_fail(err, FH_EUSAGE, "--routing: '%s' is none of mean, weighted, raw, learned", name);
-    if (!states) return fh_fail(err, FH_ENOTFOUND, "--routing %s: needs states: run 'fhtool hidden' first", name);
-    double *w = count_weights(states, p->c.v);
-    *owned = fh_malloc((size_t)p->c.k * p->c.d * sizeof **owned);
-    fh_status rc = w && *owned ? fh_weighted_centroids(*owned, &p->c, &f->head, f->dead, w, job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    fh_free(w);
-    if (rc == FH_OK && learn) { /* from the weighted means on */
-        fh_dense dense = fh_facts_dense(f);
-        fh_learn_report said;
-        size_t n, *positions = fh_part_a(states, &n);
-        fh_learn_params how = {.unit = unit};
-        rc = positions ? fh_learn_routing(*owned, p->c.k, p->c.assignment, &dense, states->hidden, positions, n, &how, job, learned ? learned : &said, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-        fh_free(positions);
-    }
-    if (rc < 0) fh_free(*owned), *owned = NULL;
-    *centroids = *owned;
+    fh_dense dense = fh_facts_dense(f);
+    fh_learn_report said;
+    const fh_learn_params params = {.unit = how->unit, .moves = how->moves};
+    size_t n, *positions = fh_part_a(states, &n);
+    if (!learned) learned = &said;
+    r->assignment_made = fh_malloc(p->c.v * sizeof *r->assignment_made);
+    fh_status rc = positions && r->assignment_made ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    if (rc < 0) goto out;
+    memcpy(r->assignment_made, p->c.assignment, p->c.v * sizeof *r->assignment_made);
+    rc = fh_learn_routing(r->centroids_made, p->c.k, r->assignment_made, &dense, states->hidden, positions, n, &params, job, learned, err);
+    if (rc == FH_OK && !learned->swaps) fh_free(r->assignment_made), r->assignment_made = NULL;
+    if (r->assignment_made) r->assignment = r->assignment_made;
+out:
+    fh_free(positions);
     return rc;
 }
 
-fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p,
-                        const fh_states *states, const fh_job *job, fh_learn_report *learned, fh_err *err)
+fh_status fh_routing_of(fh_routing *out, const fh_stage_route_params *how, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
+                        fh_learn_report *learned, fh_err *err)
 {
-    fh_status rc = routing_of(centroids, owned, name, unit, f, p, states, job, learned, err);
-    if (rc < 0 || !unit || !strcmp(name, "learned")) return rc; /* learned ones are held there */
+    const char *name = how->routing;
+    bool learns = !strcmp(name, "learned"), means = !strcmp(name, "mean") || !strcmp(name, "raw");
     size_t cells = (size_t)p->c.k * p->c.d;
-    if (!*owned && (*owned = fh_malloc(cells * sizeof **owned))) memcpy(*owned, *centroids, cells * sizeof **owned);
-    rc = *owned ? fh_unit_rows(*owned, p->c.k, p->c.d, name, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0) fh_free(*owned), *owned = NULL;
-    *centroids = *owned;
+    fh_routing r = {.name = name, .centroids = !strcmp(name, "mean") ? p->c.mean : p->c.raw, .assignment = p->c.assignment};
+    fh_status rc = FH_OK;
+    double *w = NULL;
+    *out = (fh_routing){0};
+    if (!learns && !means && strcmp(name, "weighted")) return fh_fail(err, FH_EUSAGE, "--routing: '%s' is none of mean, weighted, raw, learned", name);
+    if (!means && !states) return fh_fail(err, FH_ENOTFOUND, "--routing %s: needs states: run 'fhtool hidden' first", name);
+    if (means && !how->unit) { *out = r; return FH_OK; }
+    if (!(r.centroids_made = fh_malloc(cells * sizeof *r.centroids_made))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if (means) {
+        memcpy(r.centroids_made, r.centroids, cells * sizeof *r.centroids_made);
+    } else {
+        w = count_weights(states, p->c.v);
+        rc = w ? fh_weighted_centroids(r.centroids_made, &p->c, &f->head, f->dead, w, job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    }
+    if (rc < 0) goto out;
+    if (learns) rc = learn(&r, how, f, p, states, job, learned, err);
+    else if (how->unit) rc = fh_unit_rows(r.centroids_made, p->c.k, p->c.d, name, err);
+    if (rc < 0) goto out;
+    r.centroids = r.centroids_made;
+    *out = r, r = (fh_routing){0};
+out:
+    fh_free(w);
+    fh_routing_free(&r);
     return rc;
 }
 
-fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, bool unit, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err)
+fh_status fh_write_routing(fh_stage_env *e, const fh_routing *r, bool asked, const fh_stage_route_params *how, const fh_parted *p, const char *states_file, fh_err *err)
 {
     fh_json *params = fh_json_object();
-    fh_json_add_string(params, "routing", name);
+    fh_json_add_string(params, "routing", r->name);
     fh_json_add_bool(params, "asked", asked);
-    if (unit) fh_json_add_bool(params, "unit", true);
+    if (how->unit) fh_json_add_bool(params, "unit", true);
+    if (how->moves) fh_json_add_u64(params, "moves", how->moves);
     fh_json *record = fh_record_new("route", params);
     fh_status rc = record ? fh_record_input(record, e->work, FH_FILE_CLUSTERS, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc == FH_OK && states_file) rc = fh_record_input(record, e->work, states_file, err);
-    const fh_st_spec spec = {"centroids", FH_F32, 2, {p->c.k, p->c.d}};
-    const void *data = centroids;
-    if (rc == FH_OK) rc = fh_result_tensors(e, FH_FILE_ROUTING, &spec, &data, 1, record, err);
+    const fh_st_spec specs[] = {{"centroids", FH_F32, 2, {p->c.k, p->c.d}}, {"assignment", FH_I32, 1, {p->c.v}}};
+    const void *const data[] = {r->centroids, r->assignment};
+    if (rc == FH_OK) rc = fh_result_tensors(e, FH_FILE_ROUTING, specs, data, r->assignment == p->c.assignment ? 1 : 2, record, err);
     fh_json_free(record);
     return rc;
 }
 
-fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_json **report, fh_err *err)
+fh_status fh_stage_route(fh_stage_env *e, const fh_stage_route_params *params, fh_json **report, fh_err *err)
 {
     double began = fh_now();
     fh_facts f = {0};
     fh_parted p = {0};
     fh_states s = {0};
-    float *owned = NULL;
-    const float *centroids;
+    fh_routing made = {0};
+    fh_stage_route_params how = *params;
     char *states = fh_work_path(e->work, FH_FILE_STATES);
+    const char *routing = how.routing;
     bool asked = routing != NULL;
+    if (how.moves && asked && strcmp(routing, "learned")) {
+        fh_free(states);
+        return fh_fail(err, FH_EUSAGE, "--moves: tokens move to where learned centroids expect them: leave it out with --routing %s", routing);
+    }
     fh_status rc = states ? fh_need(e, FH_FILE_CLUSTERS, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0 || (rc = fh_facts_load(&f, e, err)) < 0 || (rc = fh_parted_load(&p, e, &f, err)) < 0) goto out;
     size_t to_fit;
@@ -314,8 +334,9 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_jso
             routing = "weighted", learns = false;
         }
     }
-    if ((rc = fh_routing_of(&centroids, &owned, routing, unit, &f, &p, uses_states ? &s : NULL, e->job, &learned, err)) < 0) goto out;
-    if ((rc = fh_write_routing(e, routing, asked, unit, centroids, &p, uses_states ? FH_FILE_STATES : NULL, err)) < 0) goto out;
+    how.routing = routing;
+    if ((rc = fh_routing_of(&made, &how, &f, &p, uses_states ? &s : NULL, e->job, &learned, err)) < 0) goto out;
+    if ((rc = fh_write_routing(e, &made, asked, &how, &p, uses_states ? FH_FILE_STATES : NULL, err)) < 0) goto out;
     fh_stage_log(e, "route", began);
     size_t used = 0;
     for (size_t i = 0; i < s.n; i++) used += s.part[i] == FH_PART_A;
@@ -330,13 +351,21 @@ fh_status fh_stage_route(fh_stage_env *e, const char *routing, bool unit, fh_jso
         fh_json_add_double(r, "target_gflops", learned.target_operations / learned.target_seconds / 1e9);
         fh_json_add_double(r, "pass_seconds", learned.pass_seconds / fh_max(learned.made, 1));
         fh_json_add_double(r, "pass_gflops", learned.pass_operations / learned.pass_seconds / 1e9);
+        if (how.moves) {
+            size_t moved = 0;
+            for (uint32_t t = 0; t < p.c.v; t++) moved += made.assignment[t] != p.c.assignment[t];
+            fh_json_add_u64(r, "moves", learned.moves);
+            fh_json_add_u64(r, "swaps", learned.swaps);
+            fh_json_add_u64(r, "moved", moved);
+            fh_json_add_double(r, "move_seconds", learned.move_seconds);
+        }
     } else {
         fh_json_add_null(r, "loss");
     }
     fh_json_add_double(r, "seconds", fh_now() - began);
     *report = r;
 out:
-    fh_free(owned);
+    fh_routing_free(&made);
     fh_states_free(&s);
     fh_parted_free(&p);
     fh_facts_free(&f);
@@ -346,35 +375,33 @@ out:
 
 /* ---- quantize ------------------------------------------------------------------------------------------------- */
 
-/* Slot -> token: clusters in order, tokens of a cluster by ascending id, padding last.  NULL when out of memory, or where a cluster has more than cap. */
-static uint32_t *permutation_of(const fh_clustering *c)
+fh_status fh_permutation_of(uint32_t **out, const fh_clustering *c, fh_err *err)
 {
     size_t slots = (size_t)c->k * c->cap;
     uint32_t *perm = fh_malloc(slots * sizeof *perm), *at = fh_calloc(c->k, sizeof *at);
-    if (perm && at) {
-        for (size_t i = 0; i < slots; i++) perm[i] = FH_NO_TOKEN;
-        for (uint32_t t = 0; t < c->v; t++) {
-            uint32_t k = c->assignment[t];
-            if (at[k] == c->cap) { fh_free(perm); perm = NULL; break; }
-            perm[(size_t)k * c->cap + at[k]++] = t;
-        }
-    } else {
-        fh_free(perm);
-        perm = NULL;
+    fh_status rc = perm && at ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory for the order of %zu rows", slots);
+    for (size_t i = 0; rc == FH_OK && i < slots; i++) perm[i] = FH_NO_TOKEN;
+    for (uint32_t t = 0; rc == FH_OK && t < c->v; t++) {
+        uint32_t k = c->assignment[t];
+        if (at[k] == c->cap) rc = fh_fail(err, FH_EFORMAT, "cluster %u has more than %u tokens: run 'fhtool cluster' and 'fhtool route' again", k, c->cap);
+        else perm[(size_t)k * c->cap + at[k]++] = t;
     }
+    if (rc < 0) fh_free(perm), perm = NULL;
+    *out = perm;
     fh_free(at);
-    return perm;
+    return rc;
 }
 
 fh_status fh_quantized_room(fh_quantized *out, const fh_clustering *c, size_t *bytes, fh_err *err)
 {
     size_t slots = (size_t)c->k * c->cap, c_bytes, t_bytes, c_each = fh_scale_bytes(out->centroids, c->d), t_each = fh_scale_bytes(out->tokens, c->d);
     if (!fh_mul(c->k, fh_enc_stride(out->centroids, c->d), &c_bytes) || !fh_mul(slots, fh_enc_stride(out->tokens, c->d), &t_bytes)) return fh_fail(err, FH_ENOMEM, "the encoded rows pass the address space");
-    out->permutation = permutation_of(c);
+    fh_status rc = fh_permutation_of(&out->permutation, c, err);
+    if (rc < 0) return rc;
     out->c_data = fh_aligned(c_bytes), out->t_data = fh_aligned(t_bytes);
     out->c_scales = fh_malloc(c->k * c_each + 1), out->t_scales = fh_malloc(slots * t_each + 1);
     *bytes = c_bytes + t_bytes + c->k * c_each + slots * t_each;
-    if (!out->permutation || !out->c_data || !out->t_data || !out->c_scales || !out->t_scales) return fh_fail(err, FH_ENOMEM, "out of memory for %zu bytes of encoded rows", *bytes);
+    if (!out->c_data || !out->t_data || !out->c_scales || !out->t_scales) return fh_fail(err, FH_ENOMEM, "out of memory for %zu bytes of encoded rows", *bytes);
     return FH_OK;
 }
 
@@ -436,7 +463,7 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_parted p = {0};
     fh_tensors *routing = NULL;
     fh_json *record = NULL, *routing_record = NULL;
-    const fh_tensor *used;
+    fh_routing used;
     fh_tokenizer *names = NULL;
     fh_quantized made = {.centroids = centroids, .tokens = tokens};
     size_t bytes;
@@ -445,10 +472,10 @@ fh_status fh_stage_quantize(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens
     fh_status rc = path ? fh_need(e, FH_FILE_ROUTING, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0 || (rc = fh_facts_load(&f, e, err)) < 0 || (rc = fh_parted_load(&p, e, &f, err)) < 0) goto out;
     if ((rc = fh_tensors_open(&routing, path, err)) < 0 || (rc = fh_work_record(e->work, FH_FILE_ROUTING, &routing_record, err)) < 0) goto out;
-    uint64_t shape[2] = {p.c.k, p.c.d};
-    if ((rc = fh_tensors_need(&used, routing, "centroids", 1u << FH_F32, 2, shape, err)) < 0) goto out;
+    if ((rc = fh_routing_read(&used, routing, &p, err)) < 0) goto out;
+    p.c.assignment = (uint32_t *)(uintptr_t)used.assignment;
     if ((rc = fh_quantized_room(&made, &p.c, &bytes, err)) < 0) goto out;
-    fh_rows from = fh_tensor_rows(used);
+    fh_rows from = {used.centroids, FH_F32, p.c.k, p.c.d, p.c.d * sizeof(float)};
     if ((rc = fh_encode_centroids(centroids, &from, e->job, made.c_data, made.c_scales, &c_err, err)) < 0) goto out;
     if ((rc = fh_encode_rows(tokens, &f.head, made.permutation, (size_t)p.c.k * p.c.cap, f.dead, e->job, made.t_data, made.t_scales, &t_err, err)) < 0) goto out;
 

@@ -211,16 +211,16 @@ fh_status fh_cluster_ensure(fh_stage_env *e, const fh_stage_cluster_params *p, s
     return rc < 0 || *current ? rc : fh_stage_cluster(e, p, report, err);
 }
 
-fh_status fh_route_ensure(fh_stage_env *e, const char *routing, bool unit, bool *current, fh_json **report, fh_err *err)
+fh_status fh_route_ensure(fh_stage_env *e, const fh_stage_route_params *p, bool *current, fh_json **report, fh_err *err)
 {
     fh_json *record = NULL;
     fh_status rc = fh_current_record(&record, e, FH_FILE_ROUTING, NULL, err);
     if (rc < 0) return rc;
-    const fh_json *params = fh_json_get(record, "params");
-    bool asked = fh_member_true(params, "asked"), held = fh_member_true(params, "unit");
-    *current = record && held == unit && (routing ? fh_member_is(params, "routing", routing) && asked : !asked);
+    fh_stage_route_params was = fh_route_params_of(fh_json_get(record, "params"));
+    bool same = p->routing ? was.routing && !strcmp(was.routing, p->routing) : !was.routing;
+    *current = record && same && was.unit == p->unit && was.moves == p->moves;
     fh_json_free(record);
-    return *current ? FH_OK : fh_stage_route(e, routing, unit, report, err);
+    return *current ? FH_OK : fh_stage_route(e, p, report, err);
 }
 
 fh_status fh_quantize_ensure(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, bool *current, fh_json **report, fh_err *err)
@@ -331,7 +331,7 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     }
     if ((rc = fh_cluster_ensure(w, &cluster, f.head.rows, f.head.cols, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "cluster", !current);
-    if ((rc = fh_route_ensure(w, p->routing, p->unit, &current, &r, err)) < 0) goto out;
+    if ((rc = fh_route_ensure(w, &p->route, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "route", !current);
     if ((rc = encodings_now(&centroids, &tokens, w, p, err)) < 0 || (rc = fh_quantize_ensure(w, centroids, tokens, &current, &r, err)) < 0) goto out;
     note_stage(stages, &r, "quantize", !current);

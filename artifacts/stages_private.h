@@ -37,6 +37,17 @@ typedef struct fh_parted { fh_tensors *file; fh_clustering c; double objective; 
 fh_status fh_parted_load(fh_parted *out, fh_stage_env *e, const fh_facts *f, fh_err *err);
 void fh_parted_free(fh_parted *p);
 
+/* Centroids by which clusters are found, and where the tokens are. */
+typedef struct fh_routing {
+    const char *name;
+    const float *centroids;       /* [K, D] */
+    const uint32_t *assignment;   /* [V] */
+    float *centroids_made; uint32_t *assignment_made; /* NULL: it is another's */
+} fh_routing;
+/* routing.safetensors, whose arrays stay with `file`, over this clustering; name is not set. */
+fh_status fh_routing_read(fh_routing *out, const fh_tensors *file, const fh_parted *p, fh_err *err);
+void fh_routing_free(fh_routing *r);
+
 /* Encoded rows lie in quantized.safetensors as a matrix of their own dtype, as wide as their stride; int4 as bytes.  Their scales: float32 [rows] of
  * int8, bf16 [rows, groups] of int4. */
 fh_st_spec fh_encoded_spec(const char *name, fh_dtype encoding, size_t rows, size_t stride);
@@ -50,6 +61,8 @@ void fh_encoded_free(fh_encoded *q);
 fh_status fh_pack_encoded(fh_stage_env *e, const fh_stage_pack_params *p, const fh_facts *f, fh_encoded *q, const fh_json *promise, const fh_json *provenance, fh_json **report, fh_err *err);
 /* Encoded rows [K, D] and [K * cap, D], as fh_encode_rows leaves them. */
 typedef struct fh_quantized { fh_dtype centroids, tokens; void *c_data, *c_scales, *t_data, *t_scales; uint32_t *permutation; } fh_quantized;
+/* Slot -> token [K * cap]: clusters in order, tokens of a cluster by ascending id, padding last; the caller's to free. */
+fh_status fh_permutation_of(uint32_t **out, const fh_clustering *c, fh_err *err);
 /* Room for the rows of a clustering; *bytes: all of them. */
 fh_status fh_quantized_room(fh_quantized *out, const fh_clustering *c, size_t *bytes, fh_err *err);
 void fh_quantized_free(fh_quantized *q); /* accepts a zeroed one */
@@ -62,11 +75,11 @@ typedef struct fh_candidates {
     fh_stage_env *e; const fh_facts *f; const fh_encoded *q;
     int64_t rerank;               /* -1: by the encoding */
     bool asked;                   /* the routing was the user's choice */
-    bool unit;                    /* routings are held at unit length, as the one there is */
+    fh_stage_route_params how;    /* as the routing there is was made */
     bool through_bf16;            /* heads are measured as the vLLM plugin computes them; set once loaded */
     fh_tensors *used;
-    struct { const char *name; const float *centroids; float *owned; fh_kept_rows encoded[FH_ENCODINGS]; } routing[FH_ROUTINGS]; size_t n_routings;
-    fh_kept_rows tokens[FH_ENCODINGS];
+    struct { fh_routing of; size_t order; fh_kept_rows encoded[FH_ENCODINGS]; } routing[FH_ROUTINGS]; size_t n_routings;
+    struct { const uint32_t *assignment; uint32_t *permutation; fh_kept_rows tokens[FH_ENCODINGS]; } order[2]; size_t n_orders; /* of rows: the first as quantized */
     fh_step_times times[FH_ENCODINGS][FH_ENCODINGS]; /* by centroids and tokens; n 0: not yet known */
     fh_choice choice[FH_ROUTINGS * FH_ENCODINGS * FH_ENCODINGS]; size_t n;
     struct { size_t routing; fh_dtype centroids, tokens; } of[FH_ROUTINGS * FH_ENCODINGS * FH_ENCODINGS];
@@ -96,15 +109,16 @@ fh_status fh_result_tensors(fh_stage_env *e, const char *file, const fh_st_spec 
 fh_status fh_result_json(fh_stage_env *e, const char *file, fh_json *body, fh_json *record, fh_err *err); /* body gains "made_by" */
 void fh_stage_log(fh_stage_env *e, const char *stage, double began);
 
-/* Routing centroids by name; *owned is to be freed (may be NULL: the array lies in the clustering). */
-fh_status fh_routing_of(const float **centroids, float **owned, const char *name, bool unit, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
+/* The routing that is asked for by name. */
+fh_status fh_routing_of(fh_routing *out, const fh_stage_route_params *how, const fh_facts *f, const fh_parted *p, const fh_states *states, const fh_job *job,
                         fh_learn_report *learned, fh_err *err); /* learned may be NULL */
 /* A row to unit length; false, and nothing done, where it has no direction.  Rows [n, D]: FH_ECHECK, and `what` is for the message. */
 bool fh_unit_row(float *row, size_t d);
 fh_status fh_unit_rows(float *rows, size_t n, size_t d, const char *what, fh_err *err);
 /* The positions of part A; freed by the caller. */
 size_t *fh_part_a(const fh_states *s, size_t *n);
-fh_status fh_write_routing(fh_stage_env *e, const char *name, bool asked, bool unit, const float *centroids, const fh_parted *p, const char *states_file, fh_err *err);
+/* how: what it was made with, but for the name. */
+fh_status fh_write_routing(fh_stage_env *e, const fh_routing *r, bool asked, const fh_stage_route_params *how, const fh_parted *p, const char *states_file, fh_err *err);
 /* States of a text in `file`, collected unless they are there already. */
 fh_status fh_states_stage(fh_stage_env *e, const char *file, const fh_text_params *p, bool *fresh, fh_err *err);
 
@@ -125,13 +139,14 @@ fh_status fh_write_clusters(fh_stage_env *e, const fh_clustering *c, fh_json *re
 fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, bool output);
 /* And back. */
 fh_stage_cluster_params fh_cluster_params_of(const fh_json *params);
+fh_stage_route_params fh_route_params_of(const fh_json *params); /* the name is borrowed, and NULL where it was not asked for */
 void fh_add_point(fh_json *list, const fh_point *p); /* as an object of `curve` */
 fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *p);
 /* The record of a result whose inputs (and params, where given) have not changed; *out is NULL where it is missing or stale. */
 fh_status fh_current_record(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err);
 /* Run a stage unless its result is current; *report is NULL then.  V, D: of the head. */
 fh_status fh_cluster_ensure(fh_stage_env *e, const fh_stage_cluster_params *p, size_t v, size_t d, bool *current, fh_json **report, fh_err *err);
-fh_status fh_route_ensure(fh_stage_env *e, const char *routing, bool unit, bool *current, fh_json **report, fh_err *err);
+fh_status fh_route_ensure(fh_stage_env *e, const fh_stage_route_params *p, bool *current, fh_json **report, fh_err *err);
 fh_status fh_quantize_ensure(fh_stage_env *e, fh_dtype centroids, fh_dtype tokens, bool *current, fh_json **report, fh_err *err);
 /* K as the flags give it for V rows. */
 uint32_t fh_clusters_wanted(const fh_stage_cluster_params *p, size_t v);

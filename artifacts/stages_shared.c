@@ -205,6 +205,29 @@ out:
 
 void fh_parted_free(fh_parted *p) { fh_tensors_close(p->file); *p = (fh_parted){0}; }
 
+fh_status fh_routing_read(fh_routing *out, const fh_tensors *file, const fh_parted *p, fh_err *err)
+{
+    uint64_t shape[2] = {p->c.k, p->c.d}, rows = p->c.v;
+    const fh_tensor *t;
+    fh_status rc = fh_tensors_need(&t, file, "centroids", 1u << FH_F32, 2, shape, err);
+    if (rc < 0) return rc;
+    *out = (fh_routing){.centroids = t->data, .assignment = p->c.assignment};
+    if (!fh_tensors_find(file, "assignment")) return FH_OK;
+    if ((rc = fh_tensors_need(&t, file, "assignment", 1u << FH_I32, 1, &rows, err)) < 0) return rc;
+    out->assignment = t->data;
+    for (size_t i = 0; i < p->c.v; i++)
+        if (out->assignment[i] >= p->c.k)
+            return fh_fail(err, FH_EFORMAT, FH_FILE_ROUTING ": token %zu is in cluster %u of %u: run 'fhtool route' again", i, out->assignment[i], p->c.k);
+    return FH_OK;
+}
+
+void fh_routing_free(fh_routing *r)
+{
+    fh_free(r->centroids_made);
+    fh_free(r->assignment_made);
+    *r = (fh_routing){0};
+}
+
 fh_st_spec fh_encoded_spec(const char *name, fh_dtype encoding, size_t rows, size_t stride)
 {
     fh_dtype as = encoding == FH_I4 ? FH_U8 : encoding;
@@ -277,6 +300,12 @@ fh_stage_cluster_params fh_cluster_params_of(const fh_json *params)
     return p;
 }
 
+fh_stage_route_params fh_route_params_of(const fh_json *params)
+{
+    return (fh_stage_route_params){.routing = fh_member_true(params, "asked") ? fh_json_string(fh_json_get(params, "routing")) : NULL,
+                                   .unit = fh_member_true(params, "unit"), .moves = (unsigned)fh_member_u64(params, "moves", 0)};
+}
+
 static fh_status again(fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
 {
     fh_json *report = NULL;
@@ -290,7 +319,8 @@ static fh_status again(fh_stage_env *e, const char *file, const fh_json *params,
             return fh_fail(err, FH_ECHECK, "%s: its inputs changed, and it began from an earlier clustering: run 'fhtool cluster --init' again", file);
         rc = fh_stage_cluster(e, &p, &report, err);
     } else if (!strcmp(file, FH_FILE_ROUTING)) {
-        rc = fh_stage_route(e, fh_member_true(params, "asked") ? routing : NULL, fh_member_true(params, "unit"), &report, err);
+        fh_stage_route_params p = fh_route_params_of(params);
+        rc = fh_stage_route(e, &p, &report, err);
     } else {
         fh_dtype centroids = FH_I8, tokens = FH_I8;
         const char *c = fh_json_string(fh_json_get(params, "centroids")), *t = fh_json_string(fh_json_get(params, "tokens"));

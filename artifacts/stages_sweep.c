@@ -281,7 +281,7 @@ static fh_status sweep_k(fh_sweep *sweep, fh_stage_env *e, const fh_facts *f, ui
     fh_status rc = fh_sub_open(&sub, e, name, NULL, err);
     if (rc == FH_OK) rc = fh_cluster_ensure(&sub, &cluster, f->head.rows, f->head.cols, &current, &report, err);
     fh_json_free(report), report = NULL;
-    if (rc == FH_OK) rc = fh_route_ensure(&sub, p->routing, false, &current, &report, err);
+    if (rc == FH_OK) rc = fh_route_ensure(&sub, &p->route, &current, &report, err);
     fh_json_free(report);
     fh_sub_close(&sub);
     for (size_t i = 0; rc == FH_OK && i < p->n_encodings; i++) {

@@ -28,6 +28,7 @@ fh_status fh_stage_import(fh_stage_env *e, const char *dir, fh_json **report, fh
     fh_facts f = {0};
     fh_clustering made = {0};
     fh_parted parted = {0};
+    const fh_stage_route_params how = {.unit = true};
     fh_json *ignored = NULL;
     fh_status rc = fh_checkpoint_open(&c, dir, e->job, err);
     if (rc < 0 || (rc = fh_vllm_open(&v, &c, e->job, err)) < 0 || (rc = fh_vllm_belongs(&v, &c, e->job, &affinity, err)) < 0) goto out;
@@ -43,7 +44,8 @@ fh_status fh_stage_import(fh_stage_env *e, const char *dir, fh_json **report, fh
     if ((rc = fh_centroids(&made, &f.head, f.dead, e->job, err)) < 0 || (rc = write_clusters(e, &made, err)) < 0) goto out;
     if ((rc = fh_unit_rows(v.centroids, v.k, v.hidden, dir, err)) < 0) goto out; /* as that runtime does it when it loads them */
     parted.c = made;
-    if ((rc = fh_write_routing(e, "imported", true, true, v.centroids, &parted, NULL, err)) < 0) goto out;
+    const fh_routing used = {.name = "imported", .centroids = v.centroids, .assignment = made.assignment};
+    if ((rc = fh_write_routing(e, &used, true, &how, &parted, NULL, err)) < 0) goto out;
     fh_stage_log(e, "import", began);
 
     fh_json *r = fh_json_object();

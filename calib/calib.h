@@ -168,16 +168,19 @@ typedef struct fh_learn_params {
     size_t batch;         /* 0: 256 */
     uint64_t seed;        /* of the order */
     bool unit;            /* hold rows at unit length, for runtimes that route by cosine */
+    unsigned moves;       /* times that tokens may go where the centroids expect them: they do where the states held out gain by it */
 } fh_learn_params;
 typedef struct fh_learn_report {
     double loss_before, loss; size_t states; unsigned passes; /* nats, on the tenth of the states held out */
     double target_seconds, target_operations;                 /* the dense head's masses; the products' multiplications and additions */
     double pass_seconds, pass_operations;                     /* of all passes that were made, also those after the best */
     unsigned made;                                            /* how many */
+    unsigned moves; size_t swaps; double move_seconds;        /* that were kept, and of how many pairs of tokens */
 } fh_learn_report;
 /* Distil the dense head's cluster masses into centroids [K, D], which come in as the start and go out as the best found on the
- * states held out.  assignment [V] token -> cluster.  FH_ECHECK: too few states. */
-fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
+ * states held out.  assignment [V] token -> cluster; tokens that move change it, the number of live and of dead ones in each cluster stays.  Moving needs memory
+ * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads.  FH_ECHECK: too few states. */
+fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err);
 /* map [D, D], 0 left of the diagonal: between rows mapped by it (w . map [0], w . map [1], ...) the Euclidean distance is the root mean square difference of the
  * logits they give over states [positions [0..n)] of width d.  FH_ECHECK: no states; FH_EFORMAT: states that are not finite. */

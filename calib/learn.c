@@ -5,7 +5,7 @@
  * and would make the targets of a large head dense).  All products go through fixed tiles and all sums through a fixed order: the
  * same centroids for any number of threads.
  */
-#include "calib/calib.h"
+#include "calib/learn.h"
 
 #include <math.h>
 #include <string.h>
@@ -13,75 +13,117 @@
 #define KEEP 1e-5f
 enum { BLOCK = 64, ROWS_A_TASK = 16 };
 
-/* Sparse targets: state i has entries first[i] .. first[i + 1). */
-typedef struct targets { size_t *first; uint32_t *cluster; float *mass; size_t cap; } targets;
+/* Of a token's shares the ones from LIKELY on are kept for moving tokens, and of those of one state as many as MOST. */
+#define LIKELY 1e-3f
+enum { MOST = 128 };
 
-static void targets_free(targets *t) { fh_free(t->first); fh_free(t->cluster); fh_free(t->mass); *t = (targets){0}; }
+fh_status fh_sparse_grow(fh_sparse *s, size_t n, size_t more, fh_err *err)
+{
+    if (n + more <= s->room) return FH_OK;
+    size_t room = fh_max(s->room * 2, n + more + (1 << 16));
+    uint32_t *index = fh_realloc(s->index, room * sizeof *index);
+    if (index) s->index = index;
+    float *value = index ? fh_realloc(s->value, room * sizeof *value) : NULL;
+    if (value) s->value = value;
+    if (!value) return fh_fail(err, FH_ENOMEM, "out of memory for the targets of learned routing: use fewer states (--tokens)");
+    s->room = room;
+    return FH_OK;
+}
+
+void fh_sparse_free(fh_sparse *s) { fh_free(s->first); fh_free(s->index); fh_free(s->value); *s = (fh_sparse){0}; }
 
 /* ---- what the dense head says ------------------------------------------------------------------------------------ */
 
-typedef struct teach { const fh_dense *dense; const uint32_t *assignment; uint32_t k; const float *z; float *q; } teach;
+/* What routing is learned from. */
+typedef struct lesson {
+    const fh_dense *dense; const float *states; const size_t *positions;
+    size_t n, taught;       /* the last tenth, whole documents but one, is not taught: it says when to stop and what to keep */
+    uint32_t k; size_t d;
+    fh_sparse masses;       /* index is the cluster: the targets */
+    fh_sparse likely;       /* index is the token; kept where tokens may move */
+} lesson;
+
+typedef struct teach { const lesson *s; const uint32_t *assignment; float *z, *q; uint32_t *tokens; float *shares; uint32_t *n_likely; } teach;
 
 static void teach_task(void *ctx, size_t i, unsigned worker)
 {
     teach *t = ctx;
-    const float *z = t->z + i * t->dense->vocab;
-    float *q = t->q + i * t->k, most = -INFINITY;
+    const fh_dense *dense = t->s->dense;
+    float *z = t->z + i * dense->vocab, *q = t->q + i * t->s->k, most = -INFINITY;
     double sum = 0;
-    memset(q, 0, t->k * sizeof *q);
-    for (uint32_t v = 0; v < t->dense->vocab; v++)
-        if (!(t->dense->dead && t->dense->dead[v]) && z[v] > most) most = z[v];
-    for (uint32_t v = 0; v < t->dense->vocab; v++) {
-        if (t->dense->dead && t->dense->dead[v]) continue;
-        float e = expf(z[v] - most);
-        q[t->assignment[v]] += e, sum += e;
+    memset(q, 0, t->s->k * sizeof *q);
+    for (uint32_t v = 0; v < dense->vocab; v++)
+        if (!(dense->dead && dense->dead[v]) && z[v] > most) most = z[v];
+    for (uint32_t v = 0; v < dense->vocab; v++) {
+        z[v] = dense->dead && dense->dead[v] ? 0 : expf(z[v] - most);
+        q[t->assignment[v]] += z[v], sum += z[v];
     }
-    for (uint32_t c = 0; c < t->k; c++) q[c] = (float)(q[c] / sum);
+    for (uint32_t c = 0; c < t->s->k; c++) q[c] = (float)(q[c] / sum);
     (void)worker;
+    if (!t->tokens) return;
+    uint32_t n = MOST + 1, *tokens = t->tokens + i * MOST;
+    for (double bar = LIKELY * sum; n > MOST; bar *= 2) { /* no more than MOST can have a share of 1 / MOST */
+        n = 0;
+        for (uint32_t v = 0; v < dense->vocab && n <= MOST; v++) {
+            if (!(z[v] >= bar)) continue;
+            if (n < MOST) tokens[n] = v, t->shares[i * MOST + n] = (float)(z[v] / sum);
+            n++;
+        }
+    }
+    t->n_likely[i] = n;
 }
 
-static fh_status add_targets(targets *t, size_t at, const float *q, uint32_t k, fh_err *err)
+static fh_status add_masses(fh_sparse *t, size_t at, const float *q, uint32_t k, fh_err *err)
 {
     size_t n = t->first[at];
     double kept = 0;
-    if (n + k > t->cap) {
-        size_t cap = fh_max(t->cap * 2, n + k + (1 << 20));
-        uint32_t *c = fh_realloc(t->cluster, cap * sizeof *c);
-        if (c) t->cluster = c;
-        float *m = c ? fh_realloc(t->mass, cap * sizeof *m) : NULL;
-        if (m) t->mass = m;
-        if (!m) return fh_fail(err, FH_ENOMEM, "out of memory for the targets of learned routing: use fewer states (--tokens)");
-        t->cap = cap;
-    }
+    fh_status rc = fh_sparse_grow(t, n, k, err);
+    if (rc < 0) return rc;
     for (uint32_t c = 0; c < k; c++)
-        if (q[c] >= KEEP) t->cluster[n] = c, t->mass[n++] = q[c], kept += q[c];
-    for (size_t j = t->first[at]; j < n; j++) t->mass[j] = (float)(t->mass[j] / kept);
+        if (q[c] >= KEEP) t->index[n] = c, t->value[n++] = q[c], kept += q[c];
+    for (size_t j = t->first[at]; j < n; j++) t->value[j] = (float)(t->value[j] / kept);
     t->first[at + 1] = n;
     return FH_OK;
 }
 
-static fh_status make_targets(targets *t, const fh_dense *dense, const uint32_t *assignment, uint32_t k, const float *states, const size_t *positions, size_t n,
-                              const fh_job *job, fh_err *err)
+static fh_status add_likely(fh_sparse *t, size_t at, const uint32_t *tokens, const float *shares, uint32_t n, fh_err *err)
+{
+    fh_status rc = fh_sparse_grow(t, t->first[at], n, err);
+    if (rc < 0) return rc;
+    memcpy(t->index + t->first[at], tokens, n * sizeof *tokens);
+    memcpy(t->value + t->first[at], shares, n * sizeof *shares);
+    t->first[at + 1] = t->first[at] + n;
+    return FH_OK;
+}
+
+static fh_status make_targets(lesson *s, const uint32_t *assignment, bool moves, const fh_job *job, fh_err *err)
 {
     fh_status rc = FH_OK;
-    size_t d = dense->rows.cols;
-    float *h = fh_malloc(BLOCK * d * sizeof *h), *z = fh_malloc((size_t)BLOCK * dense->vocab * sizeof *z), *q = fh_malloc((size_t)BLOCK * k * sizeof *q);
-    t->first = fh_calloc(n + 1, sizeof *t->first);
-    if (!h || !z || !q || !t->first) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    for (size_t at = 0; at < n; at += BLOCK) {
-        size_t m = fh_min(BLOCK, n - at);
+    size_t d = s->d, vocab = s->dense->vocab, k = s->k;
+    float *h = fh_malloc(BLOCK * d * sizeof *h), *z = fh_malloc(BLOCK * vocab * sizeof *z), *q = fh_malloc(BLOCK * k * sizeof *q);
+    uint32_t *tokens = moves ? fh_malloc((size_t)BLOCK * MOST * sizeof *tokens) : NULL, n_likely[BLOCK] = {0};
+    float *shares = moves ? fh_malloc((size_t)BLOCK * MOST * sizeof *shares) : NULL;
+    s->masses.first = fh_calloc(s->n + 1, sizeof *s->masses.first), s->likely.first = fh_calloc(s->n + 1, sizeof *s->likely.first);
+    if (!h || !z || !q || (moves && (!tokens || !shares)) || !s->masses.first || !s->likely.first) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    for (size_t at = 0; at < s->n; at += BLOCK) {
+        size_t m = fh_min(BLOCK, s->n - at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        for (size_t i = 0; i < m; i++) memcpy(h + i * d, states + positions[at + i] * d, d * sizeof *h);
-        if ((rc = fh_dense_logits(dense, fh_job_pool(job), h, m, z, err)) < 0) goto out;
-        teach say = {dense, assignment, k, z, q};
+        for (size_t i = 0; i < m; i++) memcpy(h + i * d, s->states + s->positions[at + i] * d, d * sizeof *h);
+        if ((rc = fh_dense_logits(s->dense, fh_job_pool(job), h, m, z, err)) < 0) goto out;
+        teach say = {s, assignment, z, q, tokens, shares, n_likely};
         fh_pool_run(fh_job_pool(job), m, teach_task, &say);
-        for (size_t i = 0; i < m; i++) if ((rc = add_targets(t, at + i, q + i * k, k, err)) < 0) goto out;
-        fh_job_progress(job, "routing targets", (double)(at + m), (double)n, "states");
+        for (size_t i = 0; i < m; i++) {
+            if ((rc = add_masses(&s->masses, at + i, q + i * k, s->k, err)) < 0) goto out;
+            if (moves && (rc = add_likely(&s->likely, at + i, tokens + i * MOST, shares + i * MOST, n_likely[i], err)) < 0) goto out;
+        }
+        fh_job_progress(job, "routing targets", (double)(at + m), (double)s->n, "states");
     }
 out:
     fh_free(h);
     fh_free(z);
     fh_free(q);
+    fh_free(tokens);
+    fh_free(shares);
     return rc;
 }
 
@@ -92,7 +134,7 @@ typedef struct learner {
     float *c, *best, *m, *v;          /* [K, D] centroids, the best so far, Adam's moments */
     float *h, *ht, *s, *gt, *grad;    /* [batch, D], [D, batch], [batch, K], [K, batch], [K, D] */
     double *loss;                     /* [batch] */
-    const targets *t;
+    const fh_sparse *t;
     const size_t *rows; size_t n;     /* of this batch: indices into the targets */
     double rate, correct_m, correct_v;
     bool unit;
@@ -103,16 +145,16 @@ static void error_task(void *ctx, size_t i, unsigned worker)
 {
     learner *l = ctx;
     float *s = l->s + i * l->k, most = -INFINITY;
-    const targets *t = l->t;
+    const fh_sparse *t = l->t;
     size_t row = l->rows[i];
     double sum = 0, loss = 0;
     for (uint32_t c = 0; c < l->k; c++) if (s[c] > most) most = s[c];
-    for (size_t j = t->first[row]; j < t->first[row + 1]; j++) loss -= (double)t->mass[j] * ((double)s[t->cluster[j]] - most);
+    for (size_t j = t->first[row]; j < t->first[row + 1]; j++) loss -= (double)t->value[j] * ((double)s[t->index[j]] - most);
     for (uint32_t c = 0; c < l->k; c++) s[c] = expf(s[c] - most), sum += s[c];
     l->loss[i] = loss + log(sum);
     float by = (float)(1 / (sum * (double)l->n)), one = 1 / (float)l->n;
     for (uint32_t c = 0; c < l->k; c++) s[c] *= by;
-    for (size_t j = t->first[row]; j < t->first[row + 1]; j++) s[t->cluster[j]] -= t->mass[j] * one;
+    for (size_t j = t->first[row]; j < t->first[row + 1]; j++) s[t->index[j]] -= t->value[j] * one;
     (void)worker;
 }
 
@@ -173,26 +215,76 @@ static double rms(const float *x, size_t n)
     return sqrt(square / (double)n);
 }
 
-static fh_status passes(learner *l, float *centroids, const targets *t, const float *states, const size_t *positions, size_t n, const fh_learn_params *p, const fh_job *job,
+/* The loss on the states held out, with the centroids as they are. */
+static double held_loss(learner *l, const lesson *s, const size_t *order, const fh_job *job)
+{
+    double loss = 0;
+    for (size_t at = s->taught; at < s->n; at += l->batch) l->rows = order + at, l->n = fh_min(l->batch, s->n - at), loss += step(l, s->states, s->positions, false, job);
+    return loss / (double)fh_max(s->n - s->taught, 1);
+}
+
+/* Tokens to where the best centroids expect them; kept where that lowers the loss on the states held out, which it does at once or not at all. */
+static fh_status move(learner *l, lesson *s, uint32_t *assignment, const float *pull, const size_t *order, double *least, bool *moved, const fh_job *job,
+                      fh_learn_report *out, fh_err *err)
+{
+    fh_sparse masses = {0};
+    size_t vocab = s->dense->vocab, swaps;
+    double began = fh_now();
+    uint32_t *to = fh_malloc(vocab * sizeof *to);
+    fh_status rc = to ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory for moving tokens");
+    *moved = false;
+    if (rc < 0) return rc;
+    memcpy(to, assignment, vocab * sizeof *to);
+    memcpy(l->c, l->best, (size_t)l->k * l->d * sizeof *l->c);
+    if ((rc = fh_move_tokens(to, &swaps, pull, s->dense->dead, s->dense->vocab, l->c, l->k, l->d, job, err)) < 0) goto out;
+    if ((rc = fh_move_masses(&masses, &s->masses, &s->likely, s->n, assignment, to, err)) < 0) goto out;
+    l->t = &masses;
+    double loss = held_loss(l, s, order, job);
+    fh_job_say(job, FH_DEBUG, "moving tokens: %zu swaps, loss on held-out states %.5f, before %.5f", swaps, loss, *least);
+    if (loss < *least) {
+        fh_sparse before = s->masses;
+        s->masses = masses, masses = before, *least = loss, *moved = true;
+        memcpy(assignment, to, vocab * sizeof *to);
+        out->moves++, out->swaps += swaps;
+    }
+    l->t = &s->masses;
+    out->move_seconds += fh_now() - began;
+out:
+    fh_sparse_free(&masses);
+    fh_free(to);
+    return rc;
+}
+
+/* Passes after which tokens move for the time number `round`: evenly, and as many passes after the last time as between two. */
+static unsigned due(const fh_learn_params *p, unsigned round) { return (round + 1) * p->passes / (p->moves + 1); }
+
+static fh_status passes(learner *l, float *centroids, uint32_t *assignment, lesson *s, const float *pull, const fh_learn_params *p, const fh_job *job,
                         fh_learn_report *out, fh_err *err)
 {
-    size_t cells = (size_t)l->k * l->d, held = n / 10, taught = n - held, steps = (taught + l->batch - 1) / l->batch, done = 0;
-    size_t *order = fh_malloc(n * sizeof *order);
+    size_t cells = (size_t)l->k * l->d, taught = s->taught, steps = (taught + l->batch - 1) / l->batch, done = 0;
+    size_t *order = fh_malloc(s->n * sizeof *order);
     double scale = rms(centroids, cells), least = INFINITY, m_power = 1, v_power = 1;
+    unsigned round = 0;
     fh_status rc = FH_OK;
     fh_rng rng;
     if (!order) return fh_fail(err, FH_ENOMEM, "out of memory");
     fh_rng_seed(&rng, p->seed, 0x6c);
-    for (size_t i = 0; i < n; i++) order[i] = i; /* the last tenth, whole documents but one, says when to stop */
-    l->t = t;
+    for (size_t i = 0; i < s->n; i++) order[i] = i;
+    l->t = &s->masses;
     for (unsigned pass = 0; pass <= p->passes; pass++) {
-        double loss = 0;
-        for (size_t at = taught; at < n; at += l->batch) l->rows = order + at, l->n = fh_min(l->batch, n - at), loss += step(l, states, positions, false, job);
-        loss /= (double)fh_max(held, 1);
+        double loss = held_loss(l, s, order, job);
         if (pass == 0) out->loss_before = loss;
         fh_job_say(job, FH_DEBUG, "learned routing: pass %u of %u, loss on held-out states %.5f", pass, p->passes, loss);
         if (loss < least) least = loss, out->passes = pass, memcpy(l->best, l->c, cells * sizeof *l->c);
-        if (pass == p->passes || pass >= out->passes + 2) break; /* no better for two passes */
+        bool stale = pass >= out->passes + 2; /* no better for two passes */
+        if (pass == p->passes) break;
+        if (round < p->moves && (stale || pass >= due(p, round))) {
+            bool moved;
+            if ((rc = move(l, s, assignment, pull, order, &least, &moved, job, out, err)) < 0) goto out;
+            round++;
+            if (moved) out->passes = pass, stale = false;
+        }
+        if (stale) break;
         for (size_t i = taught; i > 1; i--) {
             size_t j = (size_t)fh_rng_below(&rng, i), swap = order[i - 1];
             order[i - 1] = order[j], order[j] = swap;
@@ -204,24 +296,25 @@ static fh_status passes(learner *l, float *centroids, const targets *t, const fl
             l->correct_m = 1 / (1 - m_power), l->correct_v = 1 / (1 - v_power);
             l->rate = p->rate * scale * (1 - (double)done / (double)(steps * p->passes));
             l->rows = order + at, l->n = fh_min(l->batch, taught - at);
-            step(l, states, positions, true, job);
+            step(l, s->states, s->positions, true, job);
             fh_job_progress(job, "learning routing", (double)(pass * taught + at + l->n), (double)(p->passes * taught), "states");
         }
     }
     fh_job_progress(job, "learning routing", 1, 1, "states");
     memcpy(centroids, l->best, cells * sizeof *centroids);
-    out->loss = least, out->states = n;
+    out->loss = least, out->states = s->n;
 out:
     fh_free(order);
     return rc;
 }
 
-fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
+fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err)
 {
     fh_learn_params p = *params;
-    size_t d = dense->rows.cols, cells;
-    targets t = {0};
+    size_t d = dense->rows.cols, cells, pulls;
+    lesson s = {.dense = dense, .states = states, .positions = positions, .n = n, .taught = n - n / 10, .k = k, .d = d};
+    float *pull = NULL;
     learner l = {.k = k, .d = d, .unit = p.unit};
     fh_status rc;
     if (!p.passes) p.passes = 8;
@@ -230,7 +323,7 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignm
     l.batch = p.batch;
     *out = (fh_learn_report){0};
     if (n < FH_LEARN_STATES) return fh_fail(err, FH_ECHECK, "learned routing needs at least %d states, here are %zu: collect more with 'fhtool hidden --tokens'", FH_LEARN_STATES, n);
-    if (!fh_mul(k, d, &cells)) return fh_fail(err, FH_ENOMEM, "out of memory");
+    if (!fh_mul(k, d, &cells) || !fh_mul(dense->vocab, d, &pulls)) return fh_fail(err, FH_ENOMEM, "out of memory");
     l.c = fh_malloc(cells * sizeof *l.c), l.best = fh_malloc(cells * sizeof *l.c), l.grad = fh_malloc(cells * sizeof *l.c);
     l.m = fh_calloc(cells, sizeof *l.m), l.v = fh_calloc(cells, sizeof *l.v);
     l.h = fh_malloc(l.batch * d * sizeof *l.h), l.ht = fh_malloc(l.batch * d * sizeof *l.h);
@@ -244,14 +337,22 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, const uint32_t *assignm
             for (size_t j = 0; j < d; j++) l.c[c * d + j] = (float)(l.c[c * d + j] / sqrt(square));
         }
     double began = fh_now(), product = 2.0 * (double)n * (double)k * (double)d;
-    if ((rc = make_targets(&t, dense, assignment, k, states, positions, n, job, err)) < 0) goto out;
+    if ((rc = make_targets(&s, assignment, p.moves > 0, job, err)) < 0) goto out;
     out->target_seconds = fh_now() - began, began += out->target_seconds;
     out->target_operations = 2.0 * (double)n * (double)dense->rows.rows * (double)d;
-    rc = passes(&l, centroids, &t, states, positions, n, &p, job, out, err);
-    out->pass_seconds = fh_now() - began;
+    if (p.moves) {
+        pull = fh_malloc(pulls * sizeof *pull);
+        rc = pull ? fh_token_pull(pull, dense, &s.likely, states, positions, s.taught, job, err) : fh_fail(err, FH_ENOMEM, "out of memory for moving tokens");
+        if (rc < 0) goto out;
+        out->move_seconds = fh_now() - began;
+    }
+    rc = passes(&l, centroids, assignment, &s, pull, &p, job, out, err);
+    out->pass_seconds = fh_now() - began - out->move_seconds;
     out->pass_operations = product * (1.9 * out->made + 0.1); /* nine tenths are taught, forward and backward; the tenth is asked before each pass and at the end */
 out:
-    targets_free(&t);
+    fh_sparse_free(&s.masses);
+    fh_sparse_free(&s.likely);
+    fh_free(pull);
     fh_free(l.c);
     fh_free(l.best);
     fh_free(l.grad);

@@ -3,18 +3,19 @@
  * What a centroid c gets wrong about a token is (w - c).h, so the distance between rows is (w - u)' S (w - u) with S the mean of h h' over states.
  * With S = L L' that is the Euclidean distance between the rows of W L.
  */
-#include "calib/calib.h"
+#include "calib/learn.h"
 
 #include <math.h>
 #include <string.h>
 
 enum { STATES_AT_ONCE = 4096, ROWS_A_TASK = 64 };
 
-/* S [D, D] += the products of a block of states; the products of states go through the library, the blocks are added in double. */
-static fh_status second_moment(double *s, const float *states, const size_t *positions, size_t n, size_t d, const fh_job *job, fh_err *err)
+/* The products of states go through the library, the blocks are added in double. */
+fh_status fh_second_moment(double *s, const float *states, const size_t *positions, size_t n, size_t d, const fh_job *job, fh_err *err)
 {
     float *ht = fh_malloc(d * STATES_AT_ONCE * sizeof *ht), *block = fh_malloc(d * d * sizeof *block);
     fh_status rc = ht && block ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    memset(s, 0, d * d * sizeof *s);
     for (size_t at = 0; at < n && rc == FH_OK; at += STATES_AT_ONCE) {
         size_t m = fh_min(STATES_AT_ONCE, n - at);
         for (size_t i = 0; i < m; i++) for (size_t j = 0; j < d; j++) ht[j * STATES_AT_ONCE + i] = states[positions[at + i] * d + j];
@@ -64,8 +65,8 @@ static fh_status cholesky(double *s, size_t d, const fh_job *job, fh_err *err)
 fh_status fh_output_map(float *map, size_t d, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err)
 {
     if (!n) return fh_fail(err, FH_ECHECK, "output-aware clustering needs states, and part A has none: collect more with 'fhtool hidden --tokens'");
-    double *s = fh_calloc(d * d, sizeof *s);
-    fh_status rc = s ? second_moment(s, states, positions, n, d, job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    double *s = fh_malloc(d * d * sizeof *s);
+    fh_status rc = s ? fh_second_moment(s, states, positions, n, d, job, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc == FH_OK) rc = cholesky(s, d, job, err);
     for (size_t j = 0; rc == FH_OK && j < d; j++) for (size_t i = 0; i < d; i++) map[j * d + i] = i < j ? 0 : (float)s[i * d + j];
     fh_free(s);

@@ -3,7 +3,7 @@
 typedef struct args {
     fh_common common;
     fh_str output, caps;
-    fh_uint k, cap, rounds;
+    fh_uint k, cap, rounds, moves;
     fh_pick start, metric, routing, centroids, tokens_encoding;
     fh_text_args text;
     fh_promise_args promise;
@@ -18,6 +18,7 @@ static const fh_opt options[] = {
     {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike (default output: the logits they give)", 0, 0, "output,euclidean,cosine"},
     {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw,learned"},
+    FH_MOVES_OPT(offsetof(args, moves)),
     {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},
     {"centroids", FH_OPT_PICK, offsetof(args, centroids), "E", "encoding of centroids (default int8; auto: int8 or int4, what calibration finds cheapest)", 0, 0, "int8,int4,bf16,f16,f32,auto"},
     {"rows", FH_OPT_PICK, offsetof(args, tokens_encoding), "E", "encoding of token rows (quantize --tokens; default int8; auto as for centroids)", 0, 0, "int8,int4,bf16,f16,f32,auto"},
@@ -41,7 +42,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (a->k.set + a->cap.set + a->caps.set > 1) return fh_fail(err, FH_EUSAGE, "build: --k, --cap and --caps: give one of them");
     if (a->no_clobber && fh_file_exists(a->output.v)) return fh_fail(err, FH_EIO, "%s: exists, and --no-clobber was given: choose another name", a->output.v);
     fh_build_params how = {.model = a->common.args[0], .output = a->output.v, .no_clobber = a->no_clobber, .head_only = a->head_only, .exact = a->exact,
-                           .text = fh_text_of(&a->text), .routing = a->routing.set ? routings[a->routing.v] : NULL, .unit = a->unit,
+                           .text = fh_text_of(&a->text), .route = {.routing = a->routing.set ? routings[a->routing.v] : NULL, .unit = a->unit, .moves = (unsigned)a->moves.v},
                            .centroids = encodings[a->centroids.v], .tokens = encodings[a->tokens_encoding.v],
                            .rerank = a->promise.rerank.set ? (int64_t)a->promise.rerank.v : -1};
     how.cluster = (fh_stage_cluster_params){.k = (uint32_t)a->k.v, .cap = (uint32_t)a->cap.v, .seed = a->text.seed.v, .start = (fh_cluster_start)a->start.v,
@@ -55,7 +56,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (how.how.vllm) {
         if ((a->centroids.set && encodings[a->centroids.v] != FH_BF16) || (a->tokens_encoding.set && encodings[a->tokens_encoding.v] != FH_BF16))
             return fh_fail(err, FH_EUSAGE, "build: --centroids and --rows: that runtime works in bf16: leave them out with --for vllm");
-        how.centroids = how.tokens = FH_BF16, how.unit = true, how.rerank = 0;
+        how.centroids = how.tokens = FH_BF16, how.route.unit = true, how.rerank = 0;
     }
     if (a->caps.set && (rc = fh_caps_of(&caps, &how.n_caps, a->caps.v, &how.how, "build", err)) < 0) return rc;
     how.caps = caps;

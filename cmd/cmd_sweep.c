@@ -9,7 +9,7 @@
 typedef struct args {
     fh_common common;
     fh_str k, probes, bits, output;
-    fh_uint positions, runs, prompt, spoken;
+    fh_uint moves, positions, runs, prompt, spoken;
     fh_pick routing;
     fh_text_args text;
     bool again;
@@ -20,6 +20,7 @@ static const fh_opt options[] = {
     {"bits", FH_OPT_STR, offsetof(args, bits), "E,E,...", "encodings of centroids and rows, or CENTROIDS/ROWS (default int8,bf16)", 0, 0, NULL},
     {"-o", FH_OPT_STR, offsetof(args, output), "PREFIX", "write PREFIX.json, PREFIX.csv and PREFIX.html (default: sweep in the work directory)", 0, 0, NULL},
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default learned)", 0, 0, "mean,weighted,raw,learned"},
+    FH_MOVES_OPT(offsetof(args, moves)),
     {"positions", FH_OPT_UINT, offsetof(args, positions), "N", "that quality is measured on at most (default 20000)", 1, 1e9, NULL},
     {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
     {"prompt-tokens", FH_OPT_UINT, offsetof(args, prompt), "N", "of the prompt that whole tokens are timed after (default 64)", 1, 100000, NULL},
@@ -70,7 +71,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_dtype centroids[ENCODINGS], tokens[ENCODINGS];
     char usual[64];
     fh_stage_sweep_params how = {.model = a->common.args[0], .centroids = centroids, .tokens = tokens, .text = fh_text_of(&a->text),
-                                 .routing = a->routing.set ? routings[a->routing.v] : NULL, .seed = a->text.seed.v, .positions = (size_t)a->positions.v,
+                                 .route = {.routing = a->routing.set ? routings[a->routing.v] : NULL, .moves = (unsigned)a->moves.v}, .seed = a->text.seed.v, .positions = (size_t)a->positions.v,
                                  .runs = (size_t)a->runs.v, .prompt = (uint32_t)a->prompt.v, .tokens_spoken = (uint32_t)a->spoken.v, .again = a->again,
                                  .output = a->output.set ? a->output.v : NULL};
     fh_status rc = parse_bits(centroids, tokens, &how.n_encodings, a->bits.set ? a->bits.v : "int8,bf16", err);

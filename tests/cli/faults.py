@@ -26,6 +26,7 @@ COMMANDS = [
     ["hidden", "-C", "work", "--text", "text.txt"],
     ["cluster", "-C", "work"],
     ["route", "-C", "work", "--routing", "weighted"],
+    ["route", "-C", "work", "--moves", "2"],
     ["quantize", "-C", "work"],
     ["calibrate", "-C", "work", *PROMISE],
     ["pack", "-C", "work", "-o", "out.fhead"],

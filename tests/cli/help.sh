@@ -28,11 +28,11 @@ done
 has() { c=$1; shift; fh "$c" -h > c.txt; for o; do grep -Eq -e "^  $o( |\$)" c.txt || die "$c has no $o"; done; }
 for c in convert hidden cluster route quantize calibrate rehearse pack build status; do has $c -C --threads --json -q -v -h; done
 has cluster --k
-has route --routing
+has route --routing --moves
 has quantize --centroids --tokens
 has calibrate --text --target-containment --target-agreement --target-mass --containment-k --confidence --max-cost --tokens
 has pack -o --probes --head-only --exact --no-clobber
-has build -o --k --text --target-containment --no-clobber --for
+has build -o --k --text --moves --target-containment --no-clobber --for
 has export --format --model -o --link --probes --no-clobber
 has import --format -C
 has query --hidden --probes --top-k --dense --no-hot --curve

@@ -15,7 +15,7 @@ import time
 
 fhtool, model = sys.argv[1:3]
 LONG = bool(os.environ.get("FH_LONG"))
-FLAGS = ["--tokens", "6000", "--target-containment", "0.9", "--threads", "2", "-q"]
+FLAGS = ["--tokens", "6000", "--target-containment", "0.9", "--moves", "1", "--threads", "2", "-q"]
 rng = random.Random(20260101)
 
 
