@@ -64,7 +64,11 @@ cap = len(order) // (max(was) + 1)
 home = {t: slot // cap for slot, t in enumerate(order) if t != 0xFFFFFFFF}
 assert all(home[t] == c for t, c in enumerate(now)), "rows do not lie as tokens moved"
 P
-for r in learned weighted raw mean; do grep -q "routing $r" late.err || die "did not try $r: $(cat late.err)"; done
+# the other routings are looked at where tokens were before: they cost what they cost where none moves
+fh convert -q tiny -C stays > /dev/null && fh cluster -q -C stays > /dev/null && fh quantize -q -C stays > /dev/null && fh calibrate -C stays $promise --seed 1 -v > /dev/null 2> stays.err
+fh calibrate -C still $promise -v > /dev/null 2> still.err && fh calibrate -C work $promise -v > /dev/null 2> work.err
+for f in late stays still work; do grep -E 'routing (weighted|raw|mean), ' $f.err > $f.tried; [ "$(wc -l < $f.tried)" = 3 ] || die "$(cat $f.err)"; done
+same late.tried stays.tried && same still.tried work.tried
 fh pack -q -C late -o late.fhead > /dev/null && fh verify late.fhead > /dev/null
 # made again from its recipe
 fh publish moved.fhead --to reg --name tiny --version 1 --base-model me/tiny --license mit > /dev/null
