@@ -49,6 +49,7 @@ static void add_command(fh_json *j, const fh_recipe *r)
     add_number(w, "--metric", cluster, "metric");
     if (fh_json_u64(fh_json_get(cluster, "rounds"), &rounds) && rounds) add_word(w, "--rounds", NULL), fh_json_add_u64(w, NULL, rounds > 1000 ? 0 : rounds);
     if (fh_member_true(route, "asked")) add_number(w, "--routing", route, "routing");
+    add_number(w, "--moves", route, "moves");
     if (fh_member_true(route, "unit")) add_word(w, "--unit", NULL);
     add_number(w, "--for", how, "runtime");
     add_word(w, "--centroids", fh_dtype_name(r->centroids));

@@ -303,7 +303,7 @@ fh_stage_cluster_params fh_cluster_params_of(const fh_json *params)
 fh_stage_route_params fh_route_params_of(const fh_json *params)
 {
     return (fh_stage_route_params){.routing = fh_member_true(params, "asked") ? fh_json_string(fh_json_get(params, "routing")) : NULL,
-                                   .unit = fh_member_true(params, "unit"), .moves = (unsigned)fh_member_u64(params, "moves", 0)};
+                                   .unit = fh_member_true(params, "unit"), .moves = (unsigned)fh_min(fh_member_u64(params, "moves", 0), FH_MOST_MOVES)};
 }
 
 static fh_status again(fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)

@@ -162,13 +162,14 @@ fh_status fh_plain_greedy(const fh_head *head, const float *states, size_t n, ui
 /* ---- what states teach -------------------------------------------------------------------------------------- */
 
 enum { FH_LEARN_STATES = 512 }; /* the fewest that routing is learned from */
+enum { FH_LEARN_PASSES = 8, FH_MOST_MOVES = FH_LEARN_PASSES - 1 };
 typedef struct fh_learn_params {
-    unsigned passes;      /* over the states; 0: 8 */
+    unsigned passes;      /* over the states; 0: FH_LEARN_PASSES */
     double rate;          /* of Adam, relative to the root mean square of the centroids' entries, falling linearly to 0; 0: 0.013 */
     size_t batch;         /* 0: 256 */
     uint64_t seed;        /* of the order */
     bool unit;            /* hold rows at unit length, for runtimes that route by cosine */
-    unsigned moves;       /* times that tokens may go where the centroids expect them: they do where the states held out gain by it */
+    unsigned moves;       /* times that tokens may go where the centroids expect them: they do where the states held out gain by it; fewer than passes */
 } fh_learn_params;
 typedef struct fh_learn_report {
     double loss_before, loss; size_t states; unsigned passes; /* nats, on the tenth of the states held out */

@@ -255,7 +255,7 @@ out:
     return rc;
 }
 
-/* Passes after which tokens move for the time number `round`: evenly, and as many passes after the last time as between two. */
+/* Passes after which tokens move for the time number `round`: evenly, with some after the last time, too. */
 static unsigned due(const fh_learn_params *p, unsigned round) { return (round + 1) * p->passes / (p->moves + 1); }
 
 static fh_status passes(learner *l, float *centroids, uint32_t *assignment, lesson *s, const float *pull, const fh_learn_params *p, const fh_job *job,
@@ -317,7 +317,8 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
     float *pull = NULL;
     learner l = {.k = k, .d = d, .unit = p.unit};
     fh_status rc;
-    if (!p.passes) p.passes = 8;
+    if (!p.passes) p.passes = FH_LEARN_PASSES;
+    p.moves = (unsigned)fh_min(p.moves, p.passes - 1);
     if (!(p.rate > 0)) p.rate = 0.013;
     if (!p.batch) p.batch = 256;
     l.batch = p.batch;
