@@ -63,7 +63,7 @@ fh_status fh_stage_plan(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_
 typedef struct fh_stage_plan_params {
     const uint32_t *caps; size_t n_caps;  /* tokens per cluster */
     fh_stage_cluster_params cluster;      /* of each; k and cap are not looked at */
-    const char *routing; bool unit;       /* of fh_stage_route */
+    fh_stage_route_params route;
     fh_stage_calibrate_params calibrate;
 } fh_stage_plan_params;
 /* The same over several sizes of clusters, each in a work directory of its own below this one ("k1024"), as sweep has them: what is current there is not made

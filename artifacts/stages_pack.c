@@ -285,7 +285,7 @@ static fh_status encodings_now(fh_dtype *centroids, fh_dtype *tokens, fh_stage_e
 static fh_status choose_cap(fh_stage_env *sub, fh_stage_cluster_params *cluster, fh_stage_env *e, const fh_build_params *p, fh_json **report, fh_err *err)
 {
     const fh_encodings own = {.centroids = {p->centroids}, .n_centroids = 1, .tokens = {p->tokens}, .n_tokens = 1};
-    const fh_stage_plan_params plan = {.caps = p->caps, .n_caps = p->n_caps, .cluster = *cluster, .routing = p->routing, .unit = p->unit,
+    const fh_stage_plan_params plan = {.caps = p->caps, .n_caps = p->n_caps, .cluster = *cluster, .route = p->route,
                                        .calibrate = {.how = p->how, .encodings = p->encodings ? p->encodings : &own}};
     char name[40];
     uint32_t k;

@@ -7,10 +7,11 @@
 
 #define FILE_PLAN "plan.json"
 
-static fh_json *plan_params(const fh_stage_calibrate_params *p, const char *routing)
+static fh_json *plan_params(const fh_stage_calibrate_params *p, const fh_stage_route_params *route)
 {
     fh_json *j = fh_calibrate_record_params(p), *list = fh_json_add_array(j, "encodings");
-    if (routing) fh_json_add_string(j, "routing", routing);
+    if (route->routing) fh_json_add_string(j, "routing", route->routing);
+    if (route->moves) fh_json_add_u64(j, "moves", route->moves);
     for (size_t i = 0; p->encodings && i < p->encodings->n_centroids; i++) fh_json_add_string(list, NULL, fh_dtype_name(p->encodings->centroids[i]));
     list = fh_json_add_array(j, "rows");
     for (size_t i = 0; p->encodings && i < p->encodings->n_tokens; i++) fh_json_add_string(list, NULL, fh_dtype_name(p->encodings->tokens[i]));
@@ -19,10 +20,10 @@ static fh_json *plan_params(const fh_stage_calibrate_params *p, const char *rout
 }
 
 /* The plan of one work directory, from its file where it is of this head and these states. */
-static fh_status plan_of(fh_json **out, fh_stage_env *e, const fh_stage_calibrate_params *p, const char *routing, fh_err *err)
+static fh_status plan_of(fh_json **out, fh_stage_env *e, const fh_stage_calibrate_params *p, const fh_stage_route_params *route, fh_err *err)
 {
     static const char *const inputs[] = {FH_FILE_MODEL, FH_FILE_CLUSTERS, FH_FILE_STATES};
-    fh_json *params = plan_params(p, routing), *record = NULL, *body = NULL;
+    fh_json *params = plan_params(p, route), *record = NULL, *body = NULL;
     char *path = fh_work_path(e->work, FILE_PLAN);
     fh_stage_state state = FH_STAGE_STALE;
     fh_status rc = path && params ? fh_work_state(e->work, FILE_PLAN, params, &state, NULL, err) : fh_fail(err, FH_ENOMEM, "out of memory");
@@ -82,10 +83,10 @@ static fh_status plan_cap(fh_json **out, uint32_t *k, uint32_t *cap, fh_stage_en
     fh_status rc = fh_sub_open(&sub, e, name, NULL, err);
     if (rc == FH_OK) rc = fh_cluster_ensure(&sub, &cluster, f->head.rows, f->head.cols, &current, &report, err);
     fh_json_free(report), report = NULL;
-    if (rc == FH_OK) rc = fh_route_ensure(&sub, p->routing, p->unit, &current, &report, err);
+    if (rc == FH_OK) rc = fh_route_ensure(&sub, &p->route, &current, &report, err);
     fh_json_free(report);
     if (rc == FH_OK) rc = fh_need(&sub, FH_FILE_QUANTIZED, err);
-    if (rc == FH_OK) rc = plan_of(out, &sub, &p->calibrate, p->routing, err);
+    if (rc == FH_OK) rc = plan_of(out, &sub, &p->calibrate, &p->route, err);
     fh_sub_close(&sub);
     return rc;
 }

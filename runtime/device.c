@@ -96,7 +96,7 @@ static fh_status put_clusters(fh_device *d, const task_there *w, fh_err *err)
 static fh_status open_cuda(fh_device **out, const task_there *w, fh_err *err)
 {
     fh_status rc;
-    if (head->parts.threshold > 0)
+    if (w->head && w->head->parts.threshold > 0)
         return fh_fail(err, FH_EUNSUPPORTED,
                        "the head probes by a threshold on scores, which the CUDA head does not know: leave --device out, or make it with "
                        "'fhtool calibrate --probing fixed'");
