@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device, kv_type; bool brief, no_batches, no_rivals, body; } args;
+typedef struct args { fh_common common; fh_uint probes, runs; fh_str hidden, against; fh_pick device, kv_type; bool brief, no_batches, no_rivals, body, products; } args;
 static const fh_opt options[] = {
     {"probes", FH_OPT_UINT, offsetof(args, probes), "P", "clusters probed (default: the artifact's, with its threshold if it has one)", 1, 1e9, NULL},
     {"runs", FH_OPT_UINT, offsetof(args, runs), "N", "timed calls for each figure, fewer where they are long (default 50)", 10, 100000, NULL},
@@ -15,6 +15,7 @@ static const fh_opt options[] = {
     {"body", FH_OPT_FLAG, offsetof(args, body), NULL, "body and whole tokens alone", 0, 0, NULL},
     FH_KV_OPT(offsetof(args, kv_type)),
     FH_DEVICE_OPT(args),
+    {"products", FH_OPT_FLAG, offsetof(args, products), NULL, "with --device: which kernel multiplies fastest, by shape; kept beside FILE, where 'run' finds it", 0, 0, NULL},
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -319,10 +320,12 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (rc == FH_OK && a->hidden.set) rc = fh_read_states(&file, &how.states, &owned, &how.n_states, a->hidden.v, fh_head_get_info(m.head)->hidden, err);
     if (rc == FH_OK && a->against.set && (rc = fh_json_read(&estimate, a->against.v, 16 << 20, err)) == FH_OK)
         rc = same_head(estimate, m.head, fh_pool_threads(fh_job_pool(job)), a->against.v, err);
-    if (rc == FH_OK) rc = fh_model_use(&m, (fh_device_kind)a->device.v, job, err);
-    bool there = rc == FH_OK && m.device;
+    if (rc == FH_OK && !m.head && a->device.v == FH_DEVICE_CUDA) rc = fh_fail(err, FH_EUSAGE, "bench: --device: goes with an artifact, %s is a checkpoint", path);
+    if (rc == FH_OK && m.head) rc = fh_model_use(&m, (fh_device_kind)a->device.v, job, err);
+    if (rc == FH_OK && a->products && !fh_device_has_body(m.device)) rc = fh_fail(err, FH_EUSAGE, "bench: --products: goes with a bundle on a GPU (--device cuda)");
+    bool there = rc == FH_OK && fh_device_has_head(m.device);
     if (there && estimate) rc = fh_fail(err, FH_EUSAGE, "bench: --against-estimate: says what the CPU does: leave --device out");
-    else if (there) rc = fh_bench_on_device(&report, m.device, m.head, &how, job, err);
+    else if (there) rc = fh_bench_on_device(&report, &m, &how, a->products, job, err);
     else if (rc == FH_OK && (rc = fh_bench(&m, &how, job, &b, err)) == FH_OK) report = report_of(&b, m.head, how.states != NULL);
     if (rc == FH_OK && estimate) rc = against(report, estimate, &b, a->against.v, err);
     rc = fh_finish(report, &a->common, rc, err);
@@ -337,7 +340,7 @@ const fh_command fh_cmd_bench = {"bench", "time heads and body on this machine",
     "A greedy token at batch 1 and at 2 to 64.  dense: the exact rows; all: every encoded row; flash: P clusters.\n"
     "decode: a token on top of a cache of so many; prefill: a prompt.  A checkpoint (a directory or a .gguf) has a body and its dense head alone.\n"
     "memory, blocks: what the machine reads in order, and in blocks as long as a cluster; share_of_roofline is of that.\n"
-    "--device cuda: the head on a GPU instead, by the GPU's clock, its L2 cache overwritten before every run, beside dense heads there.\n"
+    "--device cuda: the head on a GPU instead, by the GPU's clock, its L2 cache overwritten before every run, beside dense heads there; and whole tokens.\n"
     "cold: a stretch larger than the last cache is read before every call; warm: nothing is.  An artifact is read from the disk afresh,\n"
     "whatever pages the system happened to keep it in.",
     "fhtool bench model.fhead --hidden states.safetensors"};

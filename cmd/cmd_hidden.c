@@ -3,13 +3,14 @@
 
 #include "cmd/text_opts.h"
 
-typedef struct args { fh_common common; fh_text_args text; fh_str ids_file, output; fh_pick kv_type; bool logits; } args;
+typedef struct args { fh_common common; fh_text_args text; fh_str ids_file, output; fh_pick kv_type, device; bool logits; } args;
 static const fh_opt options[] = {
     FH_TEXT_OPTS(offsetof(args, text)),
     {"ids-file", FH_OPT_STR, offsetof(args, ids_file), "IN", "safetensors with ids [B, T] int64, each row a sequence (with MODEL)", 0, 0, NULL},
     {"-o", FH_OPT_STR, offsetof(args, output), "OUT", "safetensors to write (with MODEL)", 0, 0, NULL},
     {"logits", FH_OPT_FLAG, offsetof(args, logits), NULL, "write the dense head's logits too (with MODEL)", 0, 0, NULL},
     FH_KV_OPT(offsetof(args, kv_type)),
+    FH_DEVICE_OPT(args),
     FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -55,7 +56,7 @@ static fh_status read_text(sequences *out, const args *a, const fh_model *m, con
 
 enum { ROWS_AT_ONCE = 2048 };
 
-static fh_status write_states(const args *a, const fh_model *m, const sequences *s, const fh_job *job, fh_json **report, fh_err *err)
+static fh_status write_states(const args *a, const fh_model *m, const sequences *s, bool here, const fh_job *job, fh_json **report, fh_err *err)
 {
     double began = fh_now();
     size_t d = m->config->hidden, v = m->config->vocab, n = s->b * s->t, at_once = fh_max(1, ROWS_AT_ONCE / s->t), most = at_once * s->t;
@@ -93,7 +94,7 @@ static fh_status write_states(const args *a, const fh_model *m, const sequences 
     fh_json *r = fh_json_object();
     fh_json_add_u64(r, "sequences", s->b);
     fh_json_add_u64(r, "tokens", n);
-    fh_json_add_unified(r, seen, m->config->layers);
+    if (here) fh_json_add_unified(r, seen, m->config->layers); /* a device does not look */
     fh_json_add_double(r, "seconds", fh_now() - began);
     *report = r;
 out:
@@ -115,7 +116,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_status rc;
     if (!a->common.n_args) { /* the stage */
         fh_stage_env e;
-        if (a->ids_file.set || a->output.set || a->logits || a->kv_type.set) return fh_fail(err, FH_EUSAGE, "hidden: --ids-file, -o, --logits and --kv-type: name the MODEL they are for");
+        if (a->ids_file.set || a->output.set || a->logits || a->kv_type.set || a->device.set) return fh_fail(err, FH_EUSAGE, "hidden: --ids-file, -o, --logits, --kv-type and --device: name the MODEL they are for");
         fh_text_params text = fh_text_of(&a->text);
         rc = fh_open_work(&e, &a->common, false, job, err);
         if (rc == FH_OK) rc = fh_stage_hidden(&e, &text, &report, err);
@@ -135,7 +136,11 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
         if ((rc = fh_keep_input(a->output.v, a->text.text.v[i], err)) < 0) return rc;
     rc = fh_model_open(&m, a->common.args[0], NULL, FH_MODEL_BODY | FH_MODEL_HEAD | (a->ids_file.set ? 0 : FH_MODEL_TOKENIZER), job, err);
     if (rc == FH_OK) rc = a->ids_file.set ? read_ids(&s, a->ids_file.v, m.config->vocab, err) : read_text(&s, a, &m, job, err);
-    if (rc == FH_OK) rc = write_states(a, &m, &s, job, &report, err);
+    fh_device *device = NULL;
+    if (rc == FH_OK) rc = fh_device_open(&device, (fh_device_kind)a->device.v, NULL, m.body, job, err);
+    if (rc == FH_OK) rc = write_states(a, &m, &s, !device, job, &report, err);
+    if (report) fh_json_add_string(report, "device", fh_device_name(device));
+    fh_device_close(device);
     rc = fh_finish(report, &a->common, rc, err);
     fh_free(s.ids);
     fh_model_close(&m);

@@ -79,7 +79,7 @@ static fh_status answers(const args *a, fh_head *head, const float *states, size
     fh_json *r = fh_json_object(), *all_ids, *all_logits;
     fh_status rc = ids && logits ? fh_scratch_new(&scratch, head, fh_pool_threads(fh_job_pool(job)), err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0 || (a->runtime.v && (rc = as_vllm(&plain, head, err)) < 0)) goto out;
-    if ((rc = fh_device_open(&device, (fh_device_kind)a->device.v, head, job, err)) < 0) goto out;
+    if ((rc = fh_device_open(&device, (fh_device_kind)a->device.v, head, NULL, job, err)) < 0) goto out;
     fh_scratch_use(scratch, device);
     fh_json_add_u64(r, "positions", n);
     fh_json_add_string(r, "device", fh_device_name(device));

@@ -112,6 +112,11 @@ void fh_run_add_stats(fh_json *to, const fh_generate_stats *s)
         fh_json_add_double(to, "covered_mass", s->mass);
         fh_json_add_string(to, "covered_mass_from", mass_name(s->mass_kind));
     }
+    if (s->attention_parts) {
+        fh_json *parts = fh_json_add_object(to, "attention");
+        fh_json_add_u64(parts, "parts", s->attention_parts);
+        fh_json_add_u64(parts, "done_again", s->attention_again);
+    }
     if (s->exact_rows > 0) {
         fh_json *e = fh_json_add_object(to, "exact");
         fh_json_add_double(e, "clusters", a_draw(s, s->exact_clusters));

@@ -5,7 +5,7 @@
 #include "cmd/cmd.h"
 #include "validate/validate.h"
 
-/* The head on a GPU, instead of all that is measured here. */
-fh_status fh_bench_on_device(fh_json **report, const fh_device *d, const fh_head *head, fh_bench_params *how, const fh_job *job, fh_err *err);
+/* Head and whole tokens on the GPU that m uses, instead of all that is measured here.  products: those of the body too, kept beside the artifact. */
+fh_status fh_bench_on_device(fh_json **report, const fh_model *m, fh_bench_params *how, bool products, const fh_job *job, fh_err *err);
 
 #endif

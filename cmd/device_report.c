@@ -1,4 +1,4 @@
-/* bench --device: the report of what a GPU needs for the head. */
+/* bench --device: the report of what a GPU needs for the head, for whole tokens and for the products of the body. */
 #include "cmd/device.h"
 
 #include <math.h>
@@ -33,9 +33,48 @@ static fh_json *report_of(const fh_bench_list *rows, const fh_device *d, const f
     return report;
 }
 
-fh_status fh_bench_on_device(fh_json **report, const fh_device *d, const fh_head *head, fh_bench_params *how, const fh_job *job, fh_err *err)
+/* Whole tokens by FlashHead and by the dense head, as the clock on the wall has them. */
+static fh_status add_tokens(fh_json *report, const fh_model *m, const fh_bench_params *how, const fh_job *job, fh_err *err)
+{
+    enum { PROMPT = 8, TOKENS = 129, PASSES = 5 };
+    static const char *const names[] = {"flash", "dense"};
+    fh_json *list = fh_json_add_array(report, "tokens");
+    for (int head = 0; head < 2; head++) {
+        fh_token_timing t;
+        if (head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact) continue;
+        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, how->kv_type, how->probes, PROMPT, TOKENS, PASSES, job, err);
+        if (rc < 0) return rc;
+        fh_json *j = fh_json_add_object(list, NULL);
+        fh_json_add_string(j, "head", names[head]);
+        fh_json_add_double(j, "ttft_seconds", t.ttft);
+        fh_json_add_double(j, "tpot_seconds", t.tpot);
+        fh_json_add_double(j, "head_share", t.head_share);
+    }
+    return FH_OK;
+}
+
+/* Every product by every kernel, into the report and into the file that later runs read. */
+static fh_status add_products(fh_json *report, const fh_model *m, size_t runs, const fh_job *job, fh_err *err)
+{
+    fh_json *measured = NULL;
+    char *path = fh_device_products_path(m->device, m->name), *text = NULL;
+    fh_status rc = path ? fh_device_products_measure(m->device, runs, &measured, err) : fh_fail(err, FH_ENOMEM, "bench: out of memory");
+    if (rc == FH_OK && !(text = fh_json_print(measured, true))) rc = fh_fail(err, FH_ENOMEM, "bench: out of memory");
+    if (rc == FH_OK && (rc = fh_file_write(path, text, strlen(text), 0, err)) == FH_OK) {
+        fh_job_say(job, FH_INFO, "the fastest kernel of each product: %s", path);
+        fh_json_add_copy(report, "products", fh_json_get(measured, "products"));
+    }
+    fh_free(text);
+    fh_free(path);
+    fh_json_free(measured);
+    return rc;
+}
+
+fh_status fh_bench_on_device(fh_json **report, const fh_model *m, fh_bench_params *how, bool products, const fh_job *job, fh_err *err)
 {
     enum { STATES = 64 };
+    const fh_device *d = m->device;
+    const fh_head *head = m->head;
     const fh_head_info *info = fh_head_get_info(head);
     fh_bench_list rows;
     float *own = how->states ? NULL : fh_malloc(STATES * (size_t)info->hidden * sizeof *own);
@@ -45,7 +84,12 @@ fh_status fh_bench_on_device(fh_json **report, const fh_device *d, const fh_head
         fh_bench_states(own, STATES * (size_t)info->hidden);
         how->states = own, how->n_states = STATES;
     }
-    if ((rc = fh_bench_device(d, head, how, job, &rows, err)) == FH_OK) *report = report_of(&rows, d, info, how->probes ? how->probes : info->probes);
+    fh_json *r = NULL;
+    if ((rc = fh_bench_device(d, head, how, job, &rows, err)) == FH_OK) r = report_of(&rows, d, info, how->probes ? how->probes : info->probes);
+    if (rc == FH_OK && products) rc = add_products(r, m, how->runs ? how->runs : 50, job, err); /* before whole tokens, which use what was found */
+    if (rc == FH_OK && fh_device_has_body(d)) rc = add_tokens(r, m, how, job, err);
+    if (rc == FH_OK) *report = r;
+    else fh_json_free(r);
     fh_free(own);
     return rc;
 }

@@ -2,7 +2,7 @@
  *
  * The rows of a call are taken in chunks of whole sequences or parts of them, each through all layers: a long prompt is a
  * sequence of chunks on top of one another's cache, so that scratch is bounded whatever the length.  The result's own rows carry the
- * residual stream.
+ * residual stream.  A device (body_device.h) is given each chunk's embeddings and angles and does the layers.
  */
 #include "runtime/body_private.h"
 
@@ -10,8 +10,8 @@
 #include <string.h>
 
 enum {
-    CHUNK_ROWS = 1024, /* tokens through the layers at a time */
-    BLOCK_ROWS = 16    /* rows of a task between products */
+    CHUNK_ROWS = FH_CALL_ROWS, /* tokens through the layers at a time */
+    BLOCK_ROWS = 16            /* rows of a task between products */
 };
 
 typedef struct forward {
@@ -25,6 +25,8 @@ typedef struct forward {
     size_t half;                 /* pairs rotated, the larger of global and local */
     float *scratch; size_t scratch_each;
     float *partials;             /* of attention */
+    fh_run *runs; void **pages;  /* the same pieces for a device, and all their pages */
+    float *embedded;             /* [rows, d] where the states stay there, else NULL */
     float *x;                    /* [rows, d] the residual stream: rows of the result */
 } forward;
 
@@ -88,6 +90,8 @@ static const fh_piece *piece_of(const forward *f, size_t r, size_t *position)
     return &f->pieces[low];
 }
 
+static uint32_t turned(const fh_body *b, const fh_rope *rope) { return rope ? fh_rope_dims(rope, (uint32_t)b->head_dim) : 0; }
+
 /* cos and sin of every row: float32 frequency times float32 position, as the reference has it. */
 static void set_angles(forward *f)
 {
@@ -96,8 +100,8 @@ static void set_angles(forward *f)
     for (size_t i = 0; i < f->n_pieces; i++) {
         const fh_piece *p = &f->pieces[i];
         for (size_t k = 0; k < 2; k++) {
-            if (!ropes[k] || ropes[k]->type == FH_ROPE_NONE) continue;
-            size_t half = fh_rope_dims(ropes[k], (uint32_t)b->head_dim) / 2;
+            size_t half = turned(b, ropes[k]) / 2;
+            if (!half) continue;
             float *frequency = f->frequency, factor = fh_rope_attention_factor(ropes[k]);
             fh_rope_frequencies(ropes[k], (uint32_t)b->head_dim, b->config->max_position, p->length, frequency);
             for (size_t r = 0; r < p->rows; r++) {
@@ -126,8 +130,7 @@ static void place_block(void *ctx, size_t task, unsigned worker)
     const placing *c = ctx;
     const forward *f = c->f;
     const fh_body *b = f->b;
-    const fh_rope *rope = c->layer->local ? b->rope_local : b->rope;
-    uint32_t dims = rope ? fh_rope_dims(rope, (uint32_t)b->head_dim) : 0;
+    uint32_t dims = turned(b, c->layer->local ? b->rope_local : b->rope);
     size_t end = fh_min((task + 1) * BLOCK_ROWS, f->rows);
     for (size_t r = task * BLOCK_ROWS; r < end; r++) {
         size_t position;
@@ -215,29 +218,34 @@ static void embed(const forward *f, const uint32_t *tokens)
 
 /* ---- a call -------------------------------------------------------------------------------------------------------- */
 
-/* Room for everything in one allocation: rows of a chunk, scratch of each worker, pieces. */
-static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, size_t partials, fh_err *err)
+/* Room for everything in one allocation: rows of a chunk, scratch of each worker, pieces.  Where a device does the layers: what it is given. */
+static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, size_t partials, size_t pages, bool stay, fh_err *err)
 {
     const fh_body *b = f->b;
+    bool here = !b->device;
     size_t workers = fh_pool_threads(f->pool);
     size_t widest = fh_max(b->ffn, fh_max(b->d, b->heads * b->head_dim));
-    f->scratch_each = fh_round_up(fh_max(fh_linear_scratch(rows, widest), fh_attention_scratch(b)), 16);
+    f->scratch_each = here ? fh_round_up(fh_max(fh_linear_scratch(rows, widest), fh_attention_scratch(b)), 16) : 0;
     f->half = b->head_dim / 2;
-    size_t sizes[] = {rows * b->d, rows * b->qkv_width,      rows * b->heads * b->head_dim, rows * b->ffn, rows * 4 * f->half,
-                      f->half,     workers * f->scratch_each, partials};
+    size_t sizes[] = {here ? rows * b->d : b->d, here ? rows * b->qkv_width : 0, here ? rows * b->heads * b->head_dim : 0, here ? rows * b->ffn : 0,
+                      rows * 4 * f->half, f->half, workers * f->scratch_each, here ? partials : 0, stay ? rows * b->d : 0};
     enum { PARTS = sizeof sizes / sizeof *sizes };
-    size_t total = 0, bytes, list;
+    size_t total = 0, bytes, list = 0, runs = 0, table = 0;
     bool fits = true;
     for (size_t i = 0; i < PARTS; i++) {
         sizes[i] = fh_round_up(sizes[i], 16);
         fits = fits && fh_add(total, sizes[i], &total);
     }
     fits = fits && fh_mul(total, sizeof(float), &bytes) && fh_mul(pieces, sizeof *f->pieces, &list) && fh_add(bytes, list, &bytes);
+    if (!here) fits = fits && fh_mul(pieces, sizeof *f->runs, &runs) && fh_add(bytes, runs, &bytes) && fh_mul(pages, sizeof *f->pages, &table) && fh_add(bytes, table, &bytes);
     if (!fits || !(*memory = fh_malloc(bytes)))
         return fh_fail(err, FH_ENOMEM, "%s: out of memory for the forward pass of %zu tokens", b->name, rows);
-    float *at = *memory, **parts[] = {&f->h, &f->qkv, &f->att, &f->ff, &f->angles, &f->frequency, &f->scratch, &f->partials};
+    float *at = *memory, **parts[] = {&f->h, &f->qkv, &f->att, &f->ff, &f->angles, &f->frequency, &f->scratch, &f->partials, &f->embedded};
     for (size_t i = 0; i < PARTS; i++) *parts[i] = at, at += sizes[i];
+    if (!stay) f->embedded = NULL;
     f->pieces = (fh_piece *)(void *)at;
+    f->runs = (fh_run *)(void *)((char *)f->pieces + list);
+    f->pages = (void **)((char *)f->runs + runs);
     return FH_OK;
 }
 
@@ -246,7 +254,9 @@ static fh_status check(const fh_body *b, size_t n, fh_kv *const *kv, const uint3
 {
     size_t total = 0;
     for (size_t i = 0; i < n; i++) {
-        if (kv[i]->body != b) return fh_fail(err, FH_EUSAGE, "%s: the cache of sequence %zu belongs to another body", b->name, i);
+        if (kv[i]->body != b || kv[i]->device != b->device) return fh_fail(err, FH_EUSAGE, "%s: the cache of sequence %zu belongs to another body", b->name, i);
+        if (b->device && kv[i]->is.type != kv[0]->is.type) return fh_fail(err, FH_EUSAGE, "%s: caches of %s and %s in one call on a device", b->name,
+                                                                          fh_dtype_name(kv[0]->is.type), fh_dtype_name(kv[i]->is.type));
         if (!lens[i]) return fh_fail(err, FH_EUSAGE, "%s: sequence %zu is given no tokens", b->name, i);
         if ((uint64_t)kv[i]->length + lens[i] > b->max_position)
             return fh_fail(err, FH_EUSAGE, "%s: %llu tokens in a sequence, the model's positions end at %u", b->name,
@@ -262,21 +272,48 @@ static fh_status check(const fh_body *b, size_t n, fh_kv *const *kv, const uint3
     return FH_OK;
 }
 
+/* The layers and the final norm of a chunk whose embeddings lie at f->x. */
+static void run_here(forward *f)
+{
+    f->attention_tasks = fh_attention_tasks(f->b, f->pieces, f->n_pieces, f->partials);
+    for (size_t l = 0; l < f->b->n_layers; l++) run_layer(f, l);
+    norm_rows(f, &f->b->final_norm, f->x, f->x);
+}
+
+static fh_status run_there(forward *f, fh_err *err)
+{
+    const fh_body_device *device = f->b->device;
+    fh_body_call call = {.runs = f->runs, .n = f->n_pieces, .rows = f->rows, .layout = f->pieces[0].kv->is, .angles = f->angles, .half = f->half,
+                         .dims = {turned(f->b, f->b->rope), turned(f->b, f->b->rope_local)}, .x = f->x, .stay = f->embedded};
+    void **pages = f->pages;
+    for (size_t i = 0; i < f->n_pieces; i++) {
+        const fh_piece *p = &f->pieces[i];
+        size_t n = (p->first + p->rows - 1) / FH_PAGE_TOKENS + 1;
+        f->runs[i] = (fh_run){p->row, p->rows, p->first, pages};
+        for (size_t j = 0; j < n; j++) *pages++ = p->kv->pages[j]->there;
+    }
+    return device->forward(device->ctx, &call, err);
+}
+
 fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens,
                           float *hidden, fh_err *err)
 {
     size_t rows = 0;
     fh_status rc = check(b, n, kv, lens, tokens, &rows, err);
     if (rc < 0 || !rows) return rc;
+    if (!hidden && (!b->device || n != 1)) return fh_fail(err, FH_EUSAGE, "%s: states stay on a device, of one sequence", b->name);
     forward f = {.b = b, .pool = pool};
     void *memory = NULL;
-    size_t partials = 0;
-    for (size_t i = 0; i < n; i++) partials += fh_attention_partials(b, (uint64_t)kv[i]->length + lens[i]);
-    if ((rc = carve(&f, &memory, fh_min(rows, CHUNK_ROWS), fh_min(n, CHUNK_ROWS), partials, err)) < 0) goto out;
+    size_t partials = 0, pages = 0;
+    for (size_t i = 0; i < n; i++) {
+        partials += fh_attention_partials(b, (uint64_t)kv[i]->length + lens[i]);
+        pages += ((size_t)kv[i]->length + lens[i] - 1) / FH_PAGE_TOKENS + 1;
+    }
+    if ((rc = carve(&f, &memory, fh_min(rows, CHUNK_ROWS), fh_min(n, CHUNK_ROWS), partials, pages, !hidden, err)) < 0) goto out;
     for (size_t i = 0; i < n; i++)
         if ((rc = fh_kv_reserve(kv[i], (uint64_t)kv[i]->length + lens[i], err)) < 0) goto out;
 
-    /* From here on nothing can fail. */
+    /* From here on only a device can fail. */
     size_t sequence = 0, done = 0; /* the sequence in hand and how many of its tokens are through */
     for (size_t row = 0; row < rows; row += f.rows) {
         f.n_pieces = f.rows = 0;
@@ -288,12 +325,11 @@ fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *cons
             done += take;
             if (done == lens[sequence]) sequence++, done = 0;
         }
-        f.x = hidden + row * b->d;
-        f.attention_tasks = fh_attention_tasks(b, f.pieces, f.n_pieces, f.partials);
+        f.x = hidden ? hidden + row * b->d : f.embedded;
         embed(&f, tokens + row);
         set_angles(&f);
-        for (size_t l = 0; l < b->n_layers; l++) run_layer(&f, l);
-        norm_rows(&f, &b->final_norm, f.x, f.x);
+        if (!b->device) run_here(&f);
+        else if ((rc = run_there(&f, err)) < 0) goto out;
     }
     for (size_t i = 0; i < n; i++) kv[i]->length += lens[i];
 out:

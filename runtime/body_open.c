@@ -421,5 +421,10 @@ double fh_body_operations(const fh_body *b, uint32_t length, uint32_t n)
     return operations;
 }
 
+void fh_body_unify(fh_body *b, const fh_unified *unified)
+{
+    for (size_t i = 0; i < b->n_layers; i++) b->layers[i].unified = unified[i];
+}
+
 uint64_t fh_body_bytes(const fh_body *b) { return b->bytes; }
 uint32_t fh_body_max_position(const fh_body *b) { return b->max_position; }

@@ -2,8 +2,8 @@
 #ifndef FH_BODY_PRIVATE_H
 #define FH_BODY_PRIVATE_H
 
+#include "runtime/body_device.h"
 #include "runtime/kernels.h"
-#include "runtime/runtime.h"
 
 #include <stdalign.h>
 #include <stdatomic.h>
@@ -45,50 +45,10 @@ float fh_rope_attention_factor(const fh_rope *rope);
 /* Rotate one head: element i with element i + dims / 2. */
 void fh_rope_rotate(float *head, const float *cos, const float *sin, uint32_t dims);
 
-/* ---- weights ----------------------------------------------------------------------------------------------- */
-
-/* y = W x + b, W in place: [out, in], or [in, out] where `transposed`; data may be unaligned. */
-typedef struct fh_linear { const void *data; fh_dtype dtype; size_t out, in; bool transposed; const float *bias; } fh_linear;
-typedef struct fh_norm { const float *weight, *bias; } fh_norm; /* weight as it multiplies: Gemma's has its 1 added; bias: layer norms */
-
-typedef struct fh_layer {
-    fh_norm attn_norm, mlp_norm, attn_post, mlp_post; /* post: of what a block puts out, before it is added */
-    const float *q_norm, *k_norm;                     /* [head_dim] or NULL */
-    fh_linear qkv[3]; unsigned n_qkv;                 /* 3: q, k, v; 1: fused */
-    fh_linear o, gate, up, down;                      /* gate.data NULL: act(up x) */
-    bool local;                                       /* rotated by rope_local */
-    uint32_t window;                                  /* keys that a query sees, itself counted; 0: all before it */
-    float scale;                                      /* of the scores */
-} fh_layer;
-
-enum { FH_PAGE_TOKENS = 16 };
-
-struct fh_body {
-    const fh_config *config;
-    const fh_body_math *math;
-    const fh_kernels *kernels;
-    const void *(*embedding_row)(void *ctx, uint32_t id); void *ctx;
-    fh_rows embedding;                 /* data NULL: embedding_row is asked */
-    fh_dtype embedding_dtype;
-    fh_rows positions;                 /* learned; data NULL: none */
-    fh_layer *layers; fh_norm final_norm;
-    size_t d, heads, kv_heads, head_dim, ffn, n_layers;
-    size_t qkv_width;                  /* of one row of q, k and v */
-    size_t q_first, q_step, k_first, k_step, v_first, v_step; /* where head h of each lies in it: first + h * step */
-    bool layer_norm, parallel;         /* layer norm, not RMS; both blocks read the same x */
-    float eps, embed_scale, attn_softcap;
-    const fh_rope *rope, *rope_local;  /* of config; NULL: none */
-    uint32_t max_position;
-    uint64_t bytes, weights;           /* that a token reads; that it is multiplied by */
-    fh_arena *arena;
-    char *name;
-};
-
 /* ---- matrix products (body_linear.c) --------------------------------------------------------------------- */
 
 enum { FH_TILE_M = 256, FH_TILE_N = 128, FH_FEW_ROWS = 8 };
-typedef enum fh_then { FH_THEN_STORE, FH_THEN_ADD, FH_THEN_ACT, FH_THEN_GATE } fh_then;
-/* out[i * ld + o] of rows i < n: = y, += y, = act(y), = act(gate x) * y. */
+/* out[i * ld + o] of rows i < n. */
 typedef struct fh_product { const fh_linear *w, *gate; float *out; size_t ld; fh_then then; } fh_product;
 /* Floats of scratch that each worker needs for n rows and weights of at most `in` columns. */
 size_t fh_linear_scratch(size_t n, size_t in);
@@ -98,18 +58,18 @@ void fh_linear_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scrat
 
 /* ---- the cache (kv.c) ---------------------------------------------------------------------------------------- */
 
-/* 16 tokens of all layers, [layer][k, v][kv_head] blocks of [16, head_dim] values; of int8 each block begins with its scales, float32
- * [16, groups of 32].  Shared by as many sequences as `sequences` says: who writes into a page of several takes a copy. */
-typedef struct fh_slab { alignas(64) atomic_size_t pages; } fh_slab; /* pages follow; goes with the last of them */
-typedef struct fh_page { alignas(64) atomic_uint sequences; fh_slab *slab; alignas(64) uint8_t blocks[]; } fh_page;
+/* A page (fh_pages) is shared by as many sequences as `sequences` says: who writes into one of several takes a copy.  On a device its blocks are `there`,
+ * in memory of the slab's. */
+typedef struct fh_slab { alignas(64) atomic_size_t pages; const fh_body_device *device; void *there; } fh_slab; /* pages follow; goes with the last of them */
+typedef struct fh_page { alignas(64) atomic_uint sequences; fh_slab *slab; void *there; alignas(64) uint8_t blocks[]; } fh_page;
 
 struct fh_kv {
     const fh_body *body;
-    fh_dtype type;
-    size_t block_bytes, page_bytes;
+    const fh_body_device *device;      /* that its blocks are on; NULL: here */
+    fh_pages is;
     fh_page **pages; size_t n_pages, room;
     uint8_t *fresh; size_t n_fresh;    /* pages of the last slab that are not in use yet */
-    fh_slab *slab;                     /* that they are of */
+    fh_slab *slab; size_t slab_pages;  /* that they are of, and how many it had */
     uint32_t length;
     fh_score_range *watch;             /* [layers] or NULL */
 };

@@ -16,6 +16,12 @@ static bool dense_in_file(const fh_chooser *c) { return c->m->head && fh_head_ge
 static bool greedy(const fh_chooser *c) { return !(c->p->sampling.temperature > 0); }
 static bool penalised(const fh_chooser *c) { return c->p->penalty > 0 && c->p->penalty != 1; }
 
+bool fh_chooser_is_there(const fh_chooser *c)
+{
+    if (!fh_device_keeps_state(c->m->device) || penalised(c) || c->p->audit) return false;
+    return fh_chooser_is_dense(c) ? greedy(c) && dense_in_file(c) : !c->bounds && c->mass_kind != FH_MASS_MEASURED;
+}
+
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
 /* What the artifact knows of its covered mass without looking. */
@@ -24,7 +30,7 @@ static fh_mass_kind known_mass(fh_chooser *c)
     const fh_fhead *file = fh_head_file(c->m->head);
     const fh_json *header = file ? fh_fhead_header(file) : NULL, *head = header ? fh_json_get(header, "head") : NULL;
     const fh_json *routing = head ? fh_json_get(head, "routing") : NULL, *calibration = header ? fh_json_get(header, "calibration") : NULL;
-    if (!c->m->device && routing && fh_json_string(routing) && !strcmp(fh_json_string(routing), "learned")) return FH_MASS_ROUTING;
+    if (!fh_device_has_head(c->m->device) && routing && fh_json_string(routing) && !strcmp(fh_json_string(routing), "learned")) return FH_MASS_ROUTING;
     const fh_json *curve = calibration && !c->p->query.no_hot ? fh_json_get(calibration, "curve") : NULL;
     if (c->adaptive) { /* no point of the curve probes as this head does */
         const fh_json *mass = calibration ? fh_json_get(fh_json_get(calibration, "heldout"), "mass") : NULL;
@@ -235,7 +241,7 @@ fh_status fh_chooser_choose(fh_chooser *c, const float *state, fh_generate_stats
     }
     stats->draws += !greedy(c);
     if (c->bounds) return draw_exact(c, state, c->seen ? &penalty : NULL, stats, id, err);
-    if (c->m->device && !dense && !c->seen && c->mass_kind != FH_MASS_MEASURED) {
+    if (fh_device_has_head(c->m->device) && !dense && !c->seen && c->mass_kind != FH_MASS_MEASURED) {
         double random = fh_rng_double(&c->rng);
         stats->mass_kind = c->mass_kind, stats->mass = c->mass_known;
         return fh_head_sample(c->m->head, c->scratch, state, 1, &c->p->query, &c->p->sampling, &random, id, err);

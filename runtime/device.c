@@ -1,22 +1,11 @@
 /* runtime/device.c: GPUs, through a shared object that is opened when one is asked for. */
-#include "runtime/cuda/backend.h"
+#include "runtime/device_private.h"
 #include "runtime/head.h"
 
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-struct fh_device {
-    void *library;
-    const fh_cuda_table *cuda;
-    const fh_head *of;
-    fh_cuda_device *device;
-    fh_cuda_head *head;
-    fh_head_device does;
-    fh_cuda_clusterer *clusterer;
-    fh_cluster_device clusters;
-};
 
 static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
 
@@ -64,7 +53,7 @@ out:
     return rc;
 }
 
-/* ---- a head on a device ------------------------------------------------------------------------------------------- */
+/* ---- what is put there --------------------------------------------------------------------------------------------- */
 
 static fh_status topk(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
 {
@@ -72,8 +61,8 @@ static fh_status topk(void *ctx, const fh_head_call *call, uint32_t *ids, float 
     return d->cuda->head_topk(d->head, call, ids, logits, err);
 }
 
-/* What shall be done there: a head, or the search of a clustering for n rows of d and k clusters. */
-typedef struct task_there { const fh_head *head; size_t n, d, k; } task_there;
+/* What shall be done there: a head, the layers of a body, or both; or the search of a clustering for n rows of d and k clusters. */
+typedef struct task_there { const fh_head *head; fh_body *body; size_t n, d, k; } task_there;
 
 static fh_status put_head(fh_device *d, const fh_head *head, fh_err *err)
 {
@@ -86,6 +75,15 @@ static fh_status put_head(fh_device *d, const fh_head *head, fh_err *err)
     return rc;
 }
 
+static fh_status put_body(fh_device *d, fh_body *body, fh_err *err)
+{
+    fh_status rc = d->cuda->body_new(&d->layers, d->device, body, err);
+    if (rc < 0) return rc;
+    d->body = body;
+    body->device = d->cuda->body_does(d->layers);
+    return FH_OK;
+}
+
 static fh_status put_clusters(fh_device *d, const task_there *w, fh_err *err)
 {
     fh_status rc = d->cuda->clusterer_new(&d->clusterer, d->device, w->n, fh_round_up(w->d, 16), w->k, err);
@@ -93,36 +91,41 @@ static fh_status put_clusters(fh_device *d, const task_there *w, fh_err *err)
     return rc;
 }
 
-static fh_status open_cuda(fh_device **out, const task_there *w, fh_err *err)
+/* *what: what does not get there. */
+static fh_status put(fh_device *d, const task_there *w, const char **what, fh_err *err)
 {
-    fh_status rc;
+    *what = w->head && w->body ? "head and body run" : w->head ? "the head runs" : w->body ? "the body runs" : "the clustering runs";
     if (w->head && w->head->parts.threshold > 0)
         return fh_fail(err, FH_EUNSUPPORTED,
                        "the head probes by a threshold on scores, which the CUDA head does not know: leave --device out, or make it with "
                        "'fhtool calibrate --probing fixed'");
-    fh_device *d = fh_calloc(1, sizeof *d);
-    if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
-    if ((rc = open_library(d, err)) < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0 ||
-        (rc = w->head ? put_head(d, w->head, err) : put_clusters(d, w, err)) < 0) goto out;
-    *out = d, d = NULL;
-out:
-    fh_device_close(d);
-    return rc;
+    fh_status rc = open_library(d, err);
+    if (rc < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0) return rc;
+    if (!w->head && !w->body) return put_clusters(d, w, err);
+    if (w->head && (rc = put_head(d, w->head, err)) < 0) return rc;
+    *what = "the body runs";
+    return w->body ? put_body(d, w->body, err) : FH_OK;
 }
 
 static fh_status open_for(fh_device **out, fh_device_kind kind, const task_there *w, const fh_job *job, fh_err *err)
 {
+    const char *what;
     fh_err why = {FH_OK, ""};
+    bool must = kind == FH_DEVICE_CUDA;
     *out = NULL;
     if (kind == FH_DEVICE_CPU) return FH_OK;
-    if (kind == FH_DEVICE_CUDA) return open_cuda(out, w, err);
-    if (open_cuda(out, w, &why) < 0) fh_job_say(job, FH_INFO, "the %s runs on the CPU: %s", w->head ? "head" : "clustering", why.text);
-    return FH_OK;
+    fh_device *d = fh_calloc(1, sizeof *d);
+    if (!d) return fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_status rc = put(d, w, &what, must ? err : &why);
+    if (rc < 0 && !must) fh_job_say(job, FH_INFO, "%s on the CPU: %s", what, why.text);
+    if (rc == FH_OK || (!must && d->head)) *out = d; /* a head alone is something */
+    else fh_device_close(d);
+    return must ? rc : FH_OK;
 }
 
-fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err)
+fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, fh_body *body, const fh_job *job, fh_err *err)
 {
-    return open_for(out, kind, &(task_there){.head = head}, job, err);
+    return open_for(out, kind, &(task_there){.head = head, .body = body}, job, err);
 }
 
 fh_status fh_device_open_clusters(fh_device **out, fh_device_kind kind, size_t n, size_t d, size_t k, const fh_job *job, fh_err *err)
@@ -133,7 +136,9 @@ fh_status fh_device_open_clusters(fh_device **out, fh_device_kind kind, size_t n
 void fh_device_close(fh_device *d)
 {
     if (!d) return;
+    if (d->body) d->body->device = NULL;
     if (d->cuda) {
+        d->cuda->body_free(d->layers);
         d->cuda->head_free(d->head);
         d->cuda->clusterer_free(d->clusterer);
         d->cuda->device_close(d->device);
@@ -141,6 +146,9 @@ void fh_device_close(fh_device *d)
     if (d->library) dlclose(d->library);
     fh_free(d);
 }
+
+bool fh_device_has_head(const fh_device *d) { return d && d->head; }
+bool fh_device_has_body(const fh_device *d) { return d && d->layers; }
 
 fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *states, size_t batch, uint32_t probes, size_t runs, double *seconds,
                          uint32_t *ids, fh_err *err)
@@ -160,6 +168,23 @@ fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *s
 }
 
 const char *fh_device_name(const fh_device *d) { return d ? d->cuda->device_info(d->device)->name : "cpu"; }
-uint64_t fh_device_bytes(const fh_device *d) { return !d ? 0 : d->head ? d->cuda->head_bytes(d->head) : d->cuda->clusterer_bytes(d->clusterer); }
+uint64_t fh_device_bytes(const fh_device *d) { return fh_device_has_head(d) ? d->cuda->head_bytes(d->head) : d && d->clusterer ? d->cuda->clusterer_bytes(d->clusterer) : 0; }
 const fh_cluster_device *fh_device_clusters(const fh_device *d) { return d && d->clusterer ? &d->clusters : NULL; }
-void fh_scratch_use(fh_scratch *scratch, const fh_device *d) { scratch->device = d ? &d->does : NULL; }
+void fh_scratch_use(fh_scratch *scratch, const fh_device *d) { scratch->device = fh_device_has_head(d) ? &d->does : NULL; }
+
+bool fh_device_keeps_state(const fh_device *d)
+{
+    return fh_device_has_head(d) && fh_device_has_body(d) && d->of->rerank < FH_CUDA_KEPT; /* kept is one more */
+}
+
+void fh_device_times(const fh_device *d, double *body_seconds, double *head_seconds)
+{
+    *body_seconds = *head_seconds = 0;
+    if (d) d->cuda->device_times(d->device, body_seconds, head_seconds);
+}
+
+fh_status fh_device_attention(const fh_device *d, uint64_t *recomputed, uint64_t *parts, fh_err *err)
+{
+    *recomputed = *parts = 0;
+    return fh_device_has_body(d) ? d->cuda->body_attention(d->layers, recomputed, parts, err) : FH_OK;
+}

@@ -12,6 +12,7 @@ struct fh_session {
     fh_kv *kv;
     uint32_t *tokens; size_t n, room; /* the sequence; the cache holds fh_kv_length of them */
     float *hidden;                    /* [PREFILL, D] */
+    bool stays;                       /* states stay on the device that has body and head */
 };
 
 /* The longest sequence. */
@@ -28,6 +29,7 @@ fh_status fh_session_new(fh_session **out, const fh_model *m, const fh_generate_
         goto out;
     }
     if ((rc = fh_chooser_open(&s->chooser, m, &s->p, job, err)) < 0 || (rc = fh_kv_new_of(&s->kv, m->body, s->p.kv_type, err)) < 0) goto out;
+    s->stays = fh_chooser_is_there(&s->chooser);
     *out = s, s = NULL;
 out:
     fh_session_free(s);
@@ -76,10 +78,17 @@ fh_status fh_generate_check(const fh_model *m, const uint32_t *prompt, size_t n,
     return FH_OK;
 }
 
+/* n tokens on; the last one's state, NULL where it stays on the device. */
+static fh_status forward(fh_session *s, const uint32_t *ids, uint32_t n, const float **state, fh_err *err)
+{
+    *state = s->stays ? NULL : s->hidden + (n - 1) * (size_t)s->m->config->hidden;
+    return fh_body_forward(s->m->body, s->chooser.pool, 1, &s->kv, &n, ids, s->stays ? NULL : s->hidden, err);
+}
+
 /* The prompt into the cache, less what is there of it; *state is that of its last token. */
 static fh_status prefill(fh_session *s, const uint32_t *prompt, size_t n, const fh_job *job, const float **state, size_t *reused, fh_err *err)
 {
-    size_t d = s->m->config->hidden, at = 0, have = fh_min(fh_kv_length(s->kv), s->n);
+    size_t at = 0, have = fh_min(fh_kv_length(s->kv), s->n);
     fh_status rc = room_for(s, n, err);
     if (rc < 0) return rc;
     while (at < have && at + 1 < n && s->tokens[at] == prompt[at]) at++; /* the last token is run again: its state is needed */
@@ -89,8 +98,8 @@ static fh_status prefill(fh_session *s, const uint32_t *prompt, size_t n, const 
     while (at < n) {
         uint32_t len = (uint32_t)fh_min(PREFILL, n - at);
         if (fh_job_stopped(job)) return fh_fail(err, FH_EINTERRUPTED, "interrupted");
-        if ((rc = fh_body_forward(s->m->body, s->chooser.pool, 1, &s->kv, &len, prompt + at, s->hidden, err)) < 0) return rc;
-        at += len, *state = s->hidden + (len - 1) * d;
+        if ((rc = forward(s, prompt + at, len, state, err)) < 0) return rc;
+        at += len;
     }
     fh_chooser_context(&s->chooser, s->tokens, s->n);
     return FH_OK;
@@ -117,15 +126,18 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
 {
     const float *state = NULL;
     double began = fh_now(), first = began, head_time = 0, aside = 0; /* aside: audits, which no token waits for otherwise */
+    double body_before = 0, head_before = 0, body_there, head_there;
+    uint64_t again_before, parts_before;
     uint32_t id = 0;
     fh_status rc = fh_generate_check(s->m, prompt, n, err);
     *stats = (fh_generate_stats){.prompt_tokens = n, .body_bytes = (double)fh_body_bytes(s->m->body)};
-    if (rc < 0 || (rc = prefill(s, prompt, n, job, &state, &stats->reused_tokens, err)) < 0) return rc;
+    if (rc < 0 || (rc = fh_device_attention(s->m->device, &again_before, &parts_before, err)) < 0 || (rc = prefill(s, prompt, n, job, &state, &stats->reused_tokens, err)) < 0) return rc;
     for (size_t i = 0; i < s->p.tokens; i++) {
         double t0 = fh_now();
         if ((rc = fh_chooser_choose(&s->chooser, state, stats, &id, err)) < 0) return rc;
         double t1 = fh_now();
-        if (i == 0) first = t1, stats->ttft_seconds = t1 - began; else head_time += t1 - t0;
+        if (i == 0) first = t1, stats->ttft_seconds = t1 - began, fh_device_times(s->m->device, &body_before, &head_before);
+        else head_time += t1 - t0;
         if ((rc = fh_chooser_audit(&s->chooser, state, stats, err)) < 0) return rc;
         aside += fh_now() - t1;
         if ((stats->ended = is_end(s, id))) break;
@@ -137,12 +149,18 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); break; }
         if (i + 1 == s->p.tokens) break;
         if (fh_kv_length(s->kv) >= limit_of(s->m)) { stats->full = true; break; }
-        uint32_t one = 1;
-        if ((rc = fh_body_forward(s->m->body, s->chooser.pool, 1, &s->kv, &one, &id, s->hidden, err)) < 0) return rc;
-        state = s->hidden;
+        if ((rc = forward(s, &id, 1, &state, err)) < 0) return rc;
     }
     double spent = fh_now() - first - aside;
     if (stats->tokens > 1) stats->tpot_seconds = spent / (double)(stats->tokens - 1 + stats->ended), stats->head_share = head_time / spent;
+    if (s->stays && stats->tokens > 1) { /* here both are waited for in one place */
+        fh_device_times(s->m->device, &body_there, &head_there);
+        body_there -= body_before, head_there -= head_before;
+        stats->head_share = head_there / (body_there + head_there);
+    }
+    fh_err why; /* what went wrong before is what is said */
+    if (fh_device_attention(s->m->device, &stats->attention_again, &stats->attention_parts, &why) == FH_OK)
+        stats->attention_again -= again_before, stats->attention_parts -= parts_before;
     stats->step_bytes = step_bytes(s, stats);
     stats->kv_bytes = fh_kv_bytes(s->kv);
     return rc;

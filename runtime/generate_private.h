@@ -25,6 +25,8 @@ typedef struct fh_chooser {
 fh_status fh_chooser_open(fh_chooser *c, const fh_model *m, const fh_generate_params *p, const fh_job *job, fh_err *err);
 void fh_chooser_close(fh_chooser *c);
 bool fh_chooser_is_dense(const fh_chooser *c);
+/* Every choice is made by the device's head: fh_chooser_choose may be given NULL for a state that a body left there (fh_device_keeps_state). */
+bool fh_chooser_is_there(const fh_chooser *c);
 /* The sequence so far is tokens [n]: what a repetition penalty looks at.  After a change elsewhere than at its end. */
 void fh_chooser_context(fh_chooser *c, const uint32_t *tokens, size_t n);
 /* The same, of which the last token is new. */

@@ -6,7 +6,7 @@
 
 /* The best candidates of some states; what is asked has been checked. */
 typedef struct fh_head_call {
-    const float *states; size_t batch;       /* [batch, D], finite */
+    const float *states; size_t batch;       /* [batch, D], finite; NULL: the one that a body left on the device */
     uint32_t probes;                         /* 1..K; K: every cluster is scored, nothing is routed */
     bool dense;                              /* the dense rows, all of them; nothing is reranked */
     bool no_hot;

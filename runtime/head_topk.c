@@ -186,7 +186,7 @@ static fh_status topk_there(const fh_head *head, const fh_scratch *scratch, cons
 {
     fh_state state;
     fh_status rc;
-    for (size_t s = 0; s < call->batch; s++)
+    for (size_t s = 0; call->states && s < call->batch; s++)
         if ((rc = fh_head_states(head, &state, call->states + s * head->parts.hidden, s, 1, NULL, err)) < 0) return rc;
     return scratch->device->topk(scratch->device->ctx, call, ids, logits, err);
 }
@@ -228,6 +228,7 @@ static fh_status topk(const fh_head *head, fh_scratch *scratch, const float *sta
     if (rerank) kept = fh_min(kept + rerank, most);
     size_t block = scratch->block;
     bool there = goes_there(scratch, kept, k);
+    if (!states && batch && !there) return fh_fail(err, FH_EUSAGE, "no states are given, and no device has any");
     if (!there && (rc = room_for(scratch, kept, &block, err)) < 0) return rc;
     if ((rc = fh_query_begin(head, scratch, query, &n_extras, err)) < 0) return rc;
     if (there) {
@@ -329,6 +330,7 @@ fh_status fh_head_dense_topk(const fh_head *head, fh_scratch *scratch, const flo
         fh_head_call call = {.states = states, .batch = batch, .probes = p->clusters, .dense = true, .kept = (uint32_t)kept, .k = (uint32_t)k};
         return topk_there(head, scratch, &call, ids, logits, err);
     }
+    if (!states && batch) return fh_fail(err, FH_EUSAGE, "no states are given, and no device has any");
     block = scratch->block;
     if ((rc = room_for(scratch, kept, &block, err)) < 0) return rc;
     for (size_t first = 0; first < batch; first += block) {

@@ -1,7 +1,8 @@
 /* runtime/kv.c: the key-value cache of one sequence, in pages of 16 tokens.
  *
  * A page holds all layers of its tokens, so that a sequence grows page by page and never moves; pages are allocated some at a time, in slabs.  Sequences that
- * begin alike share pages: a page counts them, and is copied when one that shares it writes into it.
+ * begin alike share pages: a page counts them, and is copied when one that shares it writes into it.  Where a device runs the body, its memory has the
+ * blocks and this file the rest: which pages there are, and whose.
  */
 #include "runtime/body_private.h"
 
@@ -15,16 +16,18 @@ enum { MOST = 127 };
 static size_t groups(const fh_body *b) { return (b->head_dim + FH_GROUP - 1) / FH_GROUP; }
 
 /* Of a block: its scales (int8), then its values; a multiple of 64. */
-static size_t scale_bytes(const fh_kv *kv) { return kv->type == FH_I8 ? FH_PAGE_TOKENS * groups(kv->body) * sizeof(float) : 0; }
+static size_t scale_bytes(const fh_body *b, fh_dtype type) { return type == FH_I8 ? FH_PAGE_TOKENS * groups(b) * sizeof(float) : 0; }
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
 
-static size_t page_size(const fh_kv *kv) { return sizeof(fh_page) + kv->page_bytes; }
+static size_t page_size(const fh_kv *kv) { return sizeof(fh_page) + (kv->device ? 0 : kv->is.page_bytes); }
 
 /* So many pages of a slab are not in use any more.  Whoever counts down to 0 has it alone, and sees what the others wrote. */
 static void leave_slab(fh_slab *slab, size_t pages)
 {
-    if (slab && atomic_fetch_sub(&slab->pages, pages) == pages) fh_free(slab);
+    if (!slab || atomic_fetch_sub(&slab->pages, pages) != pages) return;
+    if (slab->device) slab->device->pages_free(slab->device->ctx, slab->there);
+    fh_free(slab);
 }
 
 static void drop_page(fh_page *page)
@@ -34,25 +37,51 @@ static void drop_page(fh_page *page)
 
 /* As many pages as a quarter of what is there, up to four huge ones of the system's: the blocks of a head lie a page apart, and with small ones
  * attention waited for address translation (a token on top of 32768, two layers of 8 heads of 64: 60 ms of processor time, so 53). */
-static bool new_slab(fh_kv *kv)
+static size_t slab_pages(const fh_kv *kv)
 {
-    size_t most = fh_max(4 * (size_t)FH_HUGE_PAGE / page_size(kv), 1), pages = fh_min(fh_max(kv->n_pages / 4, 1), most), bytes;
-    fh_slab *slab = fh_mul(pages, page_size(kv), &bytes) ? fh_aligned(sizeof *slab + bytes) : NULL;
-    if (!slab) return false;
-    atomic_init(&slab->pages, pages);
-    kv->slab = slab, kv->fresh = (uint8_t *)(slab + 1), kv->n_fresh = pages;
-    return true;
+    size_t most = fh_max(4 * (size_t)FH_HUGE_PAGE / kv->is.page_bytes, 1), pages = fh_min(fh_max(kv->n_pages / 4, 1), most);
+    return kv->device ? fh_max(pages, FH_HUGE_PAGE / kv->is.page_bytes) : pages; /* less is not allocated there */
 }
 
-static fh_page *new_page(fh_kv *kv)
+static fh_status no_room(const fh_kv *kv, uint64_t length, fh_err *err)
 {
-    if (!kv->n_fresh && !new_slab(kv)) return NULL;
+    return fh_fail(err, FH_ENOMEM, "%s: out of memory for the cache of %llu tokens", kv->body->name, (unsigned long long)length);
+}
+
+static fh_status new_slab(fh_kv *kv, uint64_t length, fh_err *err)
+{
+    size_t pages = slab_pages(kv), bytes;
+    fh_slab *slab = fh_mul(pages, page_size(kv), &bytes) ? fh_aligned(sizeof *slab + bytes) : NULL;
+    if (!slab) return no_room(kv, length, err);
+    atomic_init(&slab->pages, pages);
+    if (kv->device) {
+        fh_status rc = kv->device->pages_new(kv->device->ctx, pages * kv->is.page_bytes, &slab->there, err);
+        if (rc < 0) { fh_free(slab); return rc; }
+    }
+    slab->device = kv->device;
+    kv->slab = slab, kv->fresh = (uint8_t *)(slab + 1), kv->n_fresh = kv->slab_pages = pages;
+    return FH_OK;
+}
+
+static fh_status new_page(fh_page **out, fh_kv *kv, uint64_t length, fh_err *err)
+{
+    fh_status rc;
+    if (!kv->n_fresh && (rc = new_slab(kv, length, err)) < 0) return rc;
     fh_page *page = (fh_page *)(void *)kv->fresh;
+    if (kv->device) page->there = (uint8_t *)kv->slab->there + (kv->slab_pages - kv->n_fresh) * kv->is.page_bytes;
     kv->fresh += page_size(kv);
     kv->n_fresh--;
     atomic_init(&page->sequences, 1);
     page->slab = kv->slab;
-    return page;
+    *out = page;
+    return FH_OK;
+}
+
+static fh_status copy_page(const fh_kv *kv, fh_page *to, const fh_page *from, fh_err *err)
+{
+    if (kv->device) return kv->device->pages_copy(kv->device->ctx, to->there, from->there, kv->is.page_bytes, false, err);
+    memcpy(to->blocks, from->blocks, kv->is.page_bytes);
+    return FH_OK;
 }
 
 static fh_status make_room(fh_kv *kv, size_t pages, uint64_t length, fh_err *err)
@@ -60,7 +89,7 @@ static fh_status make_room(fh_kv *kv, size_t pages, uint64_t length, fh_err *err
     if (pages <= kv->room) return FH_OK;
     size_t room = fh_max(pages, kv->room + kv->room / 2), bytes;
     fh_page **more = fh_mul(room, sizeof *more, &bytes) ? fh_realloc(kv->pages, bytes) : NULL;
-    if (!more) return fh_fail(err, FH_ENOMEM, "%s: out of memory for the cache of %llu tokens", kv->body->name, (unsigned long long)length);
+    if (!more) return no_room(kv, length, err);
     kv->pages = more;
     kv->room = room;
     return FH_OK;
@@ -74,10 +103,13 @@ fh_status fh_kv_reserve(fh_kv *kv, uint64_t length, fh_err *err)
     for (size_t i = kv->length / FH_PAGE_TOKENS; i < need; i++) {
         bool shared = i < kv->n_pages && atomic_load(&kv->pages[i]->sequences) > 1;
         if (i < kv->n_pages && !shared) continue;
-        fh_page *page = new_page(kv);
-        if (!page) return fh_fail(err, FH_ENOMEM, "%s: out of memory for the cache of %llu tokens", kv->body->name, (unsigned long long)length);
+        fh_page *page;
+        if ((rc = new_page(&page, kv, length, err)) < 0) return rc;
         if (shared) {
-            if (i * FH_PAGE_TOKENS < kv->length) memcpy(page->blocks, kv->pages[i]->blocks, kv->page_bytes);
+            if (i * FH_PAGE_TOKENS < kv->length && (rc = copy_page(kv, page, kv->pages[i], err)) < 0) {
+                drop_page(page);
+                return rc;
+            }
             drop_page(kv->pages[i]);
         } else {
             kv->n_pages++;
@@ -96,10 +128,11 @@ fh_status fh_kv_new_of(fh_kv **out, const fh_body *b, fh_dtype type, fh_err *err
     fh_kv *kv = fh_calloc(1, sizeof *kv);
     if (!kv) return fh_fail(err, FH_ENOMEM, "%s: out of memory for a key-value cache", b->name);
     kv->body = b;
-    kv->type = type;
+    kv->device = b->device;
+    kv->is.type = type, kv->is.scale_bytes = scale_bytes(b, type);
     /* In range: as float32 it is, which was judged when the body was opened; of a head of some few values the scales are as long as those. */
-    kv->block_bytes = fh_round_up(FH_PAGE_TOKENS * b->head_dim * fh_dtype_size(type) + scale_bytes(kv), 64);
-    kv->page_bytes = b->n_layers * 2 * b->kv_heads * kv->block_bytes;
+    kv->is.block_bytes = fh_round_up(FH_PAGE_TOKENS * b->head_dim * fh_dtype_size(type) + kv->is.scale_bytes, 64);
+    kv->is.page_bytes = b->n_layers * 2 * b->kv_heads * kv->is.block_bytes;
     *out = kv;
     return FH_OK;
 }
@@ -111,7 +144,7 @@ fh_status fh_kv_fork(fh_kv **out, const fh_kv *from, uint32_t length, fh_err *er
     fh_kv *kv = NULL;
     length = (uint32_t)fh_min(length, from->length);
     size_t pages = (length + (size_t)FH_PAGE_TOKENS - 1) / FH_PAGE_TOKENS;
-    fh_status rc = fh_kv_new_of(&kv, from->body, from->type, err);
+    fh_status rc = fh_kv_new_of(&kv, from->body, from->is.type, err);
     if (rc < 0) return rc;
     if ((rc = make_room(kv, pages, length, err)) < 0) goto out;
     for (size_t i = 0; i < pages; i++) {
@@ -145,7 +178,7 @@ fh_score_range *fh_score_ranges(const fh_body *b)
     return ranges;
 }
 
-size_t fh_kv_bytes(const fh_kv *kv) { return kv->n_pages * kv->page_bytes; }
+size_t fh_kv_bytes(const fh_kv *kv) { return kv->n_pages * kv->is.page_bytes; }
 
 void fh_kv_truncate(fh_kv *kv, uint32_t length)
 {
@@ -160,21 +193,21 @@ size_t fh_kv_read_bytes(const fh_kv *kv)
         uint32_t window = b->layers[i].window;
         keys += window ? fh_min(window, kv->length + (size_t)1) : kv->length + (size_t)1;
     }
-    return keys * 2 * b->kv_heads * (kv->block_bytes / FH_PAGE_TOKENS);
+    return keys * 2 * b->kv_heads * (kv->is.block_bytes / FH_PAGE_TOKENS);
 }
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
 
 static uint8_t *block_of(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head)
 {
-    return kv->pages[page]->blocks + ((layer * 2 + value) * kv->body->kv_heads + kv_head) * kv->block_bytes;
+    return kv->pages[page]->blocks + ((layer * 2 + value) * kv->body->kv_heads + kv_head) * kv->is.block_bytes;
 }
 
 void fh_kv_fetch(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head)
 {
     if (page >= kv->n_pages) return;
     const uint8_t *block = block_of(kv, page, layer, value, kv_head);
-    for (size_t i = 0; i < kv->block_bytes; i += 64) __builtin_prefetch(block + i, 0, 2);
+    for (size_t i = 0; i < kv->is.block_bytes; i += 64) __builtin_prefetch(block + i, 0, 2);
 }
 
 /* Rounded to the nearest multiple of max / 127.  A group that is not finite becomes all NaN. */
@@ -193,13 +226,13 @@ static void quantize(int8_t *q, float *scale, const float *x, size_t n)
     for (size_t i = 0; i < n; i++) q[i] = finite ? (int8_t)lrint((double)x[i] * inverse) : 0;
 }
 
-void fh_kv_write(const fh_kv *kv, size_t position, size_t layer, bool value, size_t kv_head, const float *x)
+static void write_block(const fh_kv *kv, uint8_t *block, size_t slot, const float *x)
 {
-    size_t d = kv->body->head_dim, slot = position % FH_PAGE_TOKENS;
-    uint8_t *block = block_of(kv, position / FH_PAGE_TOKENS, layer, value, kv_head), *values = block + scale_bytes(kv);
-    if (kv->type == FH_F32) {
+    size_t d = kv->body->head_dim;
+    uint8_t *values = block + kv->is.scale_bytes;
+    if (kv->is.type == FH_F32) {
         memcpy(values + slot * d * sizeof *x, x, d * sizeof *x);
-    } else if (kv->type == FH_F16) {
+    } else if (kv->is.type == FH_F16) {
         uint16_t *to = (uint16_t *)(void *)values + slot * d;
         for (size_t i = 0; i < d; i++) to[i] = fh_f32_to_f16(x[i]);
     } else {
@@ -209,13 +242,18 @@ void fh_kv_write(const fh_kv *kv, size_t position, size_t layer, bool value, siz
     }
 }
 
+void fh_kv_write(const fh_kv *kv, size_t position, size_t layer, bool value, size_t kv_head, const float *x)
+{
+    write_block(kv, block_of(kv, position / FH_PAGE_TOKENS, layer, value, kv_head), position % FH_PAGE_TOKENS, x);
+}
+
 const float *fh_kv_read(const fh_kv *kv, size_t page, size_t layer, bool value, size_t kv_head, size_t n, float *room)
 {
     const fh_body *b = kv->body;
     size_t d = b->head_dim;
-    const uint8_t *block = block_of(kv, page, layer, value, kv_head), *values = block + scale_bytes(kv);
-    if (kv->type == FH_F32) return (const float *)(const void *)values;
-    if (kv->type == FH_F16) {
+    const uint8_t *block = block_of(kv, page, layer, value, kv_head), *values = block + kv->is.scale_bytes;
+    if (kv->is.type == FH_F32) return (const float *)(const void *)values;
+    if (kv->is.type == FH_F16) {
         b->math->widen_f16(room, values, n * d);
         return room;
     }
@@ -235,17 +273,24 @@ fh_status fh_kv_make_up(fh_kv *kv, uint32_t length, fh_err *err)
     if (length > b->max_position) return fh_fail(err, FH_EUSAGE, "%s: a cache of %u tokens, the model's positions end at %u", b->name, length, b->max_position);
     kv->length = 0; /* all pages become its own */
     fh_status rc = fh_kv_reserve(kv, length, err);
+    size_t tokens = fh_min(length, FH_PAGE_TOKENS);
     float *x = rc < 0 ? NULL : fh_malloc(b->head_dim * sizeof *x);
-    if (rc == FH_OK && !x) rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", b->name);
-    if (rc < 0) return rc;
+    uint8_t *page = rc < 0 ? NULL : fh_calloc(1, kv->is.page_bytes);
+    if (rc == FH_OK && (!x || !page)) rc = fh_fail(err, FH_ENOMEM, "%s: out of memory", b->name);
+    if (rc < 0) goto out;
     fh_rng_seed(&rng, 1, 0x6b);
-    for (size_t t = 0; t < fh_min(length, FH_PAGE_TOKENS); t++)
+    for (size_t t = 0; t < tokens; t++)
         for (size_t i = 0; i < b->n_layers * 2 * b->kv_heads; i++) {
             for (size_t j = 0; j < b->head_dim; j++) x[j] = (float)(2 * fh_rng_double(&rng) - 1);
-            fh_kv_write(kv, t, i / 2 / b->kv_heads, i / b->kv_heads % 2, i % b->kv_heads, x);
+            write_block(kv, page + i * kv->is.block_bytes, t, x);
         }
-    for (size_t i = 1; i * FH_PAGE_TOKENS < length; i++) memcpy(kv->pages[i]->blocks, kv->pages[0]->blocks, kv->page_bytes);
-    kv->length = length;
+    for (size_t i = 0; rc == FH_OK && i * FH_PAGE_TOKENS < length; i++) {
+        if (kv->device) rc = kv->device->pages_copy(kv->device->ctx, kv->pages[i]->there, page, kv->is.page_bytes, true, err);
+        else memcpy(kv->pages[i]->blocks, page, kv->is.page_bytes);
+    }
+    if (rc == FH_OK) kv->length = length;
+out:
+    fh_free(page);
     fh_free(x);
-    return FH_OK;
+    return rc;
 }

@@ -234,10 +234,37 @@ fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsig
     return rc;
 }
 
+/* What its artifact says of its scores, before it is put on a device. */
+static fh_status unify(const fh_model *m, fh_err *err)
+{
+    fh_unified *unified = m->body ? fh_malloc(m->config->layers * sizeof *unified) : NULL;
+    if (!m->body) return FH_OK;
+    if (!unified) return no_memory(m, err);
+    fh_model_unified(m, unified);
+    fh_body_unify(m->body, unified);
+    fh_free(unified);
+    return FH_OK;
+}
+
+/* What was measured of its products before, where that is beside it. */
+static fh_status use_products(const fh_model *m, const fh_job *job, fh_err *err)
+{
+    fh_err why;
+    char *path = fh_device_products_path(m->device, m->name);
+    if (!path) return no_memory(m, err);
+    if (fh_file_exists(path) && fh_device_products_load(m->device, path, &why) < 0) fh_job_say(job, FH_WARN, "kernels are chosen without a measurement: %s", why.text);
+    fh_free(path);
+    return FH_OK;
+}
+
 fh_status fh_model_use(fh_model *m, fh_device_kind kind, const fh_job *job, fh_err *err)
 {
-    if (m->head) return fh_device_open(&m->device, kind, m->head, job, err);
-    if (kind == FH_DEVICE_CUDA) return fh_fail(err, FH_EUSAGE, "%s: has no FlashHead, which is what a GPU computes here: leave out --device", m->name);
+    if (m->head || m->body) {
+        fh_status rc = unify(m, err);
+        if (rc == FH_OK) rc = fh_device_open(&m->device, kind, m->head, m->body, job, err);
+        return rc < 0 || !fh_device_has_body(m->device) ? rc : use_products(m, job, err);
+    }
+    if (kind == FH_DEVICE_CUDA) return fh_fail(err, FH_EUSAGE, "%s: has neither FlashHead nor body, which is what a GPU computes here: leave out --device", m->name);
     return FH_OK;
 }
 

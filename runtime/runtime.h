@@ -73,18 +73,33 @@ void fh_scratch_watch(fh_scratch *scratch, double *seconds);
 typedef struct fh_probed { uint64_t states, clusters; } fh_probed;
 fh_probed fh_scratch_probed(const fh_scratch *scratch);
 
-/* An NVIDIA GPU that holds a copy of one head.  It is reached through libfhcuda.so (FH_CUDA_LIBRARY in the environment, or beside the program, or in
- * ../lib of there), which is opened when it is asked for: a program runs the same where there is none.  One caller at a time. */
+/* An NVIDIA GPU that holds a copy of one head, of one body, or of both.  It is reached through libfhcuda.so (FH_CUDA_LIBRARY in the environment, or beside the
+ * program, or in ../lib of there), which is opened when it is asked for: a program runs the same where there is none.  One caller at a time. */
 typedef struct fh_device fh_device;
+struct fh_body;
 typedef enum fh_device_kind { FH_DEVICE_CPU, FH_DEVICE_CUDA, FH_DEVICE_AUTO } fh_device_kind; /* --device */
-/* *out is NULL for the CPU.  auto: a GPU if one can be had; else the job is told why not, in one line, and it is the CPU.  cuda: FH_ENOTFOUND without
- * library, driver or GPU, FH_EUNSUPPORTED for one that is too old or strange, FH_ENOMEM where the head does not fit.  The head is borrowed until
- * the device is closed. */
-fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, const fh_job *job, fh_err *err);
+/* head or body may be NULL.  *out is NULL for the CPU.  auto: a GPU if one can be had, for the head alone if the body does not fit; else the job is told why not,
+ * in one line, and it is the CPU.  cuda: FH_ENOTFOUND without library, driver or GPU, FH_EUNSUPPORTED for one that is too old or strange, FH_ENOMEM where
+ * something does not fit.  Both are borrowed until the device is closed.  From here on caches of the body are made there, and its forward pass runs there. */
+fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, struct fh_body *body, const fh_job *job, fh_err *err);
 /* The same for the search of a clustering (fh_cluster_device) of at most n rows of d into k: room for all of it is made now. */
 fh_status fh_device_open_clusters(fh_device **out, fh_device_kind kind, size_t n, size_t d, size_t k, const fh_job *job, fh_err *err);
 const fh_cluster_device *fh_device_clusters(const fh_device *d); /* borrowed until the device is closed; NULL, or one opened for a head: NULL */
-void fh_device_close(fh_device *d);                 /* accepts NULL; after the scratches that use it */
+void fh_device_close(fh_device *d);                 /* accepts NULL; after the scratches and caches that use it */
+bool fh_device_has_head(const fh_device *d);        /* NULL: false */
+bool fh_device_has_body(const fh_device *d);
+/* Which kernel multiplies there is measured once and kept in a file beside the model, a file a device: MODEL.DEVICE.products.json. */
+char *fh_device_products_path(const fh_device *d, const char *model); /* freed by the caller; NULL when out of memory */
+/* Every product of the body by every kernel; from now on each takes the fastest.  *out: the file's content, freed by the caller. */
+fh_status fh_device_products_measure(const fh_device *d, size_t runs, fh_json **out, fh_err *err);
+/* FH_ECHECK: of another device; FH_EFORMAT: not such a file. */
+fh_status fh_device_products_load(const fh_device *d, const char *path, fh_err *err);
+/* A state need not leave it between body and head: fh_body_forward with hidden NULL leaves that of the last token there, and fh_head_greedy, fh_head_sample and
+ * fh_head_dense_topk (of its best one) take it where states is NULL and batch 1.  What both took for such states, by the device's clock. */
+bool fh_device_keeps_state(const fh_device *d);
+void fh_device_times(const fh_device *d, double *body_seconds, double *head_seconds);
+/* Decoding steps there, so far: pairs of query and split of keys whose softmax was summed relative to one constant, and how many left its range and were done again. */
+fh_status fh_device_attention(const fh_device *d, uint64_t *recomputed, uint64_t *parts, fh_err *err);
 const char *fh_device_name(const fh_device *d);     /* "NVIDIA H200"; NULL: "cpu" */
 /* What is timed there: the head as one kernel, or as several; the dense head by the same order of sums; one that takes none upon itself; cuBLAS; moving the dense rows. */
 typedef enum fh_device_work { FH_DEVICE_FLASH, FH_DEVICE_APART, FH_DEVICE_DENSE, FH_DEVICE_FUSED, FH_DEVICE_CUBLAS, FH_DEVICE_COPY } fh_device_work;
@@ -207,13 +222,14 @@ void fh_kv_watch(fh_kv *kv, fh_score_range *ranges);
 typedef struct fh_unified { float constant; bool wide; } fh_unified;
 #define FH_UNIFIED_SAFE 60.0f
 fh_unified fh_unified_of(fh_score_range seen); /* of nothing seen: 0, not wide */
+void fh_body_unify(fh_body *b, const fh_unified *unified); /* [layers], for its decode attention on a device (before it is put there); 0 and not wide else */
 /* As `hidden` records it, and an artifact in /calibration/made_by/states: [{low, high, constant, wide}], one a layer. */
 #define FH_ATTENTION_RANGE "attention_range"
 bool fh_json_add_unified(fh_json *to, const fh_score_range *seen, size_t layers);
 void fh_kv_truncate(fh_kv *kv, uint32_t length); /* forget what came after; its pages are kept for what comes next */
 /* Run `n` sequences on: sequence i takes lens[i] >= 1 tokens on top of kv[i] (all different).  tokens are concatenated;
  * hidden [sum of lens, D] is what the head reads, one row a token.  One call serves prefill, decoding, and both for many
- * sequences.  FH_EUSAGE: a token >= V, or a position past the model's limit. */
+ * sequences.  FH_EUSAGE: a token >= V, or a position past the model's limit.  hidden NULL: see fh_device_keeps_state; n is 1. */
 fh_status fh_body_forward(const fh_body *b, fh_pool *pool, size_t n, fh_kv *const *kv, const uint32_t *lens, const uint32_t *tokens, float *hidden, fh_err *err);
 
 /* ---- a model: a checkpoint (a directory, a GGUF) or a .fhead that bundles one ----------------------------------- */
@@ -229,7 +245,7 @@ typedef struct fh_model {
     fh_tokenizer *tokenizer;       /* NULL when there is none */
     fh_chat *chat;                 /* with FH_MODEL_CHAT, where there is a tokenizer */
     fh_body *body;
-    fh_device *device;             /* that the head is computed on; NULL: the CPU.  Set with fh_model_use, closed with the model */
+    fh_device *device;             /* that head or body is computed on; NULL: the CPU.  Set with fh_model_use, closed with the model */
     char *name;
 } fh_model;
 enum { FH_MODEL_BODY = 1, FH_MODEL_TOKENIZER = 2, FH_MODEL_HEAD = 4, FH_MODEL_CHAT = 8 }; /* what is needed: missing is an error */
@@ -238,7 +254,7 @@ bool fh_is_checkpoint(const char *path); /* a directory or a GGUF; else it is an
  * fingerprint must be the artifact's, FH_ECHECK otherwise; NULL if none).  With a base, body, tokenizer and dense rows are the base's.  Only
  * what is needed is opened; for a head the tokenizer too, where there is one, to tell its dead rows.  *out must not be moved. */
 fh_status fh_model_open(fh_model *out, const char *path, const char *base, unsigned need, const fh_job *job, fh_err *err);
-/* fh_device_open for the model's head, which then is computed there.  FH_EUSAGE: cuda, but there is no head of a .fhead. */
+/* fh_device_open for the model's FlashHead and body, whichever are open.  Before caches are made.  FH_EUSAGE: cuda, but there is neither. */
 fh_status fh_model_use(fh_model *m, fh_device_kind kind, const fh_job *job, fh_err *err);
 void fh_model_close(fh_model *m); /* accepts a zeroed one */
 /* out [layers]: what the model's artifact has recorded; where it has nothing, or something else, as of nothing seen. */
@@ -284,6 +300,7 @@ typedef struct fh_generate_stats {
     size_t draws;                  /* tokens drawn by chance, the end's too */
     fh_audit audit;
     fh_mass_kind mass_kind; double mass; /* mean covered mass of the draws among FlashHead's candidates, before top-k, top-p and min-p; temperature 1 unless measured */
+    uint64_t attention_parts, attention_again; /* body on a device: fh_device_attention of this run */
     double exact_rows, exact_clusters; size_t exact_dense; /* of exact draws: rows read one by one, clusters looked into, draws that read all rows */
 } fh_generate_stats;
 /* Continue a prompt of n >= 1 ids.  The model has body and head open. */

@@ -1,15 +1,21 @@
-/* attention.cu: attention of a decoding step on the device, by itself: what it is checked and measured with. */
+/* attention.cu: attention of a decoding step on the device, as the body starts it, and by itself: what it is checked and measured with. */
 #include "runtime/cuda/attention.cuh"
 
-struct attending { fh_cuda_device *device; attention_params params; unsigned blocks; size_t shared; };
+fh_status fh_cuda_decode(fh_cuda_device *d, const attention_params *p, fh_err *err)
+{
+    TRY(fh_launch(attention_split, p->n * p->kv_heads * p->splits, ATT_THREADS, attention_shared(p->d), d->stream, *p, false), "starting attention");
+    TRY(fh_launch(attention_combine, p->n * p->heads, ATT_THREADS, 0, d->stream, *p, false), "starting attention");
+    return FH_OK;
+}
+
+/* ---- by itself ------------------------------------------------------------------------------------------------------- */
+
+struct attending { fh_cuda_device *device; attention_params params; };
 
 static fh_status enqueue(void *ctx, fh_err *err)
 {
     attending *c = static_cast<attending *>(ctx);
-    fh_cuda_device *d = c->device;
-    TRY(fh_launch(attention_split, c->blocks, ATT_THREADS, c->shared, d->stream, c->params, false), "starting attention");
-    TRY(fh_launch(attention_combine, c->params.n * c->params.heads, ATT_THREADS, 0, d->stream, c->params, false), "starting attention");
-    return FH_OK;
+    return fh_cuda_decode(c->device, &c->params, err);
 }
 
 static fh_status check(const fh_cuda_device *d, const fh_cuda_attention *a, size_t *longest, fh_err *err)
@@ -28,8 +34,7 @@ static fh_status check(const fh_cuda_device *d, const fh_cuda_attention *a, size
     return FH_OK;
 }
 
-/* Splits of whole pages, so many that all multiprocessors have a few blocks. */
-static void cut(attention_params *c, const fh_cuda_device *d, size_t asked, size_t longest)
+void fh_cuda_cut(const fh_cuda_device *d, attention_params *c, size_t asked, size_t longest)
 {
     size_t pages = (longest + ATT_PAGE - 1) / ATT_PAGE, blocks = static_cast<size_t>(c->n) * c->kv_heads;
     size_t splits = asked ? asked : fh_max(1, 4 * static_cast<size_t>(d->info.multiprocessors) / blocks);
@@ -46,7 +51,7 @@ static fh_status carve(fh_cuda_device *d, void **to, const void *from, size_t by
 }
 
 /* Pages one after another, the last first, and where each of them is. */
-static fh_status copy_pages(fh_cuda_device *d, const fh_cuda_attention *a, const void **table, char *to, size_t page_bytes, fh_err *err)
+static fh_status copy_pages(fh_cuda_device *d, const fh_cuda_attention *a, void **table, char *to, size_t page_bytes, fh_err *err)
 {
     size_t all = a->n * a->most_pages;
     for (size_t i = 0; i < all; i++) {
@@ -65,28 +70,29 @@ fh_status fh_cuda_attend(fh_cuda_device *d, const fh_cuda_attention *a, float *o
     attending c = {};
     stopwatch k = {};
     size_t longest, rows = a->n * a->heads, page_bytes = 2 * a->kv_heads * ATT_PAGE * a->d * (a->dtype == FH_F32 ? 4 : 2), all = a->n * a->most_pages;
-    uint32_t count = 0;
+    fh_u64 count = 0;
     cudaError_t e;
     fh_status rc = check(d, a, &longest, err);
     if (rc < 0) return rc;
-    const void **table = static_cast<const void **>(d->host->allocate(all, sizeof *table));
+    void **table = static_cast<void **>(d->host->allocate(all, sizeof *table));
     if (!table) return d->host->fail(err, FH_ENOMEM, "out of memory");
     attention_params *p = &c.params;
     p->n = static_cast<uint32_t>(a->n), p->heads = static_cast<uint32_t>(a->heads), p->kv_heads = static_cast<uint32_t>(a->kv_heads),
         p->d = static_cast<uint32_t>(a->d);
-    p->most_pages = static_cast<uint32_t>(a->most_pages), p->window = a->window, p->dtype = a->dtype, p->scale = a->scale, p->softcap = a->softcap,
+    p->most_pages = static_cast<uint32_t>(a->most_pages), p->window = a->window, p->scale = a->scale, p->softcap = a->softcap,
         p->constant = a->constant, p->unified = a->unified;
-    cut(p, d, a->splits, longest);
+    p->layout.type = a->dtype, p->layout.block_bytes = page_bytes / (2 * a->kv_heads), p->ld = p->heads * p->d;
+    fh_cuda_cut(d, p, a->splits, longest);
     if ((rc = carve(d, &at[Q], a->q, rows * a->d * sizeof(float), err)) < 0 || (rc = carve(d, &at[PAGES], nullptr, all * page_bytes, err)) < 0 ||
         (rc = copy_pages(d, a, table, static_cast<char *>(at[PAGES]), page_bytes, err)) < 0 ||
         (rc = carve(d, &at[TABLE], table, all * sizeof *table, err)) < 0 || (rc = carve(d, &at[LENGTHS], a->lengths, a->n * sizeof *a->lengths, err)) < 0 ||
         (rc = carve(d, &at[COUNT], &count, sizeof count, err)) < 0 ||
         (rc = carve(d, &at[PARTIAL], nullptr, rows * p->splits * (a->d + 2) * sizeof(float), err)) < 0 ||
         (rc = carve(d, &at[OUT], nullptr, rows * a->d * sizeof(float), err)) < 0) goto done;
-    p->q = static_cast<float *>(at[Q]), p->pages = static_cast<const void **>(at[TABLE]), p->lengths = static_cast<uint32_t *>(at[LENGTHS]),
+    p->q = static_cast<float *>(at[Q]), p->pages = static_cast<void **>(at[TABLE]), p->lengths = static_cast<uint32_t *>(at[LENGTHS]),
         p->partial = static_cast<float *>(at[PARTIAL]);
-    p->recomputed = static_cast<uint32_t *>(at[COUNT]), p->out = static_cast<float *>(at[OUT]);
-    c.device = d, c.blocks = p->n * p->kv_heads * p->splits, c.shared = attention_shared(p->d);
+    p->recomputed = static_cast<fh_u64 *>(at[COUNT]), p->out = static_cast<float *>(at[OUT]);
+    c.device = d;
     if ((rc = enqueue(&c, err)) < 0) goto done;
     e = cudaMemcpyAsync(out, p->out, rows * a->d * sizeof(float), cudaMemcpyDeviceToHost, d->stream);
     if (e == cudaSuccess) e = cudaMemcpyAsync(&count, p->recomputed, sizeof count, cudaMemcpyDeviceToHost, d->stream);

@@ -16,38 +16,14 @@
 #ifndef FH_ATTENTION_CUH
 #define FH_ATTENTION_CUH
 
-#include "runtime/cuda/private.cuh"
+#include "runtime/cuda/body.cuh"
 
 enum : uint32_t {
     ATT_THREADS = 128, ATT_WARPS = ATT_THREADS / 32,
-    ATT_PAGE = 16,
     ATT_TOGETHER = 4,      /* queries of one key head that a pass takes: their sums are registers */
-    ATT_EACH = 8,          /* values of a head that a lane sums: heads of up to 256 */
-    ATT_MOST_DIM = 32 * ATT_EACH
+    ATT_EACH = ATT_MOST_DIM / 32 /* values of a head that a lane sums */
 };
 #define ATT_SAFE FH_UNIFIED_SAFE
-
-/* Pages hold [k, v][kv_head][16][d]; entry p of a sequence's table is where its page p begins. */
-struct attention_params {
-    const float *q;              /* [n, heads, d] */
-    const void *const *pages;    /* [n, most_pages] */
-    const uint32_t *lengths;     /* [n] keys, at least 1; the query is the last of them */
-    uint32_t n, heads, kv_heads, d, most_pages, window; /* window 0: all keys */
-    uint32_t splits, split_pages;
-    fh_dtype dtype;              /* of pages: f32, f16 or bf16 */
-    float scale, softcap, constant;
-    bool unified;
-    float *partial;              /* [n, heads, splits] of d + 2: maximum, sum of weights, weighted values */
-    uint32_t *recomputed;        /* [1] splits, a query each */
-    float *out;                  /* [n, heads, d] */
-};
-
-static __device__ float page_value(fh_dtype t, const void *p, size_t i)
-{
-    if (t == FH_F32) return static_cast<const float *>(p)[i];
-    uint32_t h = static_cast<const uint16_t *>(p)[i];
-    return t == FH_BF16 ? __uint_as_float(h << 16) : fh_f16_value(h);
-}
 
 /* What one warp, then one block, knows of ATT_TOGETHER queries. */
 struct softmax_part { float top[ATT_TOGETHER], sum[ATT_TOGETHER], value[ATT_TOGETHER][ATT_EACH]; bool outside[ATT_TOGETHER]; };
@@ -57,13 +33,13 @@ template <bool UNIFIED> static __device__ void attend_page(const attention_param
                                                            const float *q, softmax_part &s)
 {
     uint32_t lane = threadIdx.x % 32, octet = lane / 8, t = lane % 8;
-    size_t keys = static_cast<size_t>(kv_head) * ATT_PAGE * c.d, values = keys + static_cast<size_t>(c.kv_heads) * ATT_PAGE * c.d;
+    const unsigned char *keys = block_at(c.layout, page, c.offset, kv_head), *values = block_at(c.layout, page, c.offset, c.kv_heads + kv_head);
     for (uint32_t four = first / 4 * 4; four < last; four += 4) {
         uint32_t key = four + octet;
         bool there = key >= first && key < last;
         float score[ATT_TOGETHER] = {};
         for (uint32_t j = t; j < c.d; j += 8) {
-            float k = there ? page_value(c.dtype, page, keys + static_cast<size_t>(key) * c.d + j) : 0;
+            float k = there ? block_value(c.layout, keys, c.d, key, j) : 0;
             FH_UNROLL(4)
             for (uint32_t i = 0; i < ATT_TOGETHER; i++) score[i] = fmaf(k, q[i * c.d + j], score[i]);
         }
@@ -87,15 +63,14 @@ template <bool UNIFIED> static __device__ void attend_page(const attention_param
                 if (four + k < first || four + k >= last) continue;
                 FH_UNROLL(8)
                 for (uint32_t e = 0; e < ATT_EACH; e++)
-                    if (lane + 32 * e < c.d) s.value[i][e] = fmaf(w, page_value(c.dtype, page, values + static_cast<size_t>(four + k) * c.d + lane + 32 * e),
-                                                                  s.value[i][e]);
+                    if (lane + 32 * e < c.d) s.value[i][e] = fmaf(w, block_value(c.layout, values, c.d, four + k, lane + 32 * e), s.value[i][e]);
             }
         }
     }
 }
 
 /* One split for some queries: every warp's part. */
-template <bool UNIFIED> static __device__ void attend_split(const attention_params &c, const void *const *pages, uint32_t kv_head, uint32_t first,
+template <bool UNIFIED> static __device__ void attend_split(const attention_params &c, void *const *pages, uint32_t kv_head, uint32_t first,
                                                             uint32_t last, const float *q, softmax_part &s)
 {
     for (uint32_t i = 0; i < ATT_TOGETHER; i++) {
@@ -143,7 +118,8 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_split(attention_
     uint32_t split = blockIdx.x % c.splits, kv_head = blockIdx.x / c.splits % c.kv_heads, n = blockIdx.x / c.splits / c.kv_heads, group = c.heads / c.kv_heads;
     uint32_t length = c.lengths[n], seen = c.window && length > c.window ? length - c.window : 0;
     uint32_t begin = split * c.split_pages * ATT_PAGE, end = min(begin + c.split_pages * ATT_PAGE, length), first = begin > seen ? begin : seen;
-    const void *const *pages = c.pages + static_cast<size_t>(n) * c.most_pages;
+    void *const *pages = c.pages + static_cast<size_t>(c.tables ? c.tables[n] : n) * c.most_pages;
+    const float *queries = c.q + static_cast<size_t>(c.rows ? c.rows[n] : n) * c.heads * c.d;
     for (uint32_t h = 0; h < group; h += ATT_TOGETHER) {
         uint32_t head = kv_head * group + h, some = min(static_cast<uint32_t>(ATT_TOGETHER), group - h);
         size_t step = static_cast<size_t>(c.splits) * (c.d + 2); /* from one query to the next */
@@ -154,7 +130,7 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_split(attention_
         }
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < ATT_TOGETHER * c.d; i += ATT_THREADS)
-            q[i] = i < some * c.d ? c.q[(static_cast<size_t>(n) * c.heads + head) * c.d + i] * c.scale : 0;
+            q[i] = i < some * c.d ? queries[head * c.d + i] * c.scale : 0;
         __syncthreads();
         softmax_part s;
         bool again[ATT_TOGETHER] = {};
@@ -165,7 +141,7 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_split(attention_
             for (uint32_t i = 0; i < ATT_TOGETHER; i++) {
                 again[i] = i < some && store_part<true>(c, s, i, room, to + i * step, i < some);
                 any = any || again[i];
-                if (again[i] && threadIdx.x == 0) atomicAdd(c.recomputed, 1u);
+                if (again[i] && threadIdx.x == 0) atomicAdd(c.recomputed, static_cast<fh_u64>(1));
             }
         }
         if (!any) continue;
@@ -182,17 +158,18 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_split(attention_
 static __global__ void __launch_bounds__(ATT_THREADS) attention_combine(attention_params c)
 {
     const float *part = c.partial + static_cast<size_t>(blockIdx.x) * c.splits * (c.d + 2);
-    float *out = c.out + static_cast<size_t>(blockIdx.x) * c.d, top = __uint_as_float(0xff800000u), sum = 0;
+    uint32_t n = blockIdx.x / c.heads;
+    float *out = c.out + static_cast<size_t>(c.rows ? c.rows[n] : n) * c.ld + blockIdx.x % c.heads * c.d, top = __uint_as_float(0xff800000u), sum = 0;
     for (uint32_t s = 0; s < c.splits; s++) top = fmaxf(top, part[static_cast<size_t>(s) * (c.d + 2)]);
     for (uint32_t s = 0; s < c.splits; s++) {
         const float *p = part + static_cast<size_t>(s) * (c.d + 2);
-        if (p[1] > 0) sum = fmaf(p[1], p[0] == top ? 1.0f : expf(p[0] - top), sum);
+        if (p[1] != 0) sum = fmaf(p[1], p[0] == top ? 1.0f : expf(p[0] - top), sum);
     }
     for (uint32_t j = threadIdx.x; j < c.d; j += ATT_THREADS) {
         float value = 0;
         for (uint32_t s = 0; s < c.splits; s++) {
             const float *p = part + static_cast<size_t>(s) * (c.d + 2);
-            if (p[1] > 0) value = fmaf(p[2 + j], p[0] == top ? 1.0f : expf(p[0] - top), value);
+            if (p[1] != 0) value = fmaf(p[2 + j], p[0] == top ? 1.0f : expf(p[0] - top), value);
         }
         out[j] = value / sum;
     }

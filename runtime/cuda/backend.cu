@@ -38,6 +38,8 @@ static fh_status no_devices(const fh_cuda_host *host, cudaError_t e, fh_err *err
 static void device_close(fh_cuda_device *d)
 {
     if (!d) return;
+    fh_cuda_blas_close(d);
+    for (unsigned i = 0; i < d->n_events; i++) cudaEventDestroy(d->events[i]);
     if (d->has_stream) cudaStreamDestroy(d->stream);
     d->host->release(d);
 }
@@ -67,6 +69,7 @@ static fh_status learn(fh_cuda_device *d, fh_err *err)
     d->info.together = together, d->info.free_bytes = free_bytes, d->shared = static_cast<size_t>(shared);
     TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "making a stream");
     d->has_stream = true;
+    for (; d->n_events < 3; d->n_events++) TRY(cudaEventCreate(&d->events[d->n_events]), "making a clock");
     return FH_OK;
 }
 
@@ -86,6 +89,7 @@ static fh_status device_open(fh_cuda_device **out, int ordinal, const fh_cuda_ho
 }
 
 static const fh_cuda_info *device_info(const fh_cuda_device *d) { return &d->info; }
+static void device_times(const fh_cuda_device *d, double *body, double *head) { *body = d->body_seconds, *head = d->head_seconds; }
 
 /* ---- a head's arrays ----------------------------------------------------------------------------------------------- */
 
@@ -113,9 +117,8 @@ fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_e
                          static_cast<double>(bytes) / (1 << 20), static_cast<double>(free_bytes) / (1 << 20));
 }
 
-static fh_status pin(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err)
+fh_status fh_cuda_pin(fh_cuda_device *d, buffer *b, size_t bytes, fh_err *err)
 {
-    fh_cuda_device *d = h->device;
     if (bytes <= b->bytes) return FH_OK;
     cudaFreeHost(b->p);
     *b = {nullptr, 0};
@@ -342,16 +345,41 @@ fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params
     if ((rc = fh_cuda_grow(h, &h->states, in, err)) < 0 || (rc = fh_cuda_grow(h, &h->falls, c->all ? 0 : n * c->clusters * sizeof(uint32_t), err)) < 0 ||
         (rc = fh_cuda_grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->results, 2 * out, err)) < 0 ||
         (call->random && (rc = copy_array(h, &h->random, call->random, n * sizeof *call->random, err)) < 0) ||
-        (rc = pin(h, &h->pinned_in, in, err)) < 0 || (rc = pin(h, &h->pinned_out, 2 * out, err)) < 0) return rc;
+        (rc = fh_cuda_pin(d, &h->pinned_in, in, err)) < 0 || (rc = fh_cuda_pin(d, &h->pinned_out, 2 * out + sizeof(uint32_t), err)) < 0) return rc;
     c->states = static_cast<float *>(h->states.p), c->falls = static_cast<uint32_t *>(h->falls.p), c->candidates = static_cast<fh_u64 *>(h->candidates.p);
     c->random = static_cast<double *>(call->random ? h->random.p : nullptr);
     c->temperature = call->sampling.temperature, c->top_p = call->sampling.top_p, c->min_p = call->sampling.min_p, c->top_k = call->sampling.top_k;
     c->ids = static_cast<uint32_t *>(h->results.p), c->logits = reinterpret_cast<float *>(c->ids + n * c->k);
     if (h->unsettled) TRY(cudaMemsetAsync(h->counters.p, 0, 3 * sizeof(uint32_t), d->stream), "starting the head");
     h->unsettled = true;
+    if (!call->states) {
+        TRY(cudaMemcpyAsync(h->states.p, d->left, in, cudaMemcpyDeviceToDevice, d->stream), "copying states");
+        return FH_OK;
+    }
     memcpy(h->pinned_in.p, call->states, in);
     TRY(cudaMemcpyAsync(h->states.p, h->pinned_in.p, in, cudaMemcpyHostToDevice, d->stream), "copying states");
     return FH_OK;
+}
+
+/* What goes with a state that a body left: is it strange, and when was it done with? */
+static fh_status take_left(const fh_cuda_head *h, void *strange, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    TRY(cudaMemcpyAsync(strange, d->left_strange, sizeof(uint32_t), cudaMemcpyDeviceToHost, d->stream), "copying results");
+    TRY(cudaEventRecord(d->events[2], d->stream), "timing it");
+    return FH_OK;
+}
+
+static fh_status judge_left(const fh_cuda_head *h, const void *strange, fh_err *err)
+{
+    fh_cuda_device *d = h->device;
+    float body = 0, head = 0;
+    uint32_t is = 0;
+    TRY(cudaEventElapsedTime(&body, d->events[0], d->events[1]), "timing it");
+    TRY(cudaEventElapsedTime(&head, d->events[1], d->events[2]), "timing it");
+    d->body_seconds += 1e-3 * static_cast<double>(body), d->head_seconds += 1e-3 * static_cast<double>(head);
+    memcpy(&is, strange, sizeof is);
+    return is ? d->host->fail(err, FH_EUSAGE, "a state that the body made is not of finite numbers; states have to be") : FH_OK;
 }
 
 static fh_status run(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
@@ -362,8 +390,10 @@ static fh_status run(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, f
     fh_status rc;
     if ((rc = fh_cuda_prepare(h, call, &c, &shared, err)) < 0 || (rc = fh_cuda_enqueue(h, &c, shared, err)) < 0) return rc;
     TRY(cudaMemcpyAsync(h->pinned_out.p, h->results.p, 2 * out, cudaMemcpyDeviceToHost, d->stream), "copying results");
+    if (!call->states && (rc = take_left(h, static_cast<uint8_t *>(h->pinned_out.p) + 2 * out, err)) < 0) return rc;
     TRY(cudaStreamSynchronize(d->stream), "running the head");
     h->unsettled = false;
+    if (!call->states && (rc = judge_left(h, static_cast<uint8_t *>(h->pinned_out.p) + 2 * out, err)) < 0) return rc;
     memcpy(ids, h->pinned_out.p, out);
     if (logits) memcpy(logits, static_cast<uint8_t *>(h->pinned_out.p) + out, out);
     return FH_OK;
@@ -375,6 +405,8 @@ static fh_status check(const fh_cuda_head *h, const fh_head_call *call, fh_err *
     if (call->kept > FH_CUDA_KEPT)
         return host->fail(err, FH_EUSAGE, "the best %u of each state: on a CUDA device %d at most, those that are reranked counted: use --device cpu",
                           call->kept, FH_CUDA_KEPT);
+    if (!call->states && (!h->device->left || h->device->left_width != h->fixed.hidden || call->batch != 1))
+        return host->fail(err, FH_EUSAGE, "no body has left a state for the head on this device");
     if (call->dense && !h->has_dense)
         return host->fail(err, FH_ENOTFOUND, "the head has no exact rows, which the dense head is made of: pack it as a bundle or with --exact");
     return FH_OK;
@@ -389,7 +421,8 @@ static fh_status head_topk(fh_cuda_head *h, const fh_head_call *call, uint32_t *
     for (size_t first = 0; rc == FH_OK && first < call->batch; first += FH_CUDA_BATCH) {
         fh_head_call some = *call;
         if (some.random) some.random += first;
-        some.states += first * h->fixed.hidden, some.batch = fh_min(FH_CUDA_BATCH, call->batch - first);
+        if (some.states) some.states += first * h->fixed.hidden;
+        some.batch = fh_min(FH_CUDA_BATCH, call->batch - first);
         rc = run(h, &some, ids + first * call->k, logits ? logits + first * call->k : nullptr, err);
     }
     return rc;
@@ -409,6 +442,8 @@ extern "C" const fh_cuda_table *fh_cuda_backend(void)
 {
     static const fh_cuda_table table = {FH_CUDA_ABI, FH_CUDA_SHAPES, FH_TOOL_VERSION, device_open, device_close, device_info, head_new, head_free, head_bytes,
                                         head_topk, head_apart, head_time, fh_cuda_attend, fh_cuda_clusterer_new,
-                                        fh_cuda_clusterer_free, fh_cuda_clusterer_bytes, fh_cuda_clusterer_use, fh_cuda_clusterer_time};
+                                        fh_cuda_clusterer_free, fh_cuda_clusterer_bytes, fh_cuda_clusterer_use, fh_cuda_clusterer_time,
+                                        fh_cuda_body_new, fh_cuda_body_free, fh_cuda_body_bytes, fh_cuda_body_does,
+                                        fh_cuda_body_attention, fh_cuda_body_measure, fh_cuda_body_prefer, device_times};
     return &table;
 }

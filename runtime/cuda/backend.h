@@ -16,15 +16,16 @@ extern "C" {
 #pragma GCC diagnostic ignored "-Wpedantic"
 #endif
 #include "cluster/cluster.h"
+#include "runtime/body_device.h"
 #include "runtime/head_device.h"
-#include "runtime/runtime.h"
 #ifdef __cplusplus
 #pragma GCC diagnostic pop
 #endif
 
 /* Grows whenever this file changes what it means: a shared object of another build is refused. */
 enum { FH_CUDA_ABI = 2 };
-#define FH_CUDA_SHAPES (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + sizeof(fh_err))
+#define FH_CUDA_SHAPES (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + sizeof(fh_err) + 1000 * sizeof(struct fh_body) + 100 * sizeof(fh_layer) + \
+                        10 * sizeof(fh_config) + sizeof(fh_body_call))
 enum {
     FH_CUDA_BATCH = 64,   /* states of one launch: as many as a word has bits */
     FH_CUDA_KEPT = 2048   /* candidates of one state that are ranked on the device: k, and R + k - 1 more where the head reranks */
@@ -33,6 +34,7 @@ enum {
 typedef struct fh_cuda_device fh_cuda_device;
 typedef struct fh_cuda_clusterer fh_cuda_clusterer; /* rows and centres of a clustering in device memory */
 typedef struct fh_cuda_head fh_cuda_head; /* a head's arrays in device memory, and the scratch of one caller */
+typedef struct fh_cuda_body fh_cuda_body; /* a body's weights in device memory, and the scratch of one caller */
 
 /* What is timed. FUSED reads the dense bf16 rows 16 bytes at a time, multiplies and keeps the best, batch 1: the fastest that a head which reads everything
  * can be; CUBLAS multiplies and looks for the largest after; COPY moves the dense rows' bytes from one place of the device's memory to another. */
@@ -75,6 +77,10 @@ typedef struct fh_cuda_attention {
     bool unified;                                   /* else running maxima */
 } fh_cuda_attention;
 
+/* Times of one product of a body, y [rows, out] = x [rows, in] W^T, by each kernel that can (0: it cannot): weights read once for up to 8 rows; tiles; cuBLAS. */
+enum { FH_PRODUCT_FEW, FH_PRODUCT_TILE, FH_PRODUCT_BLAS, FH_PRODUCTS };
+typedef struct fh_cuda_product_time { uint32_t out, in, rows; fh_dtype dtype; bool gated; double seconds[FH_PRODUCTS]; } fh_cuda_product_time;
+
 typedef struct fh_cuda_table {
     uint32_t abi;
     size_t shapes;                                  /* FH_CUDA_SHAPES: of structs that others change */
@@ -105,6 +111,20 @@ typedef struct fh_cuda_table {
     fh_cluster_device (*clusterer_use)(fh_cuda_clusterer *c); /* good until it is freed; FH_EUSAGE: beyond the room there is, or want above 64 */
     /* Times of `runs` searches of the `want` nearest of all centres for rows 0..n-1, as attend times: nothing is copied within. */
     fh_status (*clusterer_time)(fh_cuda_clusterer *c, size_t n, size_t want, size_t runs, double *seconds, fh_err *err);
+    /* The body is borrowed until body_free, for its switches and rope; its weights are copied.  FH_ENOMEM says how much it needs and how much is free; FH_EUNSUPPORTED:
+     * attention heads of more than 256 values. */
+    fh_status (*body_new)(fh_cuda_body **out, fh_cuda_device *d, const fh_body *body, fh_err *err);
+    void (*body_free)(fh_cuda_body *c);             /* accepts NULL; after the caches */
+    uint64_t (*body_bytes)(const fh_cuda_body *c);  /* of device memory, without the caches */
+    const fh_body_device *(*body_does)(const fh_cuda_body *c); /* for fh_body.device; borrowed until body_free */
+    /* Of the decoding steps so far: pairs of query and split under a unified maximum, and how many of them left its range and were done again. */
+    fh_status (*body_attention)(fh_cuda_body *c, uint64_t *recomputed, uint64_t *parts, fh_err *err);
+    /* Every product of the body, of 1 to 256 rows, by every kernel: medians of `runs`, the L2 cache overwritten before each; at most `room` of them. */
+    fh_status (*body_measure)(fh_cuda_body *c, size_t runs, fh_cuda_product_time *times, size_t room, size_t *n, fh_err *err);
+    /* From now on each product takes the kernel that was fastest, of the entry with the fewest rows that are not fewer than its own. */
+    fh_status (*body_prefer)(fh_cuda_body *c, const fh_cuda_product_time *times, size_t n, fh_err *err);
+    /* Of all states that a body left to the head, by the device's clock: what the body took for them, and what the head took after. */
+    void (*device_times)(const fh_cuda_device *d, double *body_seconds, double *head_seconds);
 } fh_cuda_table;
 
 const fh_cuda_table *fh_cuda_backend(void);

@@ -15,6 +15,13 @@ static __device__ __forceinline__ float fh_f16_value(uint32_t h)
     return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
 
+/* To the nearest, ties to even; NaN stays NaN. */
+static __device__ __forceinline__ uint16_t fh_bf16_of(float x)
+{
+    uint32_t u = __float_as_uint(x);
+    return x != x ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
 /* ---- keys: as runtime/head.h, the smaller the better -------------------------------------------------------------------------- */
 
 enum : uint32_t { EVERY_LANE = 0xffffffffu };
@@ -94,6 +101,11 @@ struct fh_cuda_device {
     int ordinal;
     size_t shared;            /* bytes that a block may have */
     cudaStream_t stream; bool has_stream;
+    void *blas, *blas_library, *blas_gemm; /* cuBLAS once it was opened */
+    /* What a body's last call left for the head: a state, and whether it is strange. NULL: nothing. */
+    const float *left; const uint32_t *left_strange; uint32_t left_width;
+    /* When the body began it and ended it, and the head ended; and the sums of what lay between. */
+    cudaEvent_t events[3]; unsigned n_events; double body_seconds, head_seconds;
 };
 
 /* Device memory that grows by need. */
@@ -131,9 +143,16 @@ fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, co
         if (e_ != cudaSuccess) return fh_cuda_failed(d, err, e_, doing); \
     } while (0)
 
-/* At least so many bytes of device memory; what was there is lost.  *total counts them. */
+/* y [n, out], or what is added to it, = x [n, in] W^T; W and x both of bf16 or both of float32, lengths of rows in elements. */
+struct blas_params { const void *w; uint32_t ldw; const void *x; uint32_t ldx; fh_dtype dtype; uint32_t out, in, n; float *y; uint32_t ldy; bool add; };
+fh_status fh_cuda_blas_open(fh_cuda_device *d, fh_err *err); /* FH_ENOTFOUND: there is none; once is enough */
+void fh_cuda_blas_close(fh_cuda_device *d);
+fh_status fh_cuda_blas(fh_cuda_device *d, const blas_params *p, fh_err *err);
+
+/* At least so many bytes of device memory (counted in *total), or of pinned; what was there is lost. */
 fh_status fh_cuda_room(fh_cuda_device *d, uint64_t *total, buffer *b, size_t bytes, fh_err *err);
-fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err); /* of a head */
+fh_status fh_cuda_pin(fh_cuda_device *d, buffer *b, size_t bytes, fh_err *err);
+fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err);
 /* FH_ENOMEM, saying how much `what` needs and how much is free, where that is too little. */
 fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_err *err);
 /* Everything that a launch for `call` (at most FH_CUDA_BATCH states) needs, with the states on the device; results will be in h->results, ids and then
@@ -141,6 +160,14 @@ fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_e
 fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params *c, size_t *shared, fh_err *err);
 /* The launch itself: nothing is allocated, copied or waited for. */
 fh_status fh_cuda_enqueue(fh_cuda_head *h, const head_params *c, size_t shared, fh_err *err);
+/* What the table offers of a body (body.cu). */
+fh_status fh_cuda_body_new(fh_cuda_body **out, fh_cuda_device *d, const fh_body *b, fh_err *err);
+void fh_cuda_body_free(fh_cuda_body *c);
+uint64_t fh_cuda_body_bytes(const fh_cuda_body *c);
+const fh_body_device *fh_cuda_body_does(const fh_cuda_body *c);
+fh_status fh_cuda_body_attention(fh_cuda_body *c, uint64_t *recomputed, uint64_t *parts, fh_err *err);
+fh_status fh_cuda_body_measure(fh_cuda_body *c, size_t runs, fh_cuda_product_time *times, size_t room, size_t *n, fh_err *err);
+fh_status fh_cuda_body_prefer(fh_cuda_body *c, const fh_cuda_product_time *times, size_t n, fh_err *err);
 fh_status fh_cuda_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *call, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
 
 #endif

@@ -5,14 +5,6 @@
  * The fused one takes no order of sums upon itself: an octet of lanes reads a row 128 bytes at a time, two sums a lane. */
 #include "runtime/cuda/private.cuh"
 
-#if !defined(FH_EMULATED) && defined(__has_include)
-#if __has_include(<cublas_v2.h>)
-#define FH_HAVE_CUBLAS
-#include <cublas_v2.h>
-#include <dlfcn.h>
-#endif
-#endif
-
 enum : uint32_t { FUSED_THREADS = 256, FUSED_WARPS = FUSED_THREADS / 32, FUSED_ROWS = 4 };
 
 struct fused_params {
@@ -81,7 +73,6 @@ static __global__ void __launch_bounds__(FUSED_THREADS) store_ids(store_params c
 struct timed {
     fh_cuda_what what;
     head_params params; size_t shared;
-    void *cublas, *library;
     buffer logits, halves; /* [batch, slots] float32; [batch, D] bf16 */
 };
 
@@ -96,8 +87,6 @@ static fh_status enqueue_fused(fh_cuda_head *h, timed *t, fh_err *err)
     TRY(fh_launch(store_ids, 1, FUSED_THREADS, 0, d->stream, store_params{c->best, c->ids, 1}, false), "starting a fused dense head");
     return FH_OK;
 }
-
-#ifdef FH_HAVE_CUBLAS
 
 /* The largest of logits by slot, one block a state; and states as bf16. */
 struct argmax_params { const float *logits; const uint32_t *token_of; uint32_t slots, *ids; };
@@ -122,70 +111,24 @@ struct halve_params { const float *from; uint16_t *to; uint32_t n; };
 static __global__ void __launch_bounds__(FUSED_THREADS) halve(halve_params c)
 {
     uint32_t i = blockIdx.x * FUSED_THREADS + threadIdx.x;
-    if (i >= c.n) return;
-    uint32_t u = __float_as_uint(c.from[i]);
-    c.to[i] = static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16); /* finite: to nearest, ties to even */
+    if (i < c.n) c.to[i] = fh_bf16_of(c.from[i]);
 }
 
-typedef cublasStatus_t (*cublas_create)(cublasHandle_t *);
-typedef cublasStatus_t (*cublas_destroy)(cublasHandle_t);
-typedef cublasStatus_t (*cublas_set_stream)(cublasHandle_t, cudaStream_t);
-typedef cublasStatus_t (*cublas_gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, int n, int k, const void *alpha, const void *a,
-                                      cudaDataType, int lda, const void *b, cudaDataType, int ldb, const void *beta, void *c, cudaDataType, int ldc,
-                                      cublasComputeType_t, cublasGemmAlgo_t);
-
-static fh_status open_cublas(fh_cuda_head *h, timed *t, fh_err *err)
-{
-    fh_cuda_device *d = h->device;
-    static const char *const names[] = {"libcublas.so.13", "libcublas.so.12", "libcublas.so"};
-    cublasHandle_t handle = nullptr;
-    for (size_t i = 0; i < 3 && !t->library; i++) t->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    cublas_create create = t->library ? reinterpret_cast<cublas_create>(dlsym(t->library, "cublasCreate_v2")) : nullptr;
-    cublas_set_stream set_stream = t->library ? reinterpret_cast<cublas_set_stream>(dlsym(t->library, "cublasSetStream_v2")) : nullptr;
-    if (!create || !set_stream) return d->host->fail(err, FH_ENOTFOUND, "there is no libcublas.so.13 or .12 to measure against");
-    if (create(&handle) != CUBLAS_STATUS_SUCCESS || set_stream(handle, d->stream) != CUBLAS_STATUS_SUCCESS)
-        return d->host->fail(err, FH_EFAIL, "cuBLAS does not start");
-    t->cublas = handle;
-    return FH_OK;
-}
-
-static void close_cublas(timed *t)
-{
-    cublas_destroy destroy = t->cublas ? reinterpret_cast<cublas_destroy>(dlsym(t->library, "cublasDestroy_v2")) : nullptr;
-    if (destroy) destroy(static_cast<cublasHandle_t>(t->cublas));
-    if (t->library) dlclose(t->library);
-}
-
-/* logits [batch, slots] = states [batch, D] W^T, all row-major: for cuBLAS, whose matrices are column-major, W as it lies is [D, slots] and is transposed,
- * the states are [D, batch], and the result [slots, batch] lies as we want it. */
+/* logits [batch, slots] = states [batch, D] W^T. */
 static fh_status enqueue_cublas(fh_cuda_head *h, timed *t, fh_err *err)
 {
     fh_cuda_device *d = h->device;
     const head_params *c = &t->params;
     uint32_t slots = c->clusters * c->cap, n = c->batch * c->hidden;
-    const float one = 1, zero = 0;
-    cublas_gemm gemm = reinterpret_cast<cublas_gemm>(dlsym(t->library, "cublasGemmEx"));
     TRY(fh_launch(halve, (n + FUSED_THREADS - 1) / FUSED_THREADS, FUSED_THREADS, 0, d->stream,
                   halve_params{c->states, static_cast<uint16_t *>(t->halves.p), n}, false), "starting cuBLAS");
-    int v = static_cast<int>(slots), batch = static_cast<int>(c->batch), hidden = static_cast<int>(c->hidden), stride = static_cast<int>(h->dense.stride / 2);
-    if (!gemm || gemm(static_cast<cublasHandle_t>(t->cublas), CUBLAS_OP_T, CUBLAS_OP_N, v, batch, hidden, &one, h->dense.data, CUDA_R_16BF, stride,
-                      t->halves.p, CUDA_R_16BF, hidden, &zero, t->logits.p, CUDA_R_32F, v, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
-        return d->host->fail(err, FH_EFAIL, "cuBLAS does not multiply");
+    const blas_params p = {h->dense.data, h->dense.stride / 2, t->halves.p, c->hidden, FH_BF16, slots, c->hidden, c->batch, static_cast<float *>(t->logits.p), slots, false};
+    fh_status rc = fh_cuda_blas(d, &p, err);
+    if (rc < 0) return rc;
     TRY(fh_launch(argmax, c->batch, 1024, 1024 * sizeof(fh_u64), d->stream, argmax_params{static_cast<float *>(t->logits.p), c->token_of, slots, c->ids},
                   false), "starting cuBLAS");
     return FH_OK;
 }
-
-#else
-
-static fh_status open_cublas(fh_cuda_head *h, timed *, fh_err *err)
-{
-    return h->device->host->fail(err, FH_ENOTFOUND, "this build knows no cuBLAS to measure against");
-}
-static fh_status enqueue_cublas(fh_cuda_head *, timed *, fh_err *) { return FH_OK; }
-static void close_cublas(timed *) {}
-
-#endif
 
 /* Room, and what is not there. */
 static fh_status ready(fh_cuda_head *h, timed *t, const fh_head_call *call, fh_err *err)
@@ -202,7 +145,7 @@ static fh_status ready(fh_cuda_head *h, timed *t, const fh_head_call *call, fh_e
     }
     if ((rc = fh_cuda_grow(h, &t->logits, call->batch * slots * sizeof(float), err)) < 0 ||
         (rc = fh_cuda_grow(h, &t->halves, call->batch * t->params.hidden * 2, err)) < 0) return rc;
-    return open_cublas(h, t, err);
+    return fh_cuda_blas_open(d, err);
 }
 
 static fh_status enqueue(fh_cuda_head *h, timed *t, fh_err *err)
@@ -242,7 +185,6 @@ fh_status fh_cuda_time(fh_cuda_head *h, fh_cuda_what what, const fh_head_call *c
     if (e == cudaSuccess) e = cudaStreamSynchronize(d->stream);
     if (rc == FH_OK && e != cudaSuccess) rc = fh_cuda_failed(d, err, e, "copying results");
     h->unsettled = rc < 0;
-    close_cublas(&t);
     fh_cuda_clock_free(&k);
     buffer *all[] = {&t.logits, &t.halves};
     for (buffer *b : all) h->bytes -= b->bytes, cudaFree(b->p);

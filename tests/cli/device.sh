@@ -24,7 +24,6 @@ parity='[(p["isa"], p["variant"]) for p in r["parity"] if p["isa"] == "cuda"], r
 fails 1 '/nowhere\.so: cannot be opened' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" validate model.fhead --device cuda
 FH_CUDA_LIBRARY=/nowhere.so fh validate model.fhead --json > report.json 2> said
 [ "$(value "$parity" < report.json)" = "([], None, ['passed'])" ] && [ ! -s said ] || die "without a device: $(value "$parity" < report.json) $(cat said)"
-fails 2 'tiny: has no FlashHead, which is what a GPU computes' fh run tiny --ids 1 --device cuda
 fh cluster -C work -q > /dev/null
 cp work/clusters.safetensors here.safetensors
 FH_CUDA_LIBRARY=/nowhere.so fh cluster -C work --device auto --json > auto.json 2> why
@@ -32,6 +31,10 @@ FH_CUDA_LIBRARY=/nowhere.so fh cluster -C work --device auto --json > auto.json 
 [ "$(value 'r["device"]' < auto.json)" = cpu ] || die 'not on the CPU'
 same here.safetensors work/clusters.safetensors
 fails 1 'nowhere\.so: cannot be opened: ' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" cluster -C work --device cuda
+fails 2 'bench: --device: goes with an artifact, tiny is a checkpoint' fh bench tiny --device cuda
+fails 1 'nowhere\.so: cannot be opened: ' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" hidden tiny --text few.txt -o out.safetensors --device cuda
+FH_CUDA_LIBRARY=/nowhere.so fh run model.fhead --ids 1 -n 2 --device auto 2> why > auto.txt
+[ "$(grep -c 'head and body run on the CPU: /nowhere\.so: cannot be opened' why)" = 1 ] || die "auto says: $(cat why)"
 # The real one, where it was built: on a machine without a driver it opens and says so
 lib=$(dirname "$FHTOOL")/libfhcuda.so
 if [ -e "$lib" ] && [ ! -e /dev/nvidiactl ]; then
@@ -73,4 +76,21 @@ if [ -e "$FH_CUDA_LIBRARY" ]; then
     done
     fh validate model.fhead --device cpu --json > report.json
     [ "$(value "$parity" < report.json)" = "([], None, ['passed'])" ] || die "--device cpu: $(value "$parity" < report.json)"
+    # the body of a checkpoint, its dense head here; every kind of cache; states alike
+    for kv in f32 f16 int8; do
+        fh run tiny --ids 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18 -n 30 --ignore-eos --kv-type $kv --json | value 'r["ids"]' > want
+        fh run tiny --ids 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18 -n 30 --ignore-eos --kv-type $kv --device cuda --json | value 'r["ids"]' > got
+        same want got
+    done
+    fh hidden tiny --text few.txt -o there.safetensors --device cuda --json > hidden.json
+    [ "$(value 'r["device"]' < hidden.json)" = 'an emulated device' ] || die 'hidden is not on the device'
+    python3 - states.safetensors there.safetensors << 'END' || die 'states differ'
+import json, struct, sys
+def hidden(path):
+    b = open(path, 'rb').read(); n = struct.unpack('<Q', b[:8])[0]; t = json.loads(b[8:8 + n])['hidden']
+    return struct.unpack('<%df' % ((t['data_offsets'][1] - t['data_offsets'][0]) // 4), b[8 + n + t['data_offsets'][0]:8 + n + t['data_offsets'][1]])
+a, b = hidden(sys.argv[1]), hidden(sys.argv[2])
+spread = (sum(x * x for x in a) / len(a)) ** 0.5
+sys.exit(not (len(a) == len(b) and all(abs(x - y) <= 1e-4 * spread for x, y in zip(a, b))))
+END
 fi

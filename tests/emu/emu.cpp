@@ -14,7 +14,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-emu_device emu = {1, cudaSuccess, 9, 0, cudaSuccess, 3, 1, true, static_cast<size_t>(1) << 40, 227 << 10, 1};
+emu_device emu = {1, cudaSuccess, 9, 0, cudaSuccess, 3, 1, true, false, static_cast<size_t>(1) << 40, 227 << 10, 1};
 emu_index emu_thread, emu_block, emu_threads, emu_blocks;
 
 [[noreturn]] static void wrong(const char *what)

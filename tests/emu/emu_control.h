@@ -14,7 +14,7 @@ typedef struct emu_device {
     int count, count_error;       /* devices; what asking for them answers (a cudaError_t) */
     int major, minor, image_error; /* compute capability; what loading a kernel answers */
     int multiprocessors, blocks_each;
-    bool together;                /* cooperative launches */
+    bool together, blas;          /* cooperative launches; something in the place of cuBLAS */
     size_t memory, shared;        /* of the device; shared memory that a block may have */
     uint64_t seed;                /* of the order of fibers */
 } emu_device;
