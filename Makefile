@@ -166,13 +166,14 @@ build/libfhcuda.so: $(CUDA_SRC:%=build/obj/%.o) build/obj/format/dtype.o
 device-test: build/device/device-test build/device/fhtool ## build/device for tests/device/run.sh (needs nvcc)
 build/device/fhtool: build/fhtool build/libfhcuda.so
 	$(Q)mkdir -p $(@D)/lib && cp build/libfhcuda.so $(@D) && cp -L $$(ldd build/fhtool | sed -n 's/.* => \(.*\) (.*/\1/p' | grep -v '/lib\(c\|m\|dl\|rt\|pthread\)\.so') $(@D)/lib && cp $< $@
-build/device/device-test: build/obj/tests/device/device.o $(CUDA_SRC:%=build/obj/%.o) build/libparts.a
+DEVICE_OBJ := build/obj/tests/device/device.o build/obj/tests/device/device_body.o
+build/device/device-test: $(DEVICE_OBJ) $(CUDA_SRC:%=build/obj/%.o) build/libparts.a
 	$(call say,LINK,$@)
-	$(Q)mkdir -p $(@D) && cp -L "$$($(CC) -print-file-name=libcjson.so)" $(@D)/libcjson.so.1 && $(NVCC) -cudart static -o $@ $^ -Xlinker -rpath='$$ORIGIN' \
-	  -Xlinker -Bstatic -lzstd -Xlinker -Bdynamic -lcjson -lm -lpthread -ldl
-build/device-emulated: build/obj/tests/device/device.o $(call emulation,build) build/libparts.a
+	$(Q)mkdir -p $(@D) && cp -L "$$($(CC) -print-file-name=libcjson.so)" $(@D)/libcjson.so.1 && $(NVCC) -cudart static -o $@ $^ -Xlinker -rpath='$$ORIGIN:$$ORIGIN/lib' \
+	  -Xlinker -Bstatic -lzstd -Xlinker -Bdynamic -lcjson -lopenblas -lm -lpthread -ldl
+build/device-emulated: $(DEVICE_OBJ) $(call emulation,build) build/libparts.a
 	$(call say,LINK,$@)
-	$(Q)$(CXX) -o $@ $^ -lzstd -lcjson -lm -lpthread
+	$(Q)$(CXX) -o $@ $^ -lzstd -lcjson -lopenblas -lm -lpthread
 
 build/lib-sources: TEXT := $(LIB_SRC)
 build/lib-sources: FORCE

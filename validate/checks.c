@@ -236,7 +236,7 @@ static fh_status device_parity(fh_validation *v, const fh_head *head, fh_device_
     fh_scratch *here = NULL, *there = NULL;
     fh_device *device = NULL;
     fh_parity_row *r = &v->parity[v->n_parity];
-    fh_status rc = fh_device_open(&device, kind, head, NULL, err);
+    fh_status rc = fh_device_open(&device, kind, head, NULL, NULL, err);
     if (rc < 0 || !device) return rc;
     if ((rc = fh_scratch_on(&here, head, fh_job_pool(job), err)) < 0 || (rc = fh_scratch_on(&there, head, fh_job_pool(job), err)) < 0) goto out;
     if (!(v->device = fh_strdup(fh_device_name(device)))) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }

@@ -93,4 +93,18 @@ a, b = hidden(sys.argv[1]), hidden(sys.argv[2])
 spread = (sum(x * x for x in a) / len(a)) ** 0.5
 sys.exit(not (len(a) == len(b) and all(abs(x - y) <= 1e-4 * spread for x, y in zip(a, b))))
 END
+    # which kernel multiplies: measured, kept beside the artifact, read by the next run; what is no such file is told of and left alone
+    fh bench model.fhead --device cuda --products --no-batches --runs 10 --json -q > bench.json
+    [ "$(value 'len(r["products"]) >= 28 and all(p["tile_seconds"] > 0 and ("few_seconds" in p) == (p["rows"] <= 8) for p in r["products"])' < bench.json)" = True ] || die 'products'
+    [ "$(value '[t["head"] for t in r["tokens"]] == ["flash", "dense"] and all(t["tpot_seconds"] > 0 and 0 < t["head_share"] < 1 for t in r["tokens"])' < bench.json)" = True ] || die 'tokens'
+    [ -s model.fhead.an-emulated-device.products.json ] || die 'no products beside the artifact'
+    fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --json | value 'r["ids"]' > want
+    fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --device cuda --json 2> why > got.json
+    value 'r["ids"]' < got.json > got; same want got
+    [ ! -s why ] || die "says: $(cat why)"
+    [ "$(value 'r["stats"]["attention"]["parts"] > 0 and r["stats"]["attention"]["done_again"] == 0' < got.json)" = True ] || die 'attention'
+    sed -i 's/"rows": *2,/"rows": 0,/' model.fhead.an-emulated-device.products.json
+    fh run model.fhead --ids 1,2,3 -n 12 --ignore-eos --device cuda --json 2> why | value 'r["ids"]' > got; same want got
+    grep -q 'kernels are chosen without a measurement: .*products\.json: product [0-9]* is not one' why || die "says: $(cat why)"
+    fails 2 'bench: --products: goes with a bundle on a GPU' fh bench model.fhead --products
 fi

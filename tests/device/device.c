@@ -1,7 +1,7 @@
-/* tests/device/device.c: the CUDA head on a real device, in one program that needs nothing there but the driver.
+/* tests/device/device.c: the CUDA backend on a real device, in one program that needs nothing there but the driver.
  *
- *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times of heads, of attention and of a
- *                                clustering's search
+ *   device-test [--small] DIR    writes DIR/device.json: what the device is, how many answers were compared, times of heads, of attention, of a
+ *                                clustering's search, and of a body (device_body.c).  From the repository's root: tests/golden is read
  *
  * First answers: every pair of encodings, odd shapes and the five real ones, P from 1 to K, batches of 1 to 64, one kernel and several, against the CPU's
  * definition, bit for bit, from fresh random rows and into poisoned memory. Then times at the five real shapes, the L2 cache overwritten before every run.
@@ -18,6 +18,7 @@
 
 #define fail_msg(...) (fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), exit(1))
 #define assert_int_equal(a, b) ((void)((a) == (b) || (fail_msg("%s:%d: %s is not %s", __FILE__, __LINE__, #a, #b), 0)))
+#include "tests/device/device_body.h"
 #include "tests/unit/cluster_world.h"
 #include "tests/unit/head_world.h"
 
@@ -269,6 +270,17 @@ static void time_near(FILE *out, fh_cuda_device *d)
            products / median / 1e12);
 }
 
+/* A body with the head of Llama-3.2-1B's shape behind it. */
+static void time_body(FILE *out, fh_cuda_device *d)
+{
+    pair p;
+    uint32_t part = small_shapes ? 64 : 1;
+    pair_open(&p, d, (shape){128256 / part, small_shapes ? 64 : 2048, 8016 / part, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 16});
+    p.w.head->parts.probes = p.w.head->info.probes = small_shapes ? 8 : 256;
+    device_time_bodies(out, d, p.there, fh_head_get_info(p.w.head), small_shapes);
+    pair_close(&p);
+}
+
 int main(int argc, char **argv)
 {
     small_shapes = argc > 2 && !strcmp(argv[1], "--small");
@@ -291,6 +303,7 @@ int main(int argc, char **argv)
             info->multiprocessors, info->driver, info->runtime, (unsigned long long)seed);
     check_answers(d);
     check_near(d);
+    device_check_bodies(d, &compared, &different);
     printf("%zu answers compared, %zu different\n", compared, different);
     fflush(stdout);
     bool first = true;
@@ -300,7 +313,9 @@ int main(int argc, char **argv)
     time_attention(out, d, &first);
     fprintf(out, "],\n \"clustering\": ");
     time_near(out, d);
-    fprintf(out, ",\n \"compared\": %zu, \"different\": %zu}\n", compared, different);
+    fprintf(out, ",\n \"body\": {");
+    time_body(out, d);
+    fprintf(out, "},\n \"compared\": %zu, \"different\": %zu}\n", compared, different);
     if (fclose(out)) fail_msg("%s: %s", path, strerror(errno));
     fh_cuda_backend()->device_close(d);
     printf("%zu answers compared, %zu different\n", compared, different);

@@ -21,6 +21,13 @@ if command -v compute-sanitizer > /dev/null; then
         case $rc in 0 | 124) ;; *) bad=1; head -n 40 "$dir/$tool.txt" ;; esac
     done
 fi
+# The same greedy text from the body there as from the one here.
+for where in cuda cpu; do
+    LD_LIBRARY_PATH="$PWD/build/device/lib" build/device/fhtool run demo/prose-7m --prompt 'The history of the city began in' -n 200 --ignore-eos --device $where --stats \
+        > "$dir/text-$where" 2> "$dir/text-$where.stats" || bad=1
+    tail -n 1 "$dir/text-$where.stats"
+done
+cmp "$dir/text-cuda" "$dir/text-cpu" && echo 'the same text' || bad=1
 # A whole clustering at the size of Llama-3.2-1B's head: the same bytes wherever near clusters are looked for. Needs Python with numpy for the rows.
 if python3 -c 'import numpy' 2> /dev/null; then
     export LD_LIBRARY_PATH="$PWD/build/device/lib"
