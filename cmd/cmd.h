@@ -41,7 +41,7 @@ typedef struct fh_common {
 /* How the key-value cache is kept; fh_kv_types[pick.v]. */
 #define FH_KV_OPT(offset) {"kv-type", FH_OPT_PICK, (offset), "T", "how the key-value cache is kept: exactly, or rounded to half or a quarter of its size (default f32)", 0, 0, "f32,f16,int8"}
 extern const fh_dtype fh_kv_types[3];
-#define FH_DEVICE_OPT(args) {"device", FH_OPT_PICK, offsetof(args, device), "D", "where head and body, whichever are used, are computed (default cpu); auto: a GPU if there is one", 0, 0, "cpu,cuda,auto"}
+#define FH_DEVICE_OPT(args) {"device", FH_OPT_PICK, offsetof(args, device), "D", "where head and body are computed (default cpu); auto: a GPU if there is one", 0, 0, "cpu,cuda,auto"}
 #define FH_MOVES_OPT(offset) {"moves", FH_OPT_UINT, (offset), "N", "times that tokens go to the clusters where learned centroids expect them (default 0)", 0, FH_MOST_MOVES, NULL}
 #define FH_DIR_OPT {"-C", FH_OPT_STR, offsetof(fh_common, dir), "DIR", "work directory (default ./fhead-work)", 0, 0, NULL}
 

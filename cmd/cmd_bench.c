@@ -15,7 +15,7 @@ static const fh_opt options[] = {
     {"body", FH_OPT_FLAG, offsetof(args, body), NULL, "body and whole tokens alone", 0, 0, NULL},
     FH_KV_OPT(offsetof(args, kv_type)),
     FH_DEVICE_OPT(args),
-    {"products", FH_OPT_FLAG, offsetof(args, products), NULL, "with --device: which kernel multiplies fastest, by shape; kept beside FILE, where 'run' finds it", 0, 0, NULL},
+    {"products", FH_OPT_FLAG, offsetof(args, products), NULL, "with --device: the fastest kernel of each product; kept beside FILE for 'run'", 0, 0, NULL},
     FH_COMMON_OPTS, FH_OPT_END,
 };
 
@@ -320,9 +320,11 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if (rc == FH_OK && a->hidden.set) rc = fh_read_states(&file, &how.states, &owned, &how.n_states, a->hidden.v, fh_head_get_info(m.head)->hidden, err);
     if (rc == FH_OK && a->against.set && (rc = fh_json_read(&estimate, a->against.v, 16 << 20, err)) == FH_OK)
         rc = same_head(estimate, m.head, fh_pool_threads(fh_job_pool(job)), a->against.v, err);
-    if (rc == FH_OK && !m.head && a->device.v == FH_DEVICE_CUDA) rc = fh_fail(err, FH_EUSAGE, "bench: --device: goes with an artifact, %s is a checkpoint", path);
+    if (rc == FH_OK && !m.head && a->device.v == FH_DEVICE_CUDA)
+        rc = fh_fail(err, FH_EUSAGE, "bench: --device: goes with an artifact, %s is a checkpoint", path);
     if (rc == FH_OK && m.head) rc = fh_model_use(&m, (fh_device_kind)a->device.v, job, err);
-    if (rc == FH_OK && a->products && !fh_device_has_body(m.device)) rc = fh_fail(err, FH_EUSAGE, "bench: --products: goes with a bundle on a GPU (--device cuda)");
+    if (rc == FH_OK && a->products && !fh_device_has_body(m.device))
+        rc = fh_fail(err, FH_EUSAGE, "bench: --products: goes with a bundle on a GPU (--device cuda)");
     bool there = rc == FH_OK && fh_device_has_head(m.device);
     if (there && estimate) rc = fh_fail(err, FH_EUSAGE, "bench: --against-estimate: says what the CPU does: leave --device out");
     else if (there) rc = fh_bench_on_device(&report, &m, &how, a->products, job, err);

@@ -237,7 +237,8 @@ static fh_status carve(forward *f, void **memory, size_t rows, size_t pieces, si
         fits = fits && fh_add(total, sizes[i], &total);
     }
     fits = fits && fh_mul(total, sizeof(float), &bytes) && fh_mul(pieces, sizeof *f->pieces, &list) && fh_add(bytes, list, &bytes);
-    if (!here) fits = fits && fh_mul(pieces, sizeof *f->runs, &runs) && fh_add(bytes, runs, &bytes) && fh_mul(pages, sizeof *f->pages, &table) && fh_add(bytes, table, &bytes);
+    if (!here) fits = fits && fh_mul(pieces, sizeof *f->runs, &runs) && fh_add(bytes, runs, &bytes);
+    if (!here) fits = fits && fh_mul(pages, sizeof *f->pages, &table) && fh_add(bytes, table, &bytes);
     if (!fits || !(*memory = fh_malloc(bytes)))
         return fh_fail(err, FH_ENOMEM, "%s: out of memory for the forward pass of %zu tokens", b->name, rows);
     float *at = *memory, **parts[] = {&f->h, &f->qkv, &f->att, &f->ff, &f->angles, &f->frequency, &f->scratch, &f->partials, &f->embedded};

@@ -1,4 +1,5 @@
-/* runtime/body_device.h: a body's weights and switches, and how its layers are handed to something other than this CPU's kernels.  Plain C that C++ reads too. */
+/* runtime/body_device.h: a body's weights and switches, and how its layers are handed to something other than this CPU's kernels.  Plain C that C++ reads
+ * too. */
 #ifndef FH_BODY_DEVICE_H
 #define FH_BODY_DEVICE_H
 
@@ -60,11 +61,16 @@ typedef struct fh_pages { fh_dtype type; size_t block_bytes, scale_bytes, page_b
 /* A run of rows of one sequence: row `row` of the call stands at position `first`; its pages, those of its own keys and values too. */
 typedef struct fh_run { size_t row, rows, first; void *const *pages; } fh_run;
 
-/* Rows of at most FH_CALL_ROWS tokens through all layers and the final norm.  x [rows, D] comes with the tokens' embeddings and goes back as what the head reads;
- * angles [rows][global, local][cos, sin][half] as the rope has them, dims: how many elements of a head it turns.
- * stay: x is not written, nothing is waited for, and the last row's state stays there: the device's head takes it where it is given none (fh_head_call).  A failure
- * leaves the keys and values of these rows undefined, and nothing else. */
-typedef struct fh_body_call { const fh_run *runs; size_t n, rows; fh_pages layout; const float *angles; size_t half; uint32_t dims[2]; float *x; bool stay; } fh_body_call;
+/* Rows of at most FH_CALL_ROWS tokens through all layers and the final norm. x [rows, D] comes with the tokens' embeddings and goes back as what the head
+ * reads; angles [rows][global, local][cos, sin][half] as the rope has them, dims: how many elements of a head it turns. stay: x is not written, nothing is
+ * waited for, and the last row's state stays there: the device's head takes it where it is given none (fh_head_call). A failure leaves the keys and values
+ * of these rows undefined, and nothing else. */
+typedef struct fh_body_call {
+    const fh_run *runs; size_t n, rows;
+    fh_pages layout;
+    const float *angles; size_t half; uint32_t dims[2];
+    float *x; bool stay;
+} fh_body_call;
 enum { FH_CALL_ROWS = 1024 };
 
 struct fh_body_device {

@@ -168,7 +168,11 @@ fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *s
 }
 
 const char *fh_device_name(const fh_device *d) { return d ? d->cuda->device_info(d->device)->name : "cpu"; }
-uint64_t fh_device_bytes(const fh_device *d) { return fh_device_has_head(d) ? d->cuda->head_bytes(d->head) : d && d->clusterer ? d->cuda->clusterer_bytes(d->clusterer) : 0; }
+uint64_t fh_device_bytes(const fh_device *d)
+{
+    if (fh_device_has_head(d)) return d->cuda->head_bytes(d->head);
+    return d && d->clusterer ? d->cuda->clusterer_bytes(d->clusterer) : 0;
+}
 const fh_cluster_device *fh_device_clusters(const fh_device *d) { return d && d->clusterer ? &d->clusters : NULL; }
 void fh_scratch_use(fh_scratch *scratch, const fh_device *d) { scratch->device = fh_device_has_head(d) ? &d->does : NULL; }
 

@@ -77,7 +77,8 @@ fh_status fh_device_products_load(const fh_device *d, const char *path, fh_err *
     if (!fh_member_is(file, "device", fh_device_name(d))) { rc = fh_fail(err, FH_ECHECK, "%s: is not of this device (%s)", path, fh_device_name(d)); goto out; }
     for (const fh_json *j = fh_json_first(fh_json_get(file, "products")); j; j = fh_json_next(j)) {
         if (n == MOST_PRODUCTS || !read_one(&times[n], j)) {
-            rc = fh_fail(err, FH_EFORMAT, "%s: product %zu is not one (of %d at most): measure again with 'bench --device cuda --products'", path, n, MOST_PRODUCTS);
+            rc = fh_fail(err, FH_EFORMAT, "%s: product %zu is not one (of %d at most): measure again with 'bench --device cuda --products'", path, n,
+                         MOST_PRODUCTS);
             goto out;
         }
         n++;

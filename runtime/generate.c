@@ -131,7 +131,8 @@ fh_status fh_session_run(fh_session *s, const uint32_t *prompt, size_t n, const 
     uint32_t id = 0;
     fh_status rc = fh_generate_check(s->m, prompt, n, err);
     *stats = (fh_generate_stats){.prompt_tokens = n, .body_bytes = (double)fh_body_bytes(s->m->body)};
-    if (rc < 0 || (rc = fh_device_attention(s->m->device, &again_before, &parts_before, err)) < 0 || (rc = prefill(s, prompt, n, job, &state, &stats->reused_tokens, err)) < 0) return rc;
+    if (rc < 0 || (rc = fh_device_attention(s->m->device, &again_before, &parts_before, err)) < 0 ||
+        (rc = prefill(s, prompt, n, job, &state, &stats->reused_tokens, err)) < 0) return rc;
     for (size_t i = 0; i < s->p.tokens; i++) {
         double t0 = fh_now();
         if ((rc = fh_chooser_choose(&s->chooser, state, stats, &id, err)) < 0) return rc;

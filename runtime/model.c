@@ -252,7 +252,8 @@ static fh_status use_products(const fh_model *m, const fh_job *job, fh_err *err)
     fh_err why;
     char *path = fh_device_products_path(m->device, m->name);
     if (!path) return no_memory(m, err);
-    if (fh_file_exists(path) && fh_device_products_load(m->device, path, &why) < 0) fh_job_say(job, FH_WARN, "kernels are chosen without a measurement: %s", why.text);
+    if (fh_file_exists(path) && fh_device_products_load(m->device, path, &why) < 0)
+        fh_job_say(job, FH_WARN, "kernels are chosen without a measurement: %s", why.text);
     fh_free(path);
     return FH_OK;
 }
@@ -264,7 +265,8 @@ fh_status fh_model_use(fh_model *m, fh_device_kind kind, const fh_job *job, fh_e
         if (rc == FH_OK) rc = fh_device_open(&m->device, kind, m->head, m->body, job, err);
         return rc < 0 || !fh_device_has_body(m->device) ? rc : use_products(m, job, err);
     }
-    if (kind == FH_DEVICE_CUDA) return fh_fail(err, FH_EUSAGE, "%s: has neither FlashHead nor body, which is what a GPU computes here: leave out --device", m->name);
+    if (kind == FH_DEVICE_CUDA)
+        return fh_fail(err, FH_EUSAGE, "%s: has neither FlashHead nor body, which is what a GPU computes here: leave out --device", m->name);
     return FH_OK;
 }
 

@@ -78,8 +78,8 @@ fh_probed fh_scratch_probed(const fh_scratch *scratch);
 typedef struct fh_device fh_device;
 struct fh_body;
 typedef enum fh_device_kind { FH_DEVICE_CPU, FH_DEVICE_CUDA, FH_DEVICE_AUTO } fh_device_kind; /* --device */
-/* head or body may be NULL.  *out is NULL for the CPU.  auto: a GPU if one can be had, for the head alone if the body does not fit; else the job is told why not,
- * in one line, and it is the CPU.  cuda: FH_ENOTFOUND without library, driver or GPU, FH_EUNSUPPORTED for one that is too old or strange, FH_ENOMEM where
+/* head or body may be NULL.  *out is NULL for the CPU.  auto: a GPU if one can be had, for the head alone if the body does not fit; else the job is told why
+ * not, in one line, and it is the CPU.  cuda: FH_ENOTFOUND without library, driver or GPU, FH_EUNSUPPORTED for one that is too old or strange, FH_ENOMEM where
  * something does not fit.  Both are borrowed until the device is closed.  From here on caches of the body are made there, and its forward pass runs there. */
 fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, struct fh_body *body, const fh_job *job, fh_err *err);
 /* The same for the search of a clustering (fh_cluster_device) of at most n rows of d into k: room for all of it is made now. */
@@ -98,7 +98,8 @@ fh_status fh_device_products_load(const fh_device *d, const char *path, fh_err *
  * fh_head_dense_topk (of its best one) take it where states is NULL and batch 1.  What both took for such states, by the device's clock. */
 bool fh_device_keeps_state(const fh_device *d);
 void fh_device_times(const fh_device *d, double *body_seconds, double *head_seconds);
-/* Decoding steps there, so far: pairs of query and split of keys whose softmax was summed relative to one constant, and how many left its range and were done again. */
+/* Decoding steps there, so far: pairs of query and split of keys whose softmax was summed relative to one constant, and how many left its range and were
+ * done again. */
 fh_status fh_device_attention(const fh_device *d, uint64_t *recomputed, uint64_t *parts, fh_err *err);
 const char *fh_device_name(const fh_device *d);     /* "NVIDIA H200"; NULL: "cpu" */
 /* What is timed there: the head as one kernel, or as several; the dense head by the same order of sums; one that takes none upon itself; cuBLAS; moving the dense rows. */

@@ -23,9 +23,10 @@ extern "C" {
 #endif
 
 /* Grows whenever this file changes what it means: a shared object of another build is refused. */
-enum { FH_CUDA_ABI = 2 };
-#define FH_CUDA_SHAPES (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + sizeof(fh_err) + 1000 * sizeof(struct fh_body) + 100 * sizeof(fh_layer) + \
-                        10 * sizeof(fh_config) + sizeof(fh_body_call))
+enum { FH_CUDA_ABI = 3 };
+#define FH_CUDA_SHAPES \
+    (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + sizeof(fh_err) + 1000 * sizeof(struct fh_body) + \
+     100 * sizeof(fh_layer) + 10 * sizeof(fh_config) + sizeof(fh_body_call))
 enum {
     FH_CUDA_BATCH = 64,   /* states of one launch: as many as a word has bits */
     FH_CUDA_KEPT = 2048   /* candidates of one state that are ranked on the device: k, and R + k - 1 more where the head reranks */
@@ -77,7 +78,8 @@ typedef struct fh_cuda_attention {
     bool unified;                                   /* else running maxima */
 } fh_cuda_attention;
 
-/* Times of one product of a body, y [rows, out] = x [rows, in] W^T, by each kernel that can (0: it cannot): weights read once for up to 8 rows; tiles; cuBLAS. */
+/* Times of one product of a body, y [rows, out] = x [rows, in] W^T, by each kernel that can (0: it cannot): weights read once for up to 8 rows; tiles;
+ * cuBLAS. */
 enum { FH_PRODUCT_FEW, FH_PRODUCT_TILE, FH_PRODUCT_BLAS, FH_PRODUCTS };
 typedef struct fh_cuda_product_time { uint32_t out, in, rows; fh_dtype dtype; bool gated; double seconds[FH_PRODUCTS]; } fh_cuda_product_time;
 
@@ -111,8 +113,8 @@ typedef struct fh_cuda_table {
     fh_cluster_device (*clusterer_use)(fh_cuda_clusterer *c); /* good until it is freed; FH_EUSAGE: beyond the room there is, or want above 64 */
     /* Times of `runs` searches of the `want` nearest of all centres for rows 0..n-1, as attend times: nothing is copied within. */
     fh_status (*clusterer_time)(fh_cuda_clusterer *c, size_t n, size_t want, size_t runs, double *seconds, fh_err *err);
-    /* The body is borrowed until body_free, for its switches and rope; its weights are copied.  FH_ENOMEM says how much it needs and how much is free; FH_EUNSUPPORTED:
-     * attention heads of more than 256 values. */
+    /* The body is borrowed until body_free, for its switches and rope; its weights are copied. FH_ENOMEM says how much it needs and how much is free;
+     * FH_EUNSUPPORTED: attention heads of more than 256 values. */
     fh_status (*body_new)(fh_cuda_body **out, fh_cuda_device *d, const fh_body *body, fh_err *err);
     void (*body_free)(fh_cuda_body *c);             /* accepts NULL; after the caches */
     uint64_t (*body_bytes)(const fh_cuda_body *c);  /* of device memory, without the caches */

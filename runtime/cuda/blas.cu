@@ -43,13 +43,15 @@ void fh_cuda_blas_close(fh_cuda_device *d)
     d->blas = d->blas_library = d->blas_gemm = nullptr;
 }
 
-/* All row-major: for cuBLAS, whose matrices are column-major, W as it lies is [in, out] and is transposed, x is [in, n], and the result [out, n] lies as we want it. */
+/* All row-major: for cuBLAS, whose matrices are column-major, W as it lies is [in, out] and is transposed, x is [in, n], and the result [out, n] lies as we
+ * want it. */
 fh_status fh_cuda_blas(fh_cuda_device *d, const blas_params *p, fh_err *err)
 {
     const float one = 1, kept = p->add ? 1 : 0;
     cudaDataType type = p->dtype == FH_F32 ? CUDA_R_32F : CUDA_R_16BF;
     int out = static_cast<int>(p->out), in = static_cast<int>(p->in), n = static_cast<int>(p->n);
-    if (reinterpret_cast<cublas_gemm>(d->blas_gemm)(static_cast<cublasHandle_t>(d->blas), CUBLAS_OP_T, CUBLAS_OP_N, out, n, in, &one, p->w, type, static_cast<int>(p->ldw),
+    if (reinterpret_cast<cublas_gemm>(d->blas_gemm)(static_cast<cublasHandle_t>(d->blas), CUBLAS_OP_T, CUBLAS_OP_N, out, n, in, &one, p->w, type,
+                                                    static_cast<int>(p->ldw),
                                                     p->x, type, static_cast<int>(p->ldx), &kept, p->y, CUDA_R_32F, static_cast<int>(p->ldy), CUBLAS_COMPUTE_32F,
                                                     CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
         return d->host->fail(err, FH_EFAIL, "cuBLAS does not multiply");
@@ -67,7 +69,8 @@ static __global__ void product(blas_params p)
     for (uint32_t k = 0; k < p.in; k++) {
         size_t a = static_cast<size_t>(o) * p.ldw + k, b = static_cast<size_t>(r) * p.ldx + k;
         if (p.dtype == FH_F32) sum = fmaf(static_cast<const float *>(p.w)[a], static_cast<const float *>(p.x)[b], sum);
-        else sum = fmaf(__uint_as_float(static_cast<uint32_t>(static_cast<const uint16_t *>(p.w)[a]) << 16), __uint_as_float(static_cast<uint32_t>(static_cast<const uint16_t *>(p.x)[b]) << 16), sum);
+        else sum = fmaf(__uint_as_float(static_cast<uint32_t>(static_cast<const uint16_t *>(p.w)[a]) << 16),
+                        __uint_as_float(static_cast<uint32_t>(static_cast<const uint16_t *>(p.x)[b]) << 16), sum);
     }
     p.y[static_cast<size_t>(r) * p.ldy + o] = sum;
 }

@@ -131,7 +131,8 @@ static fh_status copy_layer(fh_cuda_body *c, device_layer *to, const fh_layer *l
     fh_status rc;
     if ((rc = copy_norm(c, &to->attn_norm, &l->attn_norm, err)) < 0 || (rc = copy_norm(c, &to->mlp_norm, &l->mlp_norm, err)) < 0 ||
         (rc = copy_norm(c, &to->attn_post, &l->attn_post, err)) < 0 || (rc = copy_norm(c, &to->mlp_post, &l->mlp_post, err)) < 0 ||
-        (rc = copy_vector(c, &to->q_norm, l->q_norm, c->b->head_dim, err)) < 0 || (rc = copy_vector(c, &to->k_norm, l->k_norm, c->b->head_dim, err)) < 0) return rc;
+        (rc = copy_vector(c, &to->q_norm, l->q_norm, c->b->head_dim, err)) < 0 ||
+        (rc = copy_vector(c, &to->k_norm, l->k_norm, c->b->head_dim, err)) < 0) return rc;
     bool alike = true;
     for (unsigned i = 1; i < l->n_qkv; i++) alike = alike && l->qkv[i].dtype == l->qkv[0].dtype;
     to->n_qkv = alike ? 1 : l->n_qkv;

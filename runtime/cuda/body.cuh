@@ -50,8 +50,8 @@ struct place_params {
 
 /* ---- attention (attention.cu, prefill.cu) ------------------------------------------------------------------------ */
 
-/* A page holds a block of [16, d] for the keys of each key head and then one for the values of each, `offset` bytes after its beginning; entry p of a sequence's
- * table is where its page p begins. */
+/* A page holds a block of [16, d] for the keys of each key head and then one for the values of each, `offset` bytes after its beginning; entry p of a
+ * sequence's table is where its page p begins. */
 struct attention_params {
     const float *q;              /* [rows, heads, d] */
     void *const *pages;          /* [n, most_pages] */
@@ -93,8 +93,10 @@ static __device__ __forceinline__ float block_value(const fh_pages &is, const un
 {
     size_t i = static_cast<size_t>(key) * d + j;
     if (is.type == FH_F32) return reinterpret_cast<const float *>(block)[i];
-    if (is.type == FH_I8)
-        return static_cast<float>(reinterpret_cast<const int8_t *>(block + is.scale_bytes)[i]) * reinterpret_cast<const float *>(block)[key * ((d + FH_GROUP - 1) / FH_GROUP) + j / FH_GROUP];
+    if (is.type == FH_I8) {
+        float scale = reinterpret_cast<const float *>(block)[key * ((d + FH_GROUP - 1) / FH_GROUP) + j / FH_GROUP];
+        return static_cast<float>(reinterpret_cast<const int8_t *>(block + is.scale_bytes)[i]) * scale;
+    }
     uint32_t h = reinterpret_cast<const uint16_t *>(block)[i];
     return is.type == FH_BF16 ? __uint_as_float(h << 16) : fh_f16_value(h);
 }

@@ -1,8 +1,9 @@
 /* forward.cu: some rows through all layers of a body: run_layer of runtime/body.c in launches.
  *
- * Everything that a call brings (embeddings, angles, positions, tables of pages) is one copy to the device, its states are one copy back, and nothing is waited for
- * in between. Rows that stand alone (decoding) attend by splits of their keys, runs of rows (prompts) by tiles. A step of which every row stands alone is captured
- * in a graph the second time its shape is met (the first loads whatever is loaded once); the tables' width is rounded up, so that a shape lasts for many steps. */
+ * Everything that a call brings (embeddings, angles, positions, tables of pages) is one copy to the device, its states are one copy back, and nothing is
+ * waited for in between. Rows that stand alone (decoding) attend by splits of their keys, runs of rows (prompts) by tiles. A step of which every row stands
+ * alone is captured in a graph the second time its shape is met (the first loads whatever is loaded once); the tables' width is rounded up, so that a shape
+ * lasts for many steps. */
 #include "runtime/cuda/body_state.cuh"
 
 enum : uint32_t { GRAPH_ROWS = 64 };
@@ -152,11 +153,13 @@ static fh_status run_layer(step *s, size_t index, fh_err *err)
         if ((rc = multiply(s, l.qkv[i], nullptr, c->h, qkv, qkv_ld, FH_THEN_STORE, false, err)) < 0) return rc;
     if ((rc = attend(s, index, err)) < 0) return rc;
     if (b->parallel && (rc = norm(s, l.mlp_norm, s->x, h, false, err)) < 0) return rc; /* before attention is added */
-    if ((rc = multiply(s, l.o, nullptr, c->att, l.attn_post.weight ? h : s->x, s->p.ld, l.attn_post.weight ? FH_THEN_STORE : FH_THEN_ADD, false, err)) < 0) return rc;
+    if ((rc = multiply(s, l.o, nullptr, c->att, l.attn_post.weight ? h : s->x, s->p.ld, l.attn_post.weight ? FH_THEN_STORE : FH_THEN_ADD, false, err)) < 0)
+        return rc;
     if (l.attn_post.weight && (rc = norm(s, l.attn_post, h, s->x, true, err)) < 0) return rc;
     if (!b->parallel && (rc = norm(s, l.mlp_norm, s->x, h, false, err)) < 0) return rc;
     if ((rc = multiply_gated(s, l, err)) < 0 ||
-        (rc = multiply(s, l.down, nullptr, c->ff, l.mlp_post.weight ? h : s->x, s->p.ld, l.mlp_post.weight ? FH_THEN_STORE : FH_THEN_ADD, false, err)) < 0) return rc;
+        (rc = multiply(s, l.down, nullptr, c->ff, l.mlp_post.weight ? h : s->x, s->p.ld, l.mlp_post.weight ? FH_THEN_STORE : FH_THEN_ADD, false, err)) < 0)
+        return rc;
     return l.mlp_post.weight ? norm(s, l.mlp_post, h, s->x, true, err) : FH_OK;
 }
 
@@ -254,20 +257,25 @@ static fh_status prepare(step *s, fh_err *err)
     size_t partials = static_cast<size_t>(s->p.decodes) * b->heads * s->decode.splits * (b->head_dim + 2) * sizeof(float);
     if (s->p.bytes > c->in.bytes || partials > c->partial.bytes) fh_cuda_body_forget(c);
     if ((rc = fh_cuda_room(d, &c->bytes, &c->in, s->p.bytes, err)) < 0 || (rc = fh_cuda_room(d, &c->bytes, &c->partial, partials, err)) < 0 ||
-        (rc = fh_cuda_body_room(c, &c->h, rows, b->d, err)) < 0 || (rc = fh_cuda_body_room(c, &c->qkv, rows, b->qkv_width, err)) < 0 || (rc = fh_cuda_body_room(c, &c->q, rows, width, err)) < 0 ||
-        (rc = fh_cuda_body_room(c, &c->att, rows, width, err)) < 0 || (rc = fh_cuda_body_room(c, &c->ff, rows, b->ffn, err)) < 0 || (rc = fh_cuda_body_room_for_blas(c, rows, err)) < 0 || (rc = fh_cuda_pin(d, &c->pinned, s->p.bytes, err)) < 0) return rc;
+        (rc = fh_cuda_body_room(c, &c->h, rows, b->d, err)) < 0 || (rc = fh_cuda_body_room(c, &c->qkv, rows, b->qkv_width, err)) < 0 ||
+        (rc = fh_cuda_body_room(c, &c->q, rows, width, err)) < 0 || (rc = fh_cuda_body_room(c, &c->att, rows, width, err)) < 0 ||
+        (rc = fh_cuda_body_room(c, &c->ff, rows, b->ffn, err)) < 0 || (rc = fh_cuda_body_room_for_blas(c, rows, err)) < 0 ||
+        (rc = fh_cuda_pin(d, &c->pinned, s->p.bytes, err)) < 0) return rc;
     s->x = at<float>(c->in, s->p.x);
     void *const *pages = at<void *>(c->in, s->p.pages);
     s->decode.q = static_cast<float *>(c->q.p), s->decode.pages = pages, s->decode.lengths = at<uint32_t>(c->in, s->p.lengths),
     s->decode.rows = at<uint32_t>(c->in, s->p.rows), s->decode.tables = at<uint32_t>(c->in, s->p.tables), s->decode.layout = call->layout,
     s->decode.softcap = b->attn_softcap, s->decode.partial = static_cast<float *>(c->partial.p), s->decode.recomputed = static_cast<fh_u64 *>(c->recomputed.p),
     s->decode.out = static_cast<float *>(c->att.p), s->decode.ld = body_pad(width);
-    s->prefill = {s->decode.q, pages, s->p.most_pages, at<prefill_tile>(c->in, s->p.tile), s->p.tiles, heads, kv_heads, head_dim, 0, 0, call->layout, 1, b->attn_softcap,
+    s->prefill = {s->decode.q, pages, s->p.most_pages, at<prefill_tile>(c->in, s->p.tile), s->p.tiles, heads, kv_heads, head_dim, 0, 0, call->layout, 1,
+                  b->attn_softcap,
                   s->decode.out, s->decode.ld};
     s->place = {};
     s->place.qkv = static_cast<float *>(c->qkv.p), s->place.ld = body_pad(b->qkv_width), s->place.n = static_cast<uint32_t>(rows), s->place.heads = heads,
-    s->place.kv_heads = kv_heads, s->place.d = head_dim, s->place.q_first = static_cast<uint32_t>(b->q_first), s->place.q_step = static_cast<uint32_t>(b->q_step),
-    s->place.k_first = static_cast<uint32_t>(b->k_first), s->place.k_step = static_cast<uint32_t>(b->k_step), s->place.v_first = static_cast<uint32_t>(b->v_first),
+    s->place.kv_heads = kv_heads, s->place.d = head_dim, s->place.q_first = static_cast<uint32_t>(b->q_first),
+        s->place.q_step = static_cast<uint32_t>(b->q_step),
+    s->place.k_first = static_cast<uint32_t>(b->k_first), s->place.k_step = static_cast<uint32_t>(b->k_step),
+        s->place.v_first = static_cast<uint32_t>(b->v_first),
     s->place.v_step = static_cast<uint32_t>(b->v_step), s->place.eps = b->eps, s->place.angle_step = static_cast<uint32_t>(4 * call->half),
     s->place.position = at<uint32_t>(c->in, s->p.position), s->place.sequence = at<uint32_t>(c->in, s->p.sequence), s->place.pages = pages,
     s->place.most_pages = s->p.most_pages, s->place.layout = call->layout, s->place.q = static_cast<float *>(c->q.p);

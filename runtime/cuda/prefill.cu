@@ -2,9 +2,10 @@
  *
  *   out [n, heads, d] = softmax(scale q k^T) v       a query sees keys up to its own, the last `window` of them
  *
- * A block takes 32 queries that share a key head: positions that follow each other, and the heads of each. It walks the keys some 32 (16 for heads above 128) at a
- * time, which all its queries read from shared memory; an octet of lanes has one query, its running maximum and sum, and every eighth of its result's values in
- * registers. Rows of shared memory are one float longer than a head, so that the keys which the octets read at once lie in different banks. */
+ * A block takes 32 queries that share a key head: positions that follow each other, and the heads of each. It walks the keys some 32 (16 for heads above
+ * 128) at a time, which all its queries read from shared memory; an octet of lanes has one query, its running maximum and sum, and every eighth of its
+ * result's values in registers. Rows of shared memory are one float longer than a head, so that the keys which the octets read at once lie in different
+ * banks. */
 #include "runtime/cuda/body.cuh"
 
 enum : uint32_t { PREFILL_THREADS = 8 * PREFILL_ROWS };
@@ -85,7 +86,8 @@ fh_status fh_cuda_prefill_prepare(fh_cuda_device *d, uint32_t head_dim, fh_err *
     size_t shared = shared_bytes(head_dim);
     int bytes = static_cast<int>(shared);
     if (head_dim > ATT_MOST_DIM || shared > d->shared)
-        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): attention heads of %u values (%u are the most): use --device cpu", d->ordinal, d->info.name,
+        return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): attention heads of %u values (%u are the most): use --device cpu", d->ordinal,
+                             d->info.name,
                              head_dim, static_cast<uint32_t>(ATT_MOST_DIM));
     TRY(cudaFuncSetAttribute(prefill_attention<8>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
     TRY(cudaFuncSetAttribute(prefill_attention<16>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");

@@ -245,7 +245,8 @@ bool fh_cuda_product_can(product_kind kind, const product_params *p)
 
 fh_status fh_cuda_product(fh_cuda_device *d, product_kind kind, const product_params *p, fh_err *err)
 {
-    if (kind == PRODUCT_AUTO || !fh_cuda_product_can(kind, p)) kind = p->n <= PRODUCT_FEW_ROWS ? PRODUCT_FEW : fh_cuda_product_can(PRODUCT_BLAS, p) ? PRODUCT_BLAS : PRODUCT_TILE;
+    if (kind == PRODUCT_AUTO || !fh_cuda_product_can(kind, p))
+        kind = p->n <= PRODUCT_FEW_ROWS ? PRODUCT_FEW : fh_cuda_product_can(PRODUCT_BLAS, p) ? PRODUCT_BLAS : PRODUCT_TILE;
     if (kind == PRODUCT_BLAS) return multiply_blas(d, p, err);
     bool tile = kind == PRODUCT_TILE;
     TRY(p->then == FH_THEN_GATE ? launch_type<true>(d, tile, p) : launch_type<false>(d, tile, p), "starting a product");

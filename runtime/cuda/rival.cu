@@ -122,7 +122,8 @@ static fh_status enqueue_cublas(fh_cuda_head *h, timed *t, fh_err *err)
     uint32_t slots = c->clusters * c->cap, n = c->batch * c->hidden;
     TRY(fh_launch(halve, (n + FUSED_THREADS - 1) / FUSED_THREADS, FUSED_THREADS, 0, d->stream,
                   halve_params{c->states, static_cast<uint16_t *>(t->halves.p), n}, false), "starting cuBLAS");
-    const blas_params p = {h->dense.data, h->dense.stride / 2, t->halves.p, c->hidden, FH_BF16, slots, c->hidden, c->batch, static_cast<float *>(t->logits.p), slots, false};
+    const blas_params p = {h->dense.data, h->dense.stride / 2, t->halves.p, c->hidden, FH_BF16, slots, c->hidden, c->batch, static_cast<float *>(t->logits.p),
+                           slots, false};
     fh_status rc = fh_cuda_blas(d, &p, err);
     if (rc < 0) return rc;
     TRY(fh_launch(argmax, c->batch, 1024, 1024 * sizeof(fh_u64), d->stream, argmax_params{static_cast<float *>(t->logits.p), c->token_of, slots, c->ids},

@@ -88,7 +88,8 @@ static __device__ void keep_value(const fh_pages &is, unsigned char *block, uint
 static __global__ void __launch_bounds__(PLACE_THREADS) place_heads(place_params c)
 {
     uint32_t r = blockIdx.x, lane = threadIdx.x % 32, position = c.position[r], slot = position % ATT_PAGE;
-    const float *row = c.qkv + static_cast<size_t>(r) * c.ld, *cs = c.cos + static_cast<size_t>(r) * c.angle_step, *sn = c.sin + static_cast<size_t>(r) * c.angle_step;
+    const float *row = c.qkv + static_cast<size_t>(r) * c.ld;
+    const float *cs = c.cos + static_cast<size_t>(r) * c.angle_step, *sn = c.sin + static_cast<size_t>(r) * c.angle_step;
     void *page = c.pages[static_cast<size_t>(c.sequence[r]) * c.most_pages + position / ATT_PAGE];
     for (uint32_t unit = threadIdx.x / 32; unit < c.heads + 2 * c.kv_heads; unit += PLACE_WARPS) {
         uint32_t block = unit - c.heads; /* of the layer's in a page: keys, then values */

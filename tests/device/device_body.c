@@ -110,7 +110,8 @@ static made make_body(made_shape is)
     for (uint32_t l = 0; l < is.layers; l++) {
         const struct { const char *name; size_t rows, columns; } all[] = {
             {"input_layernorm", is.d, 0}, {"post_attention_layernorm", is.d, 0}, {"self_attn.q_proj", qd, is.d}, {"self_attn.k_proj", kd, is.d},
-            {"self_attn.v_proj", kd, is.d}, {"self_attn.o_proj", is.d, qd}, {"mlp.gate_proj", is.ffn, is.d}, {"mlp.up_proj", is.ffn, is.d}, {"mlp.down_proj", is.d, is.ffn}};
+            {"self_attn.v_proj", kd, is.d}, {"self_attn.o_proj", is.d, qd}, {"mlp.gate_proj", is.ffn, is.d}, {"mlp.up_proj", is.ffn, is.d},
+                {"mlp.down_proj", is.d, is.ffn}};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
             snprintf(name, sizeof name, "model.layers.%u.%s.weight", l, all[i].name);
             at = declare(&header, at, name, all[i].rows, all[i].columns);
@@ -158,7 +159,8 @@ static void time_products(FILE *out, fh_cuda_body *there, size_t runs)
     need(fh_cuda_backend()->body_prefer(there, times, n, &err), &err);
     fprintf(out, "\"products\": [");
     for (size_t i = 0; i < n; i++) {
-        fprintf(out, "%s\n  {\"out\": %u, \"in\": %u, \"rows\": %u, \"gated\": %s", i ? "," : "", times[i].out, times[i].in, times[i].rows, times[i].gated ? "true" : "false");
+        fprintf(out, "%s\n  {\"out\": %u, \"in\": %u, \"rows\": %u, \"gated\": %s", i ? "," : "", times[i].out, times[i].in, times[i].rows, times[i].gated
+                ? "true" : "false");
         printf("product %5u x %-5u%s %3u rows:", times[i].out, times[i].in, times[i].gated ? " gated" : "      ", times[i].rows);
         for (size_t k = 0; k < FH_PRODUCTS; k++) {
             if (!(times[i].seconds[k] > 0)) continue;
@@ -172,7 +174,8 @@ static void time_products(FILE *out, fh_cuda_body *there, size_t runs)
 }
 
 /* `steps` tokens, each on top of the one before, without the host between body and head; head NULL: the body alone, whose states come back. */
-static double time_steps(fh_cuda_device *d, const fh_body *b, fh_cuda_head *head, const fh_head_call *call, fh_kv *kv, uint32_t length, size_t steps, double share[2])
+static double time_steps(fh_cuda_device *d, const fh_body *b, fh_cuda_head *head, const fh_head_call *call, fh_kv *kv, uint32_t length, size_t steps,
+                         double share[2])
 {
     fh_err err;
     const uint32_t one = 1;
@@ -205,9 +208,11 @@ static void time_tokens(FILE *out, fh_cuda_device *d, const fh_body *b, fh_cuda_
     for (uint32_t length = 16, first = 1; length <= (few ? 16u : 16384u); length *= 32)
         for (size_t w = 0; w < sizeof ways / sizeof *ways; w++, first = 0) {
             double share[2], seconds = time_steps(d, b, ways[w].call ? head : NULL, ways[w].call, kv, length, few ? 3 : 128, share);
-            fprintf(out, "%s\n  {\"what\": \"%s\", \"cache\": %u, \"microseconds\": %.3f, \"body_microseconds\": %.3f, \"head_microseconds\": %.3f}", first ? "" : ",",
+            fprintf(out, "%s\n  {\"what\": \"%s\", \"cache\": %u, \"microseconds\": %.3f, \"body_microseconds\": %.3f, \"head_microseconds\": %.3f}", first
+                    ? "" : ",",
                     ways[w].what, length, 1e6 * seconds, 1e6 * share[0], 1e6 * share[1]);
-            printf("a token on %5u others, %-10s %9.2f us; by the device's clock body %.2f, head %.2f\n", length, ways[w].what, 1e6 * seconds, 1e6 * share[0], 1e6 * share[1]);
+            printf("a token on %5u others, %-10s %9.2f us; by the device's clock body %.2f, head %.2f\n", length, ways[w].what, 1e6 * seconds, 1e6 * share[0],
+                   1e6 * share[1]);
         }
     fprintf(out, "], \"prompts\": [");
     for (uint32_t n = few ? 20 : 128, first = 1; n <= (few ? 20u : 2048u); n *= 4, first = 0) {
@@ -220,7 +225,8 @@ static void time_tokens(FILE *out, fh_cuda_device *d, const fh_body *b, fh_cuda_
             need(fh_body_forward(b, NULL, 1, &kv, &n, ids, hidden, &err), &err);
             best = fmin(best, fh_now() - began);
         }
-        fprintf(out, "%s\n  {\"tokens\": %u, \"milliseconds\": %.3f, \"teraflops\": %.2f}", first ? "" : ",", n, 1e3 * best, fh_body_operations(b, 0, n) / best / 1e12);
+        fprintf(out, "%s\n  {\"tokens\": %u, \"milliseconds\": %.3f, \"teraflops\": %.2f}", first ? "" : ",", n, 1e3 * best,
+                fh_body_operations(b, 0, n) / best / 1e12);
         printf("a prompt of %u: %.2f ms, %.1f TFLOP/s\n", n, 1e3 * best, fh_body_operations(b, 0, n) / best / 1e12);
         free(ids), free(hidden);
     }

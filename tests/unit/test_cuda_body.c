@@ -196,7 +196,8 @@ static void a_ragged_batch_with_shared_pages_equals_each_sequence_alone(void **s
     golden_close(&g);
 }
 
-/* A prompt of more tokens than a call's, windows in the middle of pages, decoding on top of it by a graph; the table of pages grows past what a graph was made for. */
+/* A prompt of more tokens than a call's, windows in the middle of pages, decoding on top of it by a graph; the table of pages grows past what a graph was
+ * made for. */
 static void long_sequences_are_the_cpus(void **state)
 {
     enum { PROMPT = 240, MORE = 16 };
@@ -264,7 +265,8 @@ static void *reencode(fh_linear *w, fh_dtype to, bool turned)
 
 static void weights_of_every_type_and_any_batch_give_the_cpus_states(void **state)
 {
-    static const struct { fh_dtype dtype; bool turned, mixed; } kinds[] = {{FH_F32, false, false}, {FH_BF16, false, false}, {FH_F16, true, false}, {FH_Q8_0, false, false},
+    static const struct { fh_dtype dtype; bool turned, mixed; } kinds[] = {{FH_F32, false, false}, {FH_BF16, false, false}, {FH_F16, true, false},
+                                                                           {FH_Q8_0, false, false},
                                                                          {FH_F32, true, false}, {FH_BF16, false, true}};
     static const uint32_t batches[] = {1, 2, 3, 8, 70};
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
@@ -336,7 +338,8 @@ static void any_constant_gives_the_same_states_and_what_leaves_its_range_is_coun
 
 /* ---- which kernel multiplies ------------------------------------------------------------------------------------------------------ */
 
-/* cuBLAS's place is taken by a plain kernel; what is tested is what is given to it, and what becomes of its results.  Activations of bf16 weights are within 2^-18 there. */
+/* cuBLAS's place is taken by a plain kernel; what is tested is what is given to it, and what becomes of its results. Activations of bf16 weights are within
+ * 2^-18 there. */
 static void every_kernel_of_a_product_gives_the_same_states(void **state)
 {
     static const char *const names[] = {"few rows", "tiles", "a library"};
@@ -360,7 +363,8 @@ static void every_kernel_of_a_product_gives_the_same_states(void **state)
                 ok(fh_cuda_backend()->body_measure(t.body, 1, times, MOST, &found, &err), err);
                 assert_int_equal(found, PRODUCTS * 7);
                 for (size_t i = 0; i < found; i++) {
-                    assert_true((times[i].rows <= 8) == (times[i].seconds[FH_PRODUCT_FEW] > 0) && times[i].seconds[FH_PRODUCT_TILE] > 0 && times[i].seconds[FH_PRODUCT_BLAS] > 0);
+                    assert_true((times[i].rows <= 8) == (times[i].seconds[FH_PRODUCT_FEW] > 0) && times[i].seconds[FH_PRODUCT_TILE] > 0 &&
+                                times[i].seconds[FH_PRODUCT_BLAS] > 0);
                     for (int k = 0; k < FH_PRODUCTS; k++) times[i].seconds[k] = k == kind && times[i].seconds[k] > 0 ? 1 : times[i].seconds[k] > 0 ? 2 : 0;
                 }
                 ok(fh_cuda_backend()->body_prefer(t.body, times, found, &err), err);
