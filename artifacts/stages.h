@@ -11,7 +11,10 @@
 #include "cluster/cluster.h"
 #include "quant/quant.h"
 
-typedef struct fh_stage_env { fh_work *work; const fh_job *job; } fh_stage_env;
+typedef struct fh_stage_env {
+    fh_work *work; const fh_job *job;
+    fh_device_kind device;     /* that runs the model's body while states are collected; zero: the CPU */
+} fh_stage_env;
 
 /* convert: head.safetensors and model.json from a checkpoint directory. */
 fh_status fh_stage_convert(fh_stage_env *e, const char *model_dir, fh_json **report, fh_err *err);

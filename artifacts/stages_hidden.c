@@ -35,6 +35,7 @@ static char *text_names(const fh_text_params *p)
 static fh_status collect(fh_stage_env *e, const char *file, const fh_facts *f, const fh_text_params *p, fh_json *params, fh_err *err)
 {
     fh_model m = {0};
+    fh_device *device = NULL;
     fh_corpus c = {0};
     fh_states s = {0};
     fh_json *record = NULL, *meta = NULL;
@@ -42,7 +43,7 @@ static fh_status collect(fh_stage_env *e, const char *file, const fh_facts *f, c
     bool self = is_self(p);
     fh_states_params how = {.tokens = p->tokens ? p->tokens : DEFAULT_TOKENS, .window = p->window ? p->window : DEFAULT_WINDOW, .seed = p->seed};
     fh_status rc = path ? fh_source_open(&m, e, f, FH_MODEL_BODY | FH_MODEL_HEAD | (self ? 0 : FH_MODEL_TOKENIZER), err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0) goto out;
+    if (rc < 0 || (rc = fh_device_open(&device, e->device, NULL, m.body, e->job, err)) < 0) goto out;
     if (self) {
         fh_job_say(e->job, FH_INFO, "the model says %zu tokens itself (temperature 1, seed %llu)", how.tokens, (unsigned long long)how.seed);
         rc = fh_states_of_self(&s, &c, &m, &how, e->job, err);
@@ -62,7 +63,8 @@ static fh_status collect(fh_stage_env *e, const char *file, const fh_facts *f, c
     if ((rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0) goto out;
     fh_json_add_string(record, "text_sha256", c.digest);
     fh_json_add_string(record, "blas", fh_gemm_library());
-    fh_json_add_unified(record, s.seen, s.layers);
+    if (device) fh_json_add_string(record, "device", fh_device_name(device));
+    else fh_json_add_unified(record, s.seen, s.layers); /* a device does not look */
     meta = fh_json_object();
     if (!(text = fh_json_print(record, false)) || !fh_json_add_string(meta, "fhtool", text)) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     rc = fh_states_save(&s, path, meta, err);
@@ -75,6 +77,7 @@ out:
     fh_free(path);
     fh_states_free(&s);
     fh_corpus_free(&c);
+    fh_device_close(device);
     fh_model_close(&m);
     return rc;
 }

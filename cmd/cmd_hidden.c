@@ -116,10 +116,11 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     fh_status rc;
     if (!a->common.n_args) { /* the stage */
         fh_stage_env e;
-        if (a->ids_file.set || a->output.set || a->logits || a->kv_type.set || a->device.set)
-            return fh_fail(err, FH_EUSAGE, "hidden: --ids-file, -o, --logits, --kv-type and --device: name the MODEL they are for");
+        if (a->ids_file.set || a->output.set || a->logits || a->kv_type.set)
+            return fh_fail(err, FH_EUSAGE, "hidden: --ids-file, -o, --logits and --kv-type: name the MODEL they are for");
         fh_text_params text = fh_text_of(&a->text);
         rc = fh_open_work(&e, &a->common, false, job, err);
+        e.device = (fh_device_kind)a->device.v;
         if (rc == FH_OK) rc = fh_stage_hidden(&e, &text, &report, err);
         rc = fh_finish(report, &a->common, rc, err);
         fh_work_close(e.work);

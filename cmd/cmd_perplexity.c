@@ -3,7 +3,7 @@
 #include "cmd/cmd.h"
 #include "validate/validate.h"
 
-typedef struct args { fh_common common; fh_str text, model; fh_uint window, stride, probes; fh_pick head, kv_type; fh_num backoff; bool no_hot; } args;
+typedef struct args { fh_common common; fh_str text, model; fh_uint window, stride, probes; fh_pick head, kv_type, device; fh_num backoff; bool no_hot; } args;
 static const fh_opt options[] = {
     {"text", FH_OPT_STR, offsetof(args, text), "FILE", "the text, read as one", 0, 0, NULL},
     {"window", FH_OPT_UINT, offsetof(args, window), "W", "tokens a window (default 512, or the model's limit)", 2, 1e6, NULL},
@@ -13,6 +13,7 @@ static const fh_opt options[] = {
     {"backoff", FH_OPT_NUM, offsetof(args, backoff), "X", "of FlashHead: mass given to tokens that are no candidates (default 0.001)", 1e-9, 0.5, NULL},
     {"no-hot", FH_OPT_FLAG, offsetof(args, no_hot), NULL, "of FlashHead: leave out the hot list", 0, 0, NULL},
     FH_KV_OPT(offsetof(args, kv_type)),
+    {"device", FH_OPT_PICK, offsetof(args, device), "D", "where the body is computed (default cpu); auto: a GPU if there is one", 0, 0, "cpu,cuda,auto"},
     {"model", FH_OPT_STR, offsetof(args, model), "DIR", "the base model of a head-only artifact", 0, 0, NULL},
     FH_COMMON_OPTS, FH_OPT_END,
 };
@@ -38,6 +39,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     uint32_t *ids = NULL;
     fh_json *r = NULL;
     fh_perplexity_report said;
+    fh_device *device = NULL;
     if (!a->text.set) return fh_fail(err, FH_EUSAGE, "perplexity: --text is missing: of which text?");
     fh_status rc = fh_model_open(&m, a->common.args[0], a->model.set ? a->model.v : NULL, FH_MODEL_BODY | FH_MODEL_HEAD | FH_MODEL_TOKENIZER, job, err);
     if (rc < 0 || (rc = fh_text_read(&text, &len, a->text.v, job, err)) < 0) goto out;
@@ -46,7 +48,8 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     uint32_t most = m.config->max_position ? m.config->max_position : 512, window = a->window.set ? (uint32_t)a->window.v : most < 512 ? most : 512;
     fh_perplexity_params how = {.window = window, .stride = a->stride.set ? (uint32_t)a->stride.v : window / 2, .flash = a->head.v == 1, .probes = (uint32_t)a->probes.v,
                                 .no_hot = a->no_hot, .backoff = a->backoff.v, .kv_type = fh_kv_types[a->kv_type.v]};
-    if ((rc = fh_perplexity(&m, ids, n, &how, job, &said, err)) < 0) goto out;
+    if ((rc = fh_device_open(&device, (fh_device_kind)a->device.v, NULL, m.body, job, err)) < 0 ||
+        (rc = fh_perplexity(&m, ids, n, &how, job, &said, err)) < 0) goto out;
     r = fh_json_object();
     fh_json_add_string(r, "head", how.flash ? "flash" : "dense");
     fh_json_add_string(r, "kv_type", fh_dtype_name(how.kv_type));
@@ -61,11 +64,13 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
         fh_json_add_double(r, "missed_share", said.missed_share);
         fh_json_add_double(r, "backoff", said.backoff);
     }
+    fh_json_add_string(r, "device", fh_device_name(device));
     fh_json_add_double(r, "seconds", said.seconds);
 out:
     rc = fh_finish(r, &a->common, rc, err);
     fh_free(text);
     fh_free(ids);
+    fh_device_close(device);
     fh_model_close(&m);
     return rc;
 }

@@ -93,6 +93,12 @@ a, b = hidden(sys.argv[1]), hidden(sys.argv[2])
 spread = (sum(x * x for x in a) / len(a)) ** 0.5
 sys.exit(not (len(a) == len(b) and all(abs(x - y) <= 1e-4 * spread for x, y in zip(a, b))))
 END
+    # states of a work directory, which say where they were made; perplexity
+    fh convert tiny -C there -q > /dev/null
+    fh hidden -C there --text few.txt --tokens 60 --device cuda -q > /dev/null
+    grep -aq '\\"device\\":\\"an emulated device\\"' there/states.safetensors || die 'the states do not say where they were made'
+    for d in cpu cuda; do fh perplexity tiny --text few.txt --device $d --json -q > $d.json; done
+    python3 -c 'import json; a, b = (json.load(open(f)) for f in ("cpu.json", "cuda.json")); assert b["device"] == "an emulated device" and abs(a["perplexity"] / b["perplexity"] - 1) < 1e-4' || die 'perplexity'
     # which kernel multiplies: measured, kept beside the artifact, read by the next run; what is no such file is told of and left alone
     fh bench model.fhead --device cuda --products --no-batches --runs 10 --json -q > bench.json
     [ "$(value 'len(r["products"]) >= 28 and all(p["tile_seconds"] > 0 and ("few_seconds" in p) == (p["rows"] <= 8) for p in r["products"])' < bench.json)" = True ] || die 'products'
