@@ -13,6 +13,18 @@ scratch=$(cd "$1" && pwd)
 cd "$scratch"
 PATH=$top/build:$PATH
 threads=$(nproc)
+# What memory gives a virtual machine changes by the minute, so both take turns: each round, the tokens a second of either program, dense heads.
+turns() { # turns FILE TOKENS
+    printf '\n```\n$ for i in 1 2 3 4 5 6; do ./llama-bench -m %s -p 0 -n %s -t %s -r 1; fhtool run %s --head dense --ids 1,2,3,4,5,6,7,8 -n %s --ignore-eos --json; done\n' "$1" "$2" "$threads" "$1" "$2"
+    for _ in 1 2 3 4 5 6; do
+        theirs=$(./llama-bench -m "$1" -p 0 -n "$2" -t "$threads" -r 1 -o json 2> /dev/null | sed -n 's/.*"avg_ts": *\([0-9.]*\).*/\1/p')
+        ours=$(fhtool run "$1" --head dense --ids 1,2,3,4,5,6,7,8 -n "$2" --ignore-eos --json -q 2> /dev/null | sed -n 's/.*"tokens_per_second":\([0-9.]*\).*/\1/p')
+        echo "$theirs $ours"
+    done | awk '{ printf "llama.cpp %8.1f   fhtool %8.1f   ratio %.2f\n", $1, $2, $2 / $1; r[NR] = $2 / $1 }
+        END { for (i = 1; i <= NR; i++) for (j = i + 1; j <= NR; j++) if (r[j] < r[i]) { t = r[i]; r[i] = r[j]; r[j] = t }
+              printf "tokens a second; median ratio %.2f\n", (r[int((NR + 1) / 2)] + r[int(NR / 2) + 1]) / 2 }'
+    printf '```\n'
+}
 show() { printf '\n```\n$ %s\n' "$1"; sh -c "$1" 2>/dev/null || echo "(failed)"; printf '```\n'; }
 
 [ -x venv/bin/python ] || { python3 -m venv venv && venv/bin/pip install -q numpy gguf; } >&2
@@ -50,7 +62,8 @@ for shape in ${SHAPES:-prose 1b}; do
     printf '\n## %s\n' "$([ $shape = prose ] && echo prose-7m || echo "The shape of Llama-3.2-1B")"
     for type in bf16 q8_0; do
         show "fhtool bench --body $shape-$type.gguf -q | sed -n '/^machine/,\$p'"
-        show "./llama-bench -m $shape-$type.gguf -p 256 -n 128 -t $threads -r 5 | sed -n '/^|/p'"
+        show "./llama-bench -m $shape-$type.gguf -p 256 -n 0 -t $threads -r 5 | sed -n '/^|/p'"
+        turns $shape-$type.gguf "$([ $shape = prose ] && echo 500 || echo 32)"
     done
     show "fhtool bench --body $shape.fhead -q | sed -n '/^whole_model/,\$p'"
 done
