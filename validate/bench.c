@@ -260,7 +260,7 @@ static fh_status time_model(fh_bench_report *out, const fh_model *m, const fh_be
     for (int head = 0; head < 2; head++) {
         fh_token_timing t;
         if (m->head ? head == FH_HEAD_DENSE && !fh_head_get_info(m->head)->exact : head == FH_HEAD_FLASH) continue;
-        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, p->probes, PROMPT, FEW, 1, job, err);
+        fh_status rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, p->probes, PROMPT, FEW, 2, job, err); /* the first may wait for the disk */
         uint32_t tokens = rc < 0 ? FEW : (uint32_t)fmin(MANY, fmax(FEW, MOST_SECONDS / t.tpot));
         if (rc == FH_OK) rc = fh_bench_tokens(&t, m, (fh_head_kind)head, p->kv_type, p->probes, PROMPT, tokens, PASSES, job, err);
         if (rc < 0) return rc;
