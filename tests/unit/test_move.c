@@ -93,12 +93,14 @@ static void what_draws_a_token_is_the_sum_that_defines_it(void **state)
     for (int n = 0; n < SOME; n++) for (int i = 0; i < D; i++) for (int j = 0; j < D; j++) s[i][j] += (h[positions[n]][i] - mean[i]) * (h[positions[n]][j] - mean[j]) / SOME;
     for (int t = 0; t < V; t++) for (int i = 0; i < D; i++) row[i] += dead[t] ? 0 : (double)w[t][i] / LIVE;
     for (int t = 0; t < V; t += 7) {
-        double want[D] = {0};
+        double want[D] = {0}, seen = 1;
         for (int i = 0; i < D; i++) for (int j = 0; j < D; j++) want[i] += dead[t] ? 0 : s[i][j] * (w[t][j] - row[j]);
         for (size_t n = 0; n < SOME; n++) {
             shares(p, n);
             for (int i = 0; i < D; i++) want[i] += p[t] * h[positions[n]][i];
+            seen += p[t];
         }
+        for (int i = 0; i < D; i++) want[i] /= pow(seen, 0.75);
         for (int i = 0; i < D; i++) if (!(fabs(pull[t][i] - want[i]) <= 1e-4)) fail_msg("token %d, %d: %g, by definition %g", t, i, (double)pull[t][i], want[i]);
     }
     fh_sparse_free(&likely);
