@@ -219,7 +219,10 @@ static double rms(const float *x, size_t n)
 static double held_loss(learner *l, const lesson *s, const size_t *order, const fh_job *job)
 {
     double loss = 0;
-    for (size_t at = s->taught; at < s->n; at += l->batch) l->rows = order + at, l->n = fh_min(l->batch, s->n - at), loss += step(l, s->states, s->positions, false, job);
+    for (size_t at = s->taught; at < s->n; at += l->batch) {
+        l->rows = order + at, l->n = fh_min(l->batch, s->n - at);
+        loss += step(l, s->states, s->positions, false, job);
+    }
     return loss / (double)fh_max(s->n - s->taught, 1);
 }
 

@@ -91,7 +91,8 @@ out:
     return rc;
 }
 
-fh_status fh_token_pull(float *pull, const fh_dense *dense, const fh_sparse *likely, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err)
+fh_status fh_token_pull(float *pull, const fh_dense *dense, const fh_sparse *likely, const float *states, const size_t *positions, size_t n,
+                        const fh_job *job, fh_err *err)
 {
     fh_pool *pool = fh_job_pool(job);
     size_t d = dense->rows.cols, v = dense->vocab, entries = likely->first[n];
@@ -102,7 +103,8 @@ fh_status fh_token_pull(float *pull, const fh_dense *dense, const fh_sparse *lik
     fh_status rc = s && rows && share && state && first && mean && sum ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory for moving tokens");
     if (rc < 0 || (rc = covariance(s, states, positions, n, d, job, err)) < 0) goto out;
     mean_row(mean, dense, rows);
-    drawing w = {.dense = dense, .states = states, .positions = positions, .d = d, .mean = mean, .first = first, .state = state, .share = share, .rows = rows, .pull = pull, .sum = sum};
+    drawing w = {.dense = dense, .states = states, .positions = positions, .d = d, .mean = mean, .first = first, .state = state, .share = share, .rows = rows,
+                 .pull = pull, .sum = sum};
     for (w.at = 0; w.at < v; w.at += BLOCK) {
         w.n = fh_min(BLOCK, v - w.at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
@@ -247,8 +249,8 @@ static fh_status find_near(mover *m, const fh_job *job, fh_err *err)
     return FH_OK;
 }
 
-fh_status fh_move_tokens(uint32_t *assignment, size_t *swaps, const float *pull, const uint8_t *dead, uint32_t vocab, const float *centroids, uint32_t k, size_t d,
-                         const fh_job *job, fh_err *err)
+fh_status fh_move_tokens(uint32_t *assignment, size_t *swaps, const float *pull, const uint8_t *dead, uint32_t vocab, const float *centroids, uint32_t k,
+                         size_t d, const fh_job *job, fh_err *err)
 {
     mover m = {.pull = pull, .centroids = centroids, .dead = dead, .v = vocab, .k = k, .near = (uint32_t)fh_min(NEAR, k), .d = d, .home = assignment};
     size_t v = vocab, done;
@@ -257,7 +259,10 @@ fh_status fh_move_tokens(uint32_t *assignment, size_t *swaps, const float *pull,
     m.first = fh_calloc((size_t)k + 2, sizeof *m.first), m.member = fh_malloc(v * sizeof *m.member), m.at = fh_malloc(v * sizeof *m.at);
     m.cluster = fh_malloc(v * m.near * sizeof *m.cluster), m.score = fh_malloc(v * m.near * sizeof *m.score), m.own = fh_malloc(v * sizeof *m.own);
     m.scores = fh_malloc((size_t)BLOCK * k * sizeof *m.scores), m.wishes = fh_malloc(v * sizeof *m.wishes);
-    if (!m.first || !m.member || !m.at || !m.cluster || !m.score || !m.own || !m.scores || !m.wishes) { fh_fail(err, FH_ENOMEM, "out of memory for moving tokens"); goto out; }
+    if (!m.first || !m.member || !m.at || !m.cluster || !m.score || !m.own || !m.scores || !m.wishes) {
+        fh_fail(err, FH_ENOMEM, "out of memory for moving tokens");
+        goto out;
+    }
     for (uint32_t t = 0; t < vocab; t++) m.first[assignment[t] + 2]++;
     for (uint32_t c = 1; c <= k; c++) m.first[c + 1] += m.first[c];
     for (uint32_t t = 0; t < vocab; t++) m.at[t] = m.first[assignment[t] + 1]++, m.member[m.at[t]] = t;

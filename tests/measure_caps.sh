@@ -1,6 +1,6 @@
 #!/bin/sh
 # What clusters of 8 to 128 tokens cost for equal agreement on the demo model, and what moving tokens saves, as docs/measurements/caps.md shows it.
-# Needs FH_SHARED (recorded states); some ten minutes.  Counts alone: load does not matter, but for the seconds of route.
+# Needs FH_SHARED (recorded states); some ten minutes.  Counts alone: load does not matter.
 # usage: sh tests/measure_caps.sh [WORKDIR] > docs/measurements/caps.md     (CAPS, MOVES: other lists than '8 16 32 64 128' and '0 1 2')
 set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -32,7 +32,8 @@ for cap in $caps; do
         fhtool pack -C "$name" --head-only --exact --probes 4 -o "$name.fhead" -q > log
         some=$(echo "$probes" | tr , '\n' | awk -v k=$k '$1 <= k' | paste -sd, -)
         for text in test voyage; do
-            fhtool query "$name.fhead" --hidden "$shared/models/prose-7m/reference/$text.safetensors" --no-hot --curve "$some" --json -q > "$name.part" && mv "$name.part" "$name.$text.json"
+            fhtool query "$name.fhead" --hidden "$shared/models/prose-7m/reference/$text.safetensors" --no-hot --curve "$some" --json -q > "$name.part"
+            mv "$name.part" "$name.$text.json"
         done
     done
 done

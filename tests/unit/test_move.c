@@ -90,7 +90,8 @@ static void what_draws_a_token_is_the_sum_that_defines_it(void **state)
     fh_sparse likely = all_shares(SOME);
     assert_int_equal(fh_token_pull(&pull[0][0], &dense, &likely, &h[0][0], positions, SOME, NULL, &err), FH_OK);
     for (int n = 0; n < SOME; n++) for (int i = 0; i < D; i++) mean[i] += (double)h[positions[n]][i] / SOME;
-    for (int n = 0; n < SOME; n++) for (int i = 0; i < D; i++) for (int j = 0; j < D; j++) s[i][j] += (h[positions[n]][i] - mean[i]) * (h[positions[n]][j] - mean[j]) / SOME;
+    for (int n = 0; n < SOME; n++)
+        for (int i = 0; i < D; i++) for (int j = 0; j < D; j++) s[i][j] += (h[positions[n]][i] - mean[i]) * (h[positions[n]][j] - mean[j]) / SOME;
     for (int t = 0; t < V; t++) for (int i = 0; i < D; i++) row[i] += dead[t] ? 0 : (double)w[t][i] / LIVE;
     for (int t = 0; t < V; t += 7) {
         double want[D] = {0}, seen = 1;
@@ -101,7 +102,8 @@ static void what_draws_a_token_is_the_sum_that_defines_it(void **state)
             seen += p[t];
         }
         for (int i = 0; i < D; i++) want[i] /= pow(seen, 0.75);
-        for (int i = 0; i < D; i++) if (!(fabs(pull[t][i] - want[i]) <= 1e-4)) fail_msg("token %d, %d: %g, by definition %g", t, i, (double)pull[t][i], want[i]);
+        for (int i = 0; i < D; i++)
+            if (!(fabs(pull[t][i] - want[i]) <= 1e-4)) fail_msg("token %d, %d: %g, by definition %g", t, i, (double)pull[t][i], want[i]);
     }
     fh_sparse_free(&likely);
 }
