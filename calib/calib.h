@@ -180,7 +180,8 @@ typedef struct fh_learn_report {
 } fh_learn_report;
 /* Distil the dense head's cluster masses into centroids [K, D], which come in as the start and go out as the best found on the
  * states held out.  assignment [V] token -> cluster; tokens that move change it, the number of live and of dead ones in each cluster stays.  Moving needs memory
- * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads.  FH_ECHECK: too few states. */
+ * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads.  After an error both are worth nothing.  FH_ECHECK: too few
+ * states. */
 fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err);
 /* map [D, D], 0 left of the diagonal: between rows mapped by it (w . map [0], w . map [1], ...) the Euclidean distance is the root mean square difference of the
