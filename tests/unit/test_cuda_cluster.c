@@ -199,7 +199,7 @@ static void misuse_and_too_little_memory_are_refused(void **state)
 
 static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
 {
-    head_shape is = {90, 20, 9, 6};
+    head_shape is = {40, 10, 5, 4};
     float *x = make_head(is);
     fh_rows head = {x, FH_F32, is.v, is.d, is.d * sizeof *x};
     for (long n = 1;; n++) {
@@ -208,14 +208,14 @@ static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
         fh_clustering c = {0};
         fh_cluster_params p = {.k = is.k, .start = FH_START_RANDOM, .rounds = 1, .device = &t.does};
         emu_fail_at(n);
-        fh_status rc = there_open(&t, is.v, 32, is.k, &err);
-        t.does.at_once = 50;
+        fh_status rc = there_open(&t, is.v, 16, is.k, &err);
+        t.does.at_once = 25;
         if (rc == FH_OK) rc = fh_cluster(&c, &head, NULL, &p, NULL, &err);
         bool reached = emu_calls() >= n;
         emu_fail_at(0);
         if (!reached) assert_int_equal(rc, FH_OK);
         else assert_true(rc < 0 && err.text[0] && !c.assignment);
-        if (reached && t.clusterer && n % 3 == 0) compare_clusters(&head, &(fh_cluster_params){.k = is.k, .rounds = 1}, &t.does); /* the next call is right */
+        if (reached && t.clusterer && n % 8 == 0) compare_clusters(&head, &(fh_cluster_params){.k = is.k, .rounds = 1}, &t.does); /* the next call is right */
         fh_clustering_free(&c);
         there_close(&t);
         if (!reached) break;
@@ -226,7 +226,7 @@ static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
 static void every_allocation_may_fail(void **state)
 {
 #ifdef FH_FAULTS
-    head_shape is = {60, 20, 6, 6};
+    head_shape is = {40, 10, 5, 4};
     float *x = make_head(is);
     fh_rows head = {x, FH_F32, is.v, is.d, is.d * sizeof *x};
     bool done = false;
@@ -236,7 +236,7 @@ static void every_allocation_may_fail(void **state)
         fh_clustering c = {0};
         fh_cluster_params p = {.k = is.k, .start = FH_START_RANDOM, .rounds = 1, .device = &t.does};
         fh_fault_set(FH_FAULT_ALLOC, n);
-        fh_status rc = there_open(&t, is.v, 32, is.k, &err);
+        fh_status rc = there_open(&t, is.v, 16, is.k, &err);
         if (rc == FH_OK) rc = fh_cluster(&c, &head, NULL, &p, NULL, &err);
         done = !fh_fault_fired();
         fh_fault_set(FH_FAULT_ALLOC, 0);
