@@ -36,6 +36,7 @@ static near_world near_make(near_shape is, fh_rng *r)
         w.scale[c] = is.ties ? 1 : (float)(0.01 + fh_rng_double(r));
         w.bias[c] = fh_rng_below(r, 20) ? is.ties ? -0.0f : (float)(-1e3 * fh_rng_double(r)) : -INFINITY; /* some are full */
     }
+    if (is.k > 2) w.bias[is.k / 2] = -INFINITY; /* one at least */
     memset(w.rows, 127, is.ld), memset(w.centres, -127, is.ld); /* the largest sums there can be */
     return w;
 }
