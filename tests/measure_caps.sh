@@ -1,7 +1,7 @@
 #!/bin/sh
 # What clusters of 8 to 128 tokens cost for equal agreement on the demo model, and what moving tokens saves, as docs/measurements/caps.md shows it.
 # Needs FH_SHARED (recorded states); some ten minutes.  Counts alone: load does not matter.
-# usage: sh tests/measure_caps.sh [WORKDIR] > docs/measurements/caps.md     (CAPS, MOVES: other lists than '8 16 32 64 128' and '0 1 2')
+# usage: sh tests/measure_caps.sh [WORKDIR] > docs/measurements/caps.md     (CAPS, MOVES: other lists than '8 16 32 64 128' and '0 1')
 set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
 shared=${FH_SHARED:-$top/../shared}
@@ -9,7 +9,7 @@ shared=${FH_SHARED:-$top/../shared}
 shared=$(cd "$shared" && pwd)
 work=${1:-$top/build/caps}
 caps=${CAPS:-8 16 32 64 128}
-moves=${MOVES:-0 1 2}
+moves=${MOVES:-0 1}
 mkdir -p "$work"
 cd "$work"
 PATH=$top/build:$PATH
