@@ -19,8 +19,9 @@ def number(form, value):
 print('| target | probing | hot | bound | P: mean, 99 %, most (C) | bytes (C) | test: mean P | contained | agreement | book: mean P | contained | head, us: mean | median | p90 |')
 print('|---|---|---|---|---|---|---|---|---|---|---|---|---|---|')
 for target in '0.95 0.99 0.999'.split():
-    test, book = load(target + '-test'), load(target + '-voyage')
-    for side, probing in ('a', 'fixed'), ('b', 'adaptive'):
+    for side, probing in ('a', 'fixed'), ('b', 'adaptive'), ('b', 'capped'):
+        prefix = 'capped-' * (probing == 'capped') + target
+        test, book = load(prefix + '-test'), load(prefix + '-voyage')
         c, bench = load(f'{probing}-{target}'), load(f'{probing}-{target}-bench')
         if not c or not c.get('heldout'):
             continue

@@ -20,10 +20,14 @@ for target in 0.99 0.999 0.95; do
         fhtool pack -q -C work -o "$name.fhead" > /dev/null
     done
     [ -e "fixed-$target.fhead" ] && [ -e "adaptive-$target.fhead" ] || continue
+    case $target in 0.95) most=0.05 ;; 0.99) most=0.065 ;; *) most=0.14 ;; esac # one to two times what the fixed P reads
+    fhtool calibrate -q -C work --text "$shared/data/wikitext-2/wiki.valid.tokens" --tokens 100000 --target-containment $target --probing adaptive --max-cost $most \
+        --json > "capped-$target.json" && fhtool pack -q -C work -o "capped-$target.fhead" > /dev/null || continue
     for text in test voyage; do
         fhtool diff "fixed-$target.fhead" "adaptive-$target.fhead" -q --hidden "$states/$text.safetensors" --json > "$target-$text.json"
+        fhtool diff "fixed-$target.fhead" "capped-$target.fhead" -q --hidden "$states/$text.safetensors" --json > "capped-$target-$text.json"
     done
-    for probing in fixed adaptive; do
+    for probing in fixed adaptive capped; do
         fhtool bench "$probing-$target.fhead" -q --threads 1 --runs 100 --hidden "$states/test.safetensors" --no-rivals --no-batches --json > "$probing-$target-bench.json"
     done
 done
