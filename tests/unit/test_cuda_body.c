@@ -12,6 +12,13 @@ static const char *const cases[] = {"llama", "llama3-rope", "llama-linear-bias",
 static const char *const more_cases[] = {"mistral-window", "qwen2", "qwen2-yarn", "gemma3", "pythia", "gpt2"};
 enum { CASES = sizeof cases / sizeof *cases, MORE_CASES = sizeof more_cases / sizeof *more_cases };
 
+/* Address sanitizer takes some twenty times as long to change fibers: every path, on fewer tokens. */
+#ifdef __SANITIZE_ADDRESS__
+enum { BRIEF = 1 };
+#else
+enum { BRIEF = 0 };
+#endif
+
 /* ---- a body there ------------------------------------------------------------------------------------------------- */
 
 typedef struct there { fh_cuda_device *device; fh_cuda_body *body; } there;
@@ -70,14 +77,14 @@ static void check_case(golden *g, const char *name)
 {
     there t;
     fh_err err;
-    size_t rows = g->b * g->t;
+    size_t sequences = BRIEF ? 1 : g->b, tokens = BRIEF ? 18 : g->t, rows = sequences * tokens;
     float *hidden = malloc(rows * g->d * sizeof *hidden), *logits = malloc(rows * g->v * sizeof *logits);
     fh_kv *kv[8];
     uint32_t lens[8];
     assert_true(g->b <= 8);
     there_open(&t, g->body);
-    for (size_t i = 0; i < g->b; i++) kv[i] = new_kv(g->body, FH_F32), lens[i] = (uint32_t)g->t;
-    ok(fh_body_forward(g->body, NULL, g->b, kv, lens, g->ids, hidden, &err), err);
+    for (size_t i = 0; i < sequences; i++) kv[i] = new_kv(g->body, FH_F32), lens[i] = (uint32_t)tokens;
+    ok(fh_body_forward(g->body, NULL, sequences, kv, lens, g->ids, hidden, &err), err);
     double off = farthest(hidden, g->hidden, rows * g->d) / spread(g->hidden, rows * g->d);
     if (!(off <= BOUND)) fail_msg("%s: states off by %g of their spread", name, off);
 
@@ -86,13 +93,13 @@ static void check_case(golden *g, const char *name)
     fh_kv_truncate(kv[0], 0);
     ok(fh_body_forward(g->body, NULL, 1, kv, &eight, g->ids, hidden, &err), err);
     memmove(hidden, hidden + 7 * g->d, g->d * sizeof *hidden);
-    for (size_t i = 0; i < g->n_greedy; i++) {
+    for (size_t i = 0; i < (BRIEF ? 3 : g->n_greedy); i++) {
         ok(fh_dense_logits(&g->dense, NULL, hidden, 1, logits, &err), err);
         uint32_t best = best_of(logits, g->v);
         if (best != g->greedy[i]) fail_msg("%s: greedy token %zu is %u, the reference says %u", name, i, best, g->greedy[i]);
         ok(fh_body_forward(g->body, NULL, 1, kv, &one, &best, hidden, &err), err);
     }
-    for (size_t i = 0; i < g->b; i++) fh_kv_free(kv[i]);
+    for (size_t i = 0; i < sequences; i++) fh_kv_free(kv[i]);
     there_close(&t, g->body);
     free(hidden);
     free(logits);
@@ -137,10 +144,11 @@ static double kv_bound(fh_dtype type) { return type == FH_F32 ? REORDERED : type
 static void steps_of_any_size_on_any_cache_are_the_cpus(void **state)
 {
     static const fh_dtype types[] = {FH_F32, FH_F16, FH_I8};
-    for (size_t i = 0; i < CASES; i++) {
+    for (size_t i = BRIEF ? CASES - 2 : 0; i < CASES; i++) {
         golden g;
         there t;
         open_case(&g, cases[i]);
+        if (BRIEF) g.t = 18;
         size_t n = g.t * g.d;
         float *wanted = malloc(n * sizeof *wanted), *steps = malloc(n * sizeof *steps);
         for (size_t k = 0; k < 3; k++) {
@@ -163,7 +171,7 @@ static void steps_of_any_size_on_any_cache_are_the_cpus(void **state)
 /* Prompts and single tokens in one call, sequences that share their first pages, more rows than go through the layers at a time. */
 static void a_ragged_batch_with_shared_pages_equals_each_sequence_alone(void **state)
 {
-    enum { N = 12, MOST = 150, SHARED = 37 };
+    enum { N = BRIEF ? 4 : 12, MOST = BRIEF ? 30 : 150, SHARED = BRIEF ? 18 : 37 };
     golden g;
     there t;
     fh_err err;
@@ -200,7 +208,7 @@ static void a_ragged_batch_with_shared_pages_equals_each_sequence_alone(void **s
  * made for. */
 static void long_sequences_are_the_cpus(void **state)
 {
-    enum { PROMPT = 240, MORE = 16 };
+    enum { PROMPT = BRIEF ? 60 : 240, MORE = BRIEF ? 3 : 16 };
     golden g;
     there t;
     fh_err err;
@@ -285,7 +293,7 @@ static void weights_of_every_type_and_any_batch_give_the_cpus_states(void **stat
                 made[n_made++] = reencode(all[i], to == FH_Q8_0 && all[i]->in % FH_Q8_VALUES ? FH_BF16 : to, kinds[k].turned);
             }
         }
-        for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
+        for (size_t b = 0; b < sizeof batches / sizeof *batches - BRIEF; b++) {
             uint32_t n = batches[b], lens[70], ids[70];
             float *wanted = malloc(n * g.d * sizeof *wanted), *got = malloc(n * g.d * sizeof *got);
             for (int on_device = 0; on_device < 2; on_device++) {
@@ -315,6 +323,7 @@ static void any_constant_gives_the_same_states_and_what_leaves_its_range_is_coun
     there t;
     fh_err err;
     open_case(&g, "llama");
+    if (BRIEF) g.t = 18;
     float *wanted = malloc(g.t * g.d * sizeof *wanted), *got = malloc(g.t * g.d * sizeof *got);
     run_in_steps(&g, FH_F32, g.ids, (uint32_t)g.t, 1, wanted);
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
@@ -352,7 +361,7 @@ static void every_kernel_of_a_product_gives_the_same_states(void **state)
     for (uint32_t i = 0; i < N; i++) lens[i] = 1, ids[i] = (5 * i + 1) % (uint32_t)g.v;
     float *wanted = malloc(N * g.d * sizeof *wanted), *got = malloc(N * g.d * sizeof *got);
     emu.blas = true;
-    for (uint32_t n = 1; n <= N; n += 20) {
+    for (uint32_t n = BRIEF ? N : 1; n <= N; n += 20) {
         for (int kind = -1; kind < FH_PRODUCTS; kind++) { /* -1: here */
             there t;
             fh_kv *kv[N];
@@ -471,7 +480,7 @@ static void a_step_is_a_graph_once_its_shape_is_known(void **state)
 
 static void greedy_text_of_the_demo_model_is_the_cpus(void **state)
 {
-    enum { PROMPT = 9, TOKENS = 24 };
+    enum { PROMPT = 9, TOKENS = BRIEF ? 2 : 24 };
     static const uint32_t prompt[PROMPT] = {11, 500, 42, 1000, 7, 3000, 12000, 88, 640};
     fh_model m;
     fh_err err;
@@ -535,7 +544,7 @@ static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
     const uint32_t prompt = 20, one = 1;
     float wanted[64], *hidden = malloc(prompt * g.d * sizeof *hidden);
     assert_true(g.d <= 64);
-    for (long n = 0;; n++) {
+    for (long n = 0;; n += n && BRIEF ? 7 : 1) {
         fh_cuda_device *d = NULL;
         fh_cuda_body *c = NULL;
         fh_kv *kv = NULL;
@@ -583,7 +592,7 @@ static void running_out_of_memory_anywhere_is_a_clean_error(void **state)
     open_case(&g, "llama");
     const uint32_t prompt = 20;
     float *hidden = malloc(prompt * g.d * sizeof *hidden);
-    for (long n = 1;; n++) {
+    for (long n = 1;; n += BRIEF ? 3 : 1) {
         fh_cuda_device *d = NULL;
         fh_cuda_body *c = NULL;
         fh_kv *kv = NULL;
