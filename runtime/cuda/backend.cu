@@ -352,10 +352,7 @@ fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params
     c->ids = static_cast<uint32_t *>(h->results.p), c->logits = reinterpret_cast<float *>(c->ids + n * c->k);
     if (h->unsettled) TRY(cudaMemsetAsync(h->counters.p, 0, 3 * sizeof(uint32_t), d->stream), "starting the head");
     h->unsettled = true;
-    if (!call->states) {
-        TRY(cudaMemcpyAsync(h->states.p, d->left, in, cudaMemcpyDeviceToDevice, d->stream), "copying states");
-        return FH_OK;
-    }
+    if (!call->states) return fh_cuda_take(d, d->left, static_cast<float *>(h->states.p), c->hidden, err);
     memcpy(h->pinned_in.p, call->states, in);
     TRY(cudaMemcpyAsync(h->states.p, h->pinned_in.p, in, cudaMemcpyHostToDevice, d->stream), "copying states");
     return FH_OK;

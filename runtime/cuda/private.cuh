@@ -15,6 +15,8 @@ static __device__ __forceinline__ float fh_f16_value(uint32_t h)
     return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
 
+static __device__ __forceinline__ bool fh_finite(float x) { return fabsf(x) <= 3.402823466e38f; }
+
 /* To the nearest, ties to even; NaN stays NaN. */
 static __device__ __forceinline__ uint16_t fh_bf16_of(float x)
 {
@@ -148,6 +150,9 @@ struct blas_params { const void *w; uint32_t ldw; const void *x; uint32_t ldx; f
 fh_status fh_cuda_blas_open(fh_cuda_device *d, fh_err *err); /* FH_ENOTFOUND: there is none; once is enough */
 void fh_cuda_blas_close(fh_cuda_device *d);
 fh_status fh_cuda_blas(fh_cuda_device *d, const blas_params *p, fh_err *err);
+
+/* to [n] = from, 0 where that is not finite: the head's integers are made of finite states, whatever becomes of its answer (rows.cu). */
+fh_status fh_cuda_take(fh_cuda_device *d, const float *from, float *to, uint32_t n, fh_err *err);
 
 /* At least so many bytes of device memory (counted in *total), or of pinned; what was there is lost. */
 fh_status fh_cuda_room(fh_cuda_device *d, uint64_t *total, buffer *b, size_t bytes, fh_err *err);

@@ -42,7 +42,7 @@ static __global__ void __launch_bounds__(NORM_THREADS) norm_row(norm_params c)
         float y = (from[j] - mean) * scale * c.weight[j];
         if (c.bias) y += c.bias[j];
         to[j] = c.add ? to[j] + y : y;
-        if (c.strange && !(fabsf(y) <= 3.402823466e38f)) atomicOr(c.strange, 1u);
+        if (c.strange && !fh_finite(y)) atomicOr(c.strange, 1u);
     }
 }
 
@@ -72,7 +72,7 @@ static __device__ void keep_value(const fh_pages &is, unsigned char *block, uint
     size_t at = static_cast<size_t>(slot) * d + i;
     if (is.type == FH_I8) { /* 32 lanes are a group; those past the head's end have 0 */
         float most = fabsf(x);
-        bool finite = most <= 3.402823466e38f;
+        bool finite = fh_finite(x);
         for (int step = 16; step; step /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
         finite = __ballot_sync(0xffffffffu, finite) == 0xffffffffu;
         double inverse = finite && most > 0 ? 127 / static_cast<double>(most) : 0;
@@ -108,6 +108,19 @@ static __global__ void __launch_bounds__(PLACE_THREADS) place_heads(place_params
             else if (i < c.d) c.q[(static_cast<size_t>(r) * c.heads + unit) * c.d + i] = x;
         }
     }
+}
+
+struct take_params { const float *from; float *to; uint32_t n; };
+static __global__ void __launch_bounds__(NORM_THREADS) take_state(take_params c)
+{
+    uint32_t i = blockIdx.x * NORM_THREADS + threadIdx.x;
+    if (i < c.n) c.to[i] = fh_finite(c.from[i]) ? c.from[i] : 0;
+}
+
+fh_status fh_cuda_take(fh_cuda_device *d, const float *from, float *to, uint32_t n, fh_err *err)
+{
+    TRY(fh_launch(take_state, (n + NORM_THREADS - 1) / NORM_THREADS, NORM_THREADS, 0, d->stream, take_params{from, to, n}, false), "copying states");
+    return FH_OK;
 }
 
 fh_status fh_cuda_norm(fh_cuda_device *d, const norm_params *p, fh_err *err)
