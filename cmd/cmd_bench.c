@@ -280,6 +280,8 @@ static fh_status against(fh_json *report, const fh_json *e, const fh_bench_repor
     double here = fh_head_time_at(times, n, head[0]->probes), more = here - fh_member_double(flash, "head_microseconds", NAN); /* where another P was estimated */
     double whole = fh_member_double(flash, "milliseconds_per_token", NAN) + 1e-3 * more;
     fh_json *list = fh_json_add_array(report, "against_estimate");
+    /* what the machine itself did differently between the two is not the estimate's */
+    compared(list, "memory", "GB/s", fh_member_double(fh_json_get(e, "machine"), "gigabytes_per_second", NAN), b->peaks[0].stream.gigabytes_per_second);
     compared(list, "flash head", "microseconds", here, 1e6 * head[0]->time.median);
     if (head[1]) {
         compared(list, "dense head", "microseconds", fh_member_double(dense, "head_microseconds", NAN), 1e6 * head[1]->time.median);
