@@ -19,14 +19,7 @@ typedef struct checker {
     fh_err first;
 } checker;
 
-bool fh_is_release(const char *path)
-{
-    struct stat st;
-    char *file = fh_path_join(path, FH_RELEASE_JSON);
-    bool is = file && !stat(path, &st) && S_ISDIR(st.st_mode) && !stat(file, &st) && S_ISREG(st.st_mode);
-    fh_free(file);
-    return is;
-}
+bool fh_is_release(const char *path) { return fh_dir_has(path, FH_RELEASE_JSON); }
 
 /* A problem is noted and the search goes on; the first is the message in the end. */
 static void note(checker *c, const char *problem, const char *file, const char *detail)

@@ -3,19 +3,10 @@
 #include "artifacts/stages_private.h"
 
 #include <string.h>
-#include <sys/stat.h>
 
 enum { SAMPLE = 1024 }; /* clusters looked at, spread over all of them */
 
-bool fh_vllm_is_dir(const char *path)
-{
-    struct stat st;
-    if (stat(path, &st) || !S_ISDIR(st.st_mode)) return false;
-    char *config = fh_path_join(path, "config.json");
-    bool is = config && fh_file_exists(config);
-    fh_free(config);
-    return is;
-}
+bool fh_vllm_is_dir(const char *path) { return fh_dir_has(path, "config.json"); }
 
 /* Rows less their mean, at unit length: what they share says nothing about which belongs to which.  One without a direction becomes zero.
  */

@@ -113,6 +113,7 @@ void fh_file_uncache(const char *path);
 /* The whole of a file or pipe ("-" is standard input) in memory, NUL-terminated; more than `limit` bytes is an error.  *out is freed by the caller. */
 fh_status fh_file_read(char **out, size_t *len, const char *path, size_t limit, fh_err *err);
 bool fh_file_exists(const char *path);
+bool fh_dir_has(const char *dir, const char *name); /* it is a directory, with a regular file (or a link to one) of that name */
 /* SHA-256 of a regular file, 64 hex digits, and its size (NULL: not asked for); read in pieces, so that it can be stopped. */
 struct fh_job;
 fh_status fh_file_sha256(char hex[65], uint64_t *bytes, const char *path, const struct fh_job *job, fh_err *err);

@@ -159,6 +159,17 @@ bool fh_file_exists(const char *path)
     return !stat(path, &st);
 }
 
+/* No name is put together: that could fail, and there would be nowhere to say so. */
+bool fh_dir_has(const char *dir, const char *name)
+{
+    struct stat st;
+    int fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return false;
+    bool has = !fstatat(fd, name, &st, 0) && S_ISREG(st.st_mode);
+    close(fd);
+    return has;
+}
+
 /* With a umask that shuts out the owner too, a directory that was made could not be used: the owner's bits are kept, as
  * mkdir -p keeps them for the directories on the way. */
 static int make_dir(const char *path)

@@ -13,7 +13,7 @@ fhtool = sys.argv[1]
 LONG = bool(os.environ.get("FH_LONG"))
 SAMPLES = 10
 rng = random.Random(5)
-TIMES = re.compile(r'"(seconds|total_seconds|peak_bytes|[a-z]*_seconds|tokens_per_second|head_share)":[-+0-9.e]+')
+TIMES = re.compile(r'"(seconds|total_seconds|peak_bytes|[a-z]*_seconds|[a-z]*_gflops|tokens_per_second|head_share)":[-+0-9.e]+')
 SAID = re.compile(r"memory|cannot (write|create|put it in place|open)|standard output|No space|Input/output")
 failures = []
 

@@ -42,7 +42,7 @@ bad "run: --no-think: goes with --chat or -i" fh run model.fhead --prompt a --no
 bad "run: --kv-type: 'bf16' is none of f32,f16,int8" fh run model.fhead --prompt a --kv-type bf16
 bad "hidden: -C: " fh hidden tiny -C work -o x --ids-file x
 bad "cluster: --k and --cap: give one" fh cluster -C work --k 4 --cap 4
-bad "build: --k and --cap: give one" fh build tiny -o x --k 4 --cap 4
+bad "build: --k, --cap and --caps: give one" fh build tiny -o x --k 4 --cap 4
 bad "query: --curve stands without" fh query model.fhead --hidden work/states.safetensors --curve 1 --dense
 bad "query: --dense scores every token" fh query model.fhead --hidden work/states.safetensors --dense --probes 2
 
