@@ -1,17 +1,6 @@
-#include "tests/unit/body_cases.h"
+#include "tests/unit/golden_families.h"
 
 #include "runtime/body_private.h"
-
-static const char *const cases[] = {"llama", "llama3-rope", "llama-linear-bias", "qwen3", "gemma3-softcap", "neox-sequential"};
-static const char *const more_cases[] = {"mistral-window", "qwen2", "qwen2-yarn", "gemma3", "pythia", "gpt2"};
-enum { CASES = sizeof cases / sizeof *cases, MORE_CASES = sizeof more_cases / sizeof *more_cases };
-
-static void open_case(golden *g, const char *name)
-{
-    char dir[200];
-    snprintf(dir, sizeof dir, "tests/golden/%s", name);
-    if (!golden_open(g, dir)) fail_msg("%s is missing", dir);
-}
 
 static fh_kv *new_kv(const fh_body *b)
 {
@@ -36,7 +25,7 @@ static void run_in_steps(const golden *g, fh_pool *pool, const uint32_t *ids, ui
 
 /* ---- what the reference says ------------------------------------------------------------------------------------- */
 
-static void check_case(const golden *g, const char *name)
+static void check_case(golden *g, const char *name)
 {
     fh_err err;
     fh_pool *pool;
@@ -72,30 +61,12 @@ static void check_case(const golden *g, const char *name)
 
 static void states_logits_and_greedy_ids_are_the_references(void **state)
 {
-    for (size_t i = 0; i < CASES; i++) {
-        golden g;
-        open_case(&g, cases[i]);
-        check_case(&g, cases[i]);
-        golden_close(&g);
-    }
+    check_families(check_case);
 }
 
 static void other_families_are_the_references_too(void **state)
 {
-    char dir[100];
-    size_t found = 0;
-    for (size_t i = 0; i < MORE_CASES; i++) {
-        golden g;
-        snprintf(dir, sizeof dir, "golden/%s", more_cases[i]);
-        if (!golden_open(&g, shared(dir))) continue;
-        check_case(&g, more_cases[i]);
-        golden_close(&g);
-        found++;
-    }
-    if (found < MORE_CASES)
-        print_message("skipped %zu of %d families: set FH_SHARED to the directory that holds golden/\n", MORE_CASES - found,
-                      (int)MORE_CASES);
-    if (!found) skip();
+    check_shared_families(check_case);
 }
 
 static void states_of_prose_7m_are_the_references(void **state)

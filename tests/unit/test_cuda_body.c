@@ -1,5 +1,5 @@
 /* The body's own CUDA sources, run thread by thread on an emulated device: the reference's states and the CPU's. */
-#include "tests/unit/body_cases.h"
+#include "tests/unit/golden_families.h"
 
 #include "runtime/body_private.h"
 #include "runtime/cuda/backend.h"
@@ -8,9 +8,6 @@
 #include "tests/unit/head_world.h"
 
 static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
-static const char *const cases[] = {"llama", "llama3-rope", "llama-linear-bias", "qwen3", "gemma3-softcap", "neox-sequential"};
-static const char *const more_cases[] = {"mistral-window", "qwen2", "qwen2-yarn", "gemma3", "pythia", "gpt2"};
-enum { CASES = sizeof cases / sizeof *cases, MORE_CASES = sizeof more_cases / sizeof *more_cases };
 
 /* Address sanitizer takes some twenty times as long to change fibers: every path, on fewer tokens. */
 #ifdef __SANITIZE_ADDRESS__
@@ -37,13 +34,6 @@ static void there_close(there *t, fh_body *b)
     fh_cuda_backend()->body_free(t->body);
     fh_cuda_backend()->device_close(t->device);
     assert_int_equal(emu_allocated(), 0);
-}
-
-static void open_case(golden *g, const char *name)
-{
-    char dir[200];
-    snprintf(dir, sizeof dir, "tests/golden/%s", name);
-    if (!golden_open(g, dir)) fail_msg("%s is missing", dir);
 }
 
 static fh_kv *new_kv(const fh_body *b, fh_dtype type)
@@ -107,29 +97,12 @@ static void check_case(golden *g, const char *name)
 
 static void states_and_greedy_ids_are_the_references(void **state)
 {
-    for (size_t i = 0; i < CASES; i++) {
-        golden g;
-        open_case(&g, cases[i]);
-        check_case(&g, cases[i]);
-        golden_close(&g);
-    }
+    check_families(check_case);
 }
 
 static void other_families_are_the_references_too(void **state)
 {
-    char dir[100];
-    size_t found = 0;
-    for (size_t i = 0; i < MORE_CASES; i++) {
-        golden g;
-        snprintf(dir, sizeof dir, "golden/%s", more_cases[i]);
-        if (!golden_open(&g, shared(dir))) continue;
-        check_case(&g, more_cases[i]);
-        golden_close(&g);
-        found++;
-    }
-    if (found < MORE_CASES)
-        print_message("skipped %zu of %d families: set FH_SHARED to the directory that holds golden/\n", MORE_CASES - found, (int)MORE_CASES);
-    if (!found) skip();
+    check_shared_families(check_case);
 }
 
 /* ---- one pass for everything --------------------------------------------------------------------------------------------- */
