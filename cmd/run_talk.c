@@ -1,5 +1,6 @@
 /* run -i: a conversation, a message a line. */
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -24,10 +25,11 @@ static void on_signal(int sig)
     if (sig != SIGINT) terminated = 1;
 }
 
+static const int which[3] = {SIGINT, SIGTERM, SIGHUP};
+
 /* INT, TERM and HUP come here while we talk; reads are not taken up again after one. */
 static void take_signals(struct sigaction before[3])
 {
-    static const int which[3] = {SIGINT, SIGTERM, SIGHUP};
     struct sigaction sa;
     memset(&sa, 0, sizeof sa);
     sa.sa_handler = on_signal;
@@ -46,12 +48,25 @@ static void give_signals_back(const struct sigaction before[3])
 
 typedef struct input { char bytes[4096]; size_t at, len; fh_buf line; } input;
 
+/* Until there is something to read, or a signal.  One that comes between a look at `interrupted` and a read would be slept over: they come only here. */
+static void wait_for_input(void)
+{
+    struct pollfd in = {.fd = 0, .events = POLLIN};
+    sigset_t ours, before;
+    sigemptyset(&ours);
+    for (int i = 0; i < 3; i++) sigaddset(&ours, which[i]);
+    pthread_sigmask(SIG_BLOCK, &ours, &before);
+    if (!interrupted) (void)ppoll(&in, 1, NULL, &before);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
 /* The next line, without its end; *ended where there is none.  FH_EINTERRUPTED: by a signal. */
 static fh_status read_line(input *in, bool *ended, fh_err *err)
 {
     in->line.len = 0;
     *ended = false;
     for (;;) {
+        if (in->at == in->len && !interrupted) wait_for_input();
         if (interrupted) return fh_fail(err, FH_EINTERRUPTED, "interrupted");
         if (in->at == in->len) {
             ssize_t n = read(0, in->bytes, sizeof in->bytes);
@@ -205,6 +220,7 @@ fh_status fh_run_talk(const fh_run_args *a, const fh_model *m, fh_generate_param
     if (ask) fh_job_say(job, FH_INFO, "chat template %s; Ctrl-C ends a reply, /new begins anew, /exit or the end of input ends", fh_chat_style(m->chat));
     interrupted = terminated = 0;
     take_signals(before);
+    if (fh_job_stopped(job)) interrupted = terminated = 1; /* asked to end before it began */
     rc = converse(t, ask, err);
     give_signals_back(before);
     if (ask && rc < 0) fputc('\n', stderr);
