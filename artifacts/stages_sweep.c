@@ -106,13 +106,6 @@ out:
 
 /* ---- times ----------------------------------------------------------------------------------------------------------- */
 
-static void add_tokens(fh_json *j, const fh_token_timing *t)
-{
-    fh_json_add_double(j, "ttft_seconds", t->ttft);
-    fh_json_add_double(j, "tpot_seconds", t->tpot);
-    fh_json_add_double(j, "head_share", t->head_share);
-}
-
 static fh_token_timing tokens_of(const fh_json *j)
 {
     fh_token_timing t = {fh_member_double(j, "ttft_seconds", NAN), fh_member_double(j, "tpot_seconds", NAN), fh_member_double(j, "head_share", NAN)};
@@ -140,7 +133,7 @@ static fh_status time_tokens(fh_json *list, const char *artifact, fh_head_kind k
         if (rc < 0) return rc;
         fh_json *j = list;
         if (probes) j = fh_json_add_object(list, NULL), fh_json_add_u64(j, "probes", probes[i]);
-        add_tokens(j, &t);
+        fh_json_add_tokens(j, &t);
         fh_json_add_double(j, "peak_bytes", peak);
         fh_job_progress(job, "whole tokens", (double)(i + 1), (double)n, "settings");
     }

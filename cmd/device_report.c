@@ -46,9 +46,7 @@ static fh_status add_tokens(fh_json *report, const fh_model *m, const fh_bench_p
         if (rc < 0) return rc;
         fh_json *j = fh_json_add_object(list, NULL);
         fh_json_add_string(j, "head", names[head]);
-        fh_json_add_double(j, "ttft_seconds", t.ttft);
-        fh_json_add_double(j, "tpot_seconds", t.tpot);
-        fh_json_add_double(j, "head_share", t.head_share);
+        fh_json_add_tokens(j, &t);
     }
     return FH_OK;
 }

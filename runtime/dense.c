@@ -79,9 +79,7 @@ fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *stat
 {
     if (!n || !head->rows.rows) return FH_OK;
     run c = {.head = head, .math = fh_body_math_choose(fh_isa_name()), .states = states, .logits = logits, .n = n};
-    fh_status rc = fh_kernels_choose(&c.kernels, fh_isa_name(), err);
-    if (rc < 0) return rc;
-    c.kernels = fh_kernels_for(c.kernels, head->rows.rows * head->rows.stride);
+    c.kernels = fh_kernels_for(fh_kernels_shared(), head->rows.rows * head->rows.stride);
     c.columns = tile_rows(head->rows.cols);
     c.across = (head->rows.rows - 1) / c.columns + 1;
     size_t wide, bytes;

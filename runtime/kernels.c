@@ -92,9 +92,8 @@ fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err
 
 const fh_kernels *fh_kernels_for(const fh_kernels *k, uint64_t bytes) { return k->cached && bytes <= fh_last_cache() / 2 ? k->cached : k; }
 
-/* For products without a head, which cannot report: FH_ISA where it names kernels that run here, else the best.  Decided once; threads
- * that race decide alike. */
-static const fh_kernels *shared(void)
+/* Threads that race decide alike. */
+const fh_kernels *fh_kernels_shared(void)
 {
     static _Atomic(const fh_kernels *) chosen;
     const fh_kernels *k = atomic_load_explicit(&chosen, memory_order_acquire);
@@ -105,7 +104,7 @@ static const fh_kernels *shared(void)
     return k;
 }
 
-const char *fh_isa_name(void) { return shared()->name; }
+const char *fh_isa_name(void) { return fh_kernels_shared()->name; }
 
 /* ---- states --------------------------------------------------------------------------------------------------- */
 
@@ -184,7 +183,7 @@ void fh_matvec(fh_pool *pool, const fh_rows *rows, const float *x, float *out)
 {
     fh_state state = {.f = x};
     size_t step = fh_max(GROUP, TASK_BYTES / fh_max(rows->stride, 1) / GROUP * GROUP);
-    matvec v = {shared(), rows, &state, out, step};
+    matvec v = {fh_kernels_shared(), rows, &state, out, step};
     bool alone = rows->rows * rows->stride < ALONE_BYTES;
     fh_pool_run(alone ? NULL : pool, (rows->rows + step - 1) / step, matvec_task, &v);
 }

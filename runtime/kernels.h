@@ -74,6 +74,8 @@ const fh_kernels *fh_kernels_at(size_t i);
 /* The best table of this CPU (isa NULL or ""), or the one asked for.  FH_EUSAGE: no such name; FH_EUNSUPPORTED: not this CPU. */
 fh_status fh_kernels_choose(const fh_kernels **out, const char *isa, fh_err *err);
 
+/* Of products without a head, which cannot report: FH_ISA where it names kernels that run here, else the best.  Decided once. */
+const fh_kernels *fh_kernels_shared(void);
 /* The same kernels for float rows of so many bytes that are read again and again: k->cached where they stay in the last cache. */
 const fh_kernels *fh_kernels_for(const fh_kernels *k, uint64_t bytes);
 
@@ -98,6 +100,16 @@ static inline void fh_dots_next(const fh_rows *rows, size_t r)
  * rows are then multiplied by what was loaded once.  8192 bf16 values, one thread: 13 GB/s row after row, 24 four rows at once, 32 for plain
  * reading; 2048 values: 30 and 25. */
 enum { FH_LONG = 4096 };
+
+/* A table's dot product of float rows, from its own float_rows(type, side by side, ...).  `cached`: rows come from a cache, and are side by side at any
+ * length. */
+#define FH_FLOAT_DOT(target, name, type, cached)                                                                             \
+    target static void name(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, \
+                            size_t m, float *out, size_t ldo)                                                                \
+    {                                                                                                                        \
+        if ((cached) || d > FH_LONG) float_rows(type, true, rows, n, d, states, m, out, ldo);                                \
+        else float_rows(type, false, rows, n, d, states, m, out, ldo);                                                       \
+    }
 
 static inline float fh_i8_result(int64_t total, float row_scale, double state_scale)
 {

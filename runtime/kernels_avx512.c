@@ -167,20 +167,12 @@ INLINE TARGET void float_rows(fh_dtype t, bool far, const void *const *rows, siz
     }
 }
 
-/* `cached`: rows that come from a cache are side by side at any length. */
-#define FLOAT_DOT(name, type, cached)                                                                                       \
-    TARGET static void name(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, \
-                            size_t m, float *out, size_t ldo)                                                                \
-    {                                                                                                                        \
-        if ((cached) || d > FH_LONG) float_rows(type, true, rows, n, d, states, m, out, ldo);                                \
-        else float_rows(type, false, rows, n, d, states, m, out, ldo);                                                       \
-    }
-FLOAT_DOT(fh_dot_f32_avx512, FH_F32, false)
-FLOAT_DOT(fh_dot_bf16_avx512, FH_BF16, false)
-FLOAT_DOT(fh_dot_f16_avx512, FH_F16, false)
-FLOAT_DOT(dot_f32_cached, FH_F32, true)
-FLOAT_DOT(dot_bf16_cached, FH_BF16, true)
-FLOAT_DOT(dot_f16_cached, FH_F16, true)
+FH_FLOAT_DOT(TARGET, fh_dot_f32_avx512, FH_F32, false)
+FH_FLOAT_DOT(TARGET, fh_dot_bf16_avx512, FH_BF16, false)
+FH_FLOAT_DOT(TARGET, fh_dot_f16_avx512, FH_F16, false)
+FH_FLOAT_DOT(TARGET, dot_f32_cached, FH_F32, true)
+FH_FLOAT_DOT(TARGET, dot_bf16_cached, FH_BF16, true)
+FH_FLOAT_DOT(TARGET, dot_f16_cached, FH_F16, true)
 
 /* ---- int8 rows ------------------------------------------------------------------------------------------------------- */
 

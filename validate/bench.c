@@ -231,6 +231,13 @@ static fh_status time_batches(bench *b, fh_err *err)
 
 /* ---- whole tokens --------------------------------------------------------------------------------------------- */
 
+void fh_json_add_tokens(fh_json *to, const fh_token_timing *t)
+{
+    fh_json_add_double(to, "ttft_seconds", t->ttft);
+    fh_json_add_double(to, "tpot_seconds", t->tpot);
+    fh_json_add_double(to, "head_share", t->head_share);
+}
+
 fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens,
                           unsigned passes, const fh_job *job, fh_err *err)
 {

@@ -106,6 +106,7 @@ void fh_bench_states(float *out, size_t n);
 /* Whole tokens as a model runs alone, the best of `passes` runs (of two where they take more than a few seconds): a prompt of `prompt` tokens, then
  * `tokens` greedy ones. */
 typedef struct fh_token_timing { double ttft, tpot, head_share; } fh_token_timing; /* seconds; as fh_generate_stats has them */
+void fh_json_add_tokens(fh_json *to, const fh_token_timing *t);
 fh_status fh_bench_tokens(fh_token_timing *out, const fh_model *m, fh_head_kind head, fh_dtype kv_type, uint32_t probes, uint32_t prompt, uint32_t tokens,
                           unsigned passes, const fh_job *job, fh_err *err);
 /* The row of that name, or NULL. */
