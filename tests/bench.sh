@@ -24,15 +24,15 @@ beside() {
 }
 
 echo '== heads: FlashHead beside the dense head and the memory speed of this machine'
-"$fhtool" build "$model" -C "$work/work" -o "$work/model.fhead" --text self -q > "$work/build.txt"
-show "$fhtool" bench "$work/model.fhead" --hidden "$work/work/states.safetensors" -q
+"$fhtool" build "$model" -C "$work/stages" -o "$work/model.fhead" --text self -q > "$work/build.txt"
+show "$fhtool" bench "$work/model.fhead" --hidden "$work/stages/states.safetensors" -q
 echo
 echo '== body and whole tokens: decoding beside reading its bytes, a prompt beside sgemm; then with caches of half and a quarter of the size'
 for kv in f32 f16 int8; do show "$fhtool" bench --body "$model" --kv-type $kv -q; done
 for isa in ref avx2; do
     echo
     echo "FH_ISA=$isa"
-    FH_ISA=$isa "$fhtool" bench "$work/model.fhead" --hidden "$work/work/states.safetensors" --threads 1 --no-batches --no-rivals -q | sed -n '/^heads/,/^parts/{/^parts/!p;}'
+    FH_ISA=$isa "$fhtool" bench "$work/model.fhead" --hidden "$work/stages/states.safetensors" --threads 1 --no-batches --no-rivals -q | sed -n '/^heads/,/^parts/{/^parts/!p;}'
 done
 
 echo
