@@ -23,21 +23,17 @@ static fh_json *plan_params(const fh_stage_calibrate_params *p, const fh_stage_r
 static fh_status plan_of(fh_json **out, fh_stage_env *e, const fh_stage_calibrate_params *p, const fh_stage_route_params *route, fh_err *err)
 {
     static const char *const inputs[] = {FH_FILE_MODEL, FH_FILE_CLUSTERS, FH_FILE_STATES};
-    fh_json *params = plan_params(p, route), *record = NULL, *body = NULL;
+    fh_json *params = plan_params(p, route), *body = NULL;
     char *path = fh_work_path(e->work, FILE_PLAN);
     fh_stage_state state = FH_STAGE_STALE;
     fh_status rc = path && params ? fh_work_state(e->work, FILE_PLAN, params, &state, NULL, err) : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0) goto out;
     if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 1 << 20, err); goto out; }
     if ((rc = fh_stage_plan(e, p, &body, err)) < 0) goto out;
-    record = fh_record_new("plan", params), params = NULL;
-    if (!record) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) if ((rc = fh_record_input(record, e->work, inputs[i], err)) < 0) goto out;
-    if ((rc = fh_result_json(e, FILE_PLAN, body, record, err)) < 0) goto out;
+    if ((rc = fh_result_of(e, FILE_PLAN, "plan", &params, inputs, sizeof inputs / sizeof *inputs, body, err)) < 0) goto out;
     *out = body, body = NULL;
 out:
     fh_json_free(params);
-    fh_json_free(record);
     fh_json_free(body);
     fh_free(path);
     return rc;

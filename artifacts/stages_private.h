@@ -107,6 +107,8 @@ char *fh_source_path(fh_stage_env *e, fh_err *err);
 /* Write a result and its record: metadata {"fhtool": record}; forgets the old digest. */
 fh_status fh_result_tensors(fh_stage_env *e, const char *file, const fh_st_spec *specs, const void *const *data, size_t n, fh_json *record, fh_err *err);
 fh_status fh_result_json(fh_stage_env *e, const char *file, fh_json *body, fh_json *record, fh_err *err); /* body gains "made_by" */
+/* The same with a record made here: of a stage with these parameters, which are taken, from these files. */
+fh_status fh_result_of(fh_stage_env *e, const char *file, const char *stage, fh_json **params, const char *const *inputs, size_t n, fh_json *body, fh_err *err);
 void fh_stage_log(fh_stage_env *e, const char *stage, double began);
 
 /* The routing that is asked for by name. */

@@ -37,6 +37,17 @@ fh_status fh_result_json(fh_stage_env *e, const char *file, fh_json *body, fh_js
     return rc;
 }
 
+fh_status fh_result_of(fh_stage_env *e, const char *file, const char *stage, fh_json **params, const char *const *inputs, size_t n, fh_json *body, fh_err *err)
+{
+    fh_json *record = fh_record_new(stage, *params);
+    fh_status rc = record ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+    *params = NULL;
+    for (size_t i = 0; rc == FH_OK && i < n; i++) rc = fh_record_input(record, e->work, inputs[i], err);
+    if (rc == FH_OK) rc = fh_result_json(e, file, body, record, err);
+    fh_json_free(record);
+    return rc;
+}
+
 void fh_stage_log(fh_stage_env *e, const char *stage, double began)
 {
     fh_err err;

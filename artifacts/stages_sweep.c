@@ -78,7 +78,7 @@ out:
 /* The quality of every P, from the file where it is of this head and these P. */
 static fh_status quality(fh_json **out, fh_stage_env *e, const fh_facts *f, uint32_t rerank, const uint32_t *probes, size_t n_probes, size_t most, fh_err *err)
 {
-    fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *record = NULL, *body = NULL;
+    fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *body = NULL;
     char *path = fh_work_path(e->work, FILE_QUALITY);
     fh_stage_state state;
     fh_status rc = path ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
@@ -89,16 +89,12 @@ static fh_status quality(fh_json **out, fh_stage_env *e, const fh_facts *f, uint
     if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 64 << 20, err); goto out; }
     double began = fh_now();
     if ((rc = curve_of(&body, e, f, rerank, probes, n_probes, most, err)) < 0) goto out;
-    record = fh_record_new("sweep quality", params), params = NULL;
-    if (!record) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     static const char *const inputs[] = {FH_FILE_HEAD, FH_FILE_MODEL, FH_FILE_STATES, FH_FILE_QUANTIZED};
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) if ((rc = fh_record_input(record, e->work, inputs[i], err)) < 0) goto out;
-    if ((rc = fh_result_json(e, FILE_QUALITY, body, record, err)) < 0) goto out;
+    if ((rc = fh_result_of(e, FILE_QUALITY, "sweep quality", &params, inputs, sizeof inputs / sizeof *inputs, body, err)) < 0) goto out;
     fh_stage_log(e, "sweep quality", began);
     *out = body, body = NULL;
 out:
     fh_json_free(params);
-    fh_json_free(record);
     fh_json_free(body);
     fh_free(path);
     return rc;
@@ -184,7 +180,7 @@ static fh_status measure_times(fh_json **out, fh_stage_env *e, const uint32_t *p
 /* Times are of a machine: its kernels and threads stand among the parameters. */
 static fh_status times(fh_json **out, fh_stage_env *e, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, fh_err *err)
 {
-    fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *record = NULL, *body = NULL;
+    fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *body = NULL;
     char *path = fh_work_path(e->work, FILE_TIMES);
     fh_stage_state state = FH_STAGE_STALE;
     fh_status rc = path ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
@@ -199,15 +195,12 @@ static fh_status times(fh_json **out, fh_stage_env *e, const uint32_t *probes, s
     if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 64 << 20, err); goto out; }
     double began = fh_now();
     if ((rc = measure_times(&body, e, probes, n, p, err)) < 0) goto out;
-    record = fh_record_new("sweep times", params), params = NULL;
-    if (!record) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = fh_record_input(record, e->work, FH_FILE_MODEL, err)) < 0 || (rc = fh_record_input(record, e->work, FH_FILE_QUANTIZED, err)) < 0) goto out;
-    if ((rc = fh_result_json(e, FILE_TIMES, body, record, err)) < 0) goto out;
+    static const char *const inputs[] = {FH_FILE_MODEL, FH_FILE_QUANTIZED};
+    if ((rc = fh_result_of(e, FILE_TIMES, "sweep times", &params, inputs, sizeof inputs / sizeof *inputs, body, err)) < 0) goto out;
     fh_stage_log(e, "sweep times", began);
     *out = body, body = NULL;
 out:
     fh_json_free(params);
-    fh_json_free(record);
     fh_json_free(body);
     fh_free(path);
     return rc;
