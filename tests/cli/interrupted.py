@@ -2,6 +2,7 @@
 
 Kills `build` at seeded random moments (FH_LONG=1: at many more), and checks after each that every file under a final name is
 whole, that the same command completes, and that it gives the bytes of an undisturbed run."""
+import glob
 import hashlib
 import json
 import os
@@ -26,9 +27,29 @@ def start(*args, **more):
     return subprocess.Popen([fhtool, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=more.pop("preexec_fn", defaults), **more)
 
 
+def ready(p, sig=signal.SIGTERM):
+    """Wait until the program catches the signal: before that moment it ends by it, with nothing done."""
+    until = time.monotonic() + 60
+    while p.poll() is None and time.monotonic() < until:
+        with open(f"/proc/{p.pid}/status") as f:
+            caught = next((int(line.split()[1], 16) for line in f if line.startswith("SigCgt:")), 0)
+        if caught >> (sig - 1) & 1:
+            return
+        time.sleep(0.001)
+    assert p.poll() is None, f"ended by itself with {p.returncode}: {p.communicate()}"
+    raise AssertionError("never ready for signals")
+
+
+def after_results(p, work, n):
+    """Wait until n results have their final names, or the end."""
+    until = time.monotonic() + 60
+    while p.poll() is None and time.monotonic() < until and len([f for f in glob.glob(work + "/*") if f.endswith((".json", ".safetensors"))]) < n:
+        time.sleep(0.001)
+
+
 def run(*args):
     p = start(*args)
-    out, err = p.communicate(timeout=120)
+    out, err = p.communicate(timeout=300)
     return p.returncode, out.decode(), err.decode()
 
 
@@ -74,7 +95,11 @@ for round_ in range(400 if LONG else 16):
         os.unlink("work.fhead")
     for hit in range(rng.choice([1, 1, 2, 3])):
         p = start(*build("work", "work.fhead"))
-        time.sleep(rng.random() * whole)
+        if round_ % 2:  # by what is done: moments that differ, however busy the machine is
+            after_results(p, "work", rng.randrange(len(right)))
+            time.sleep(rng.random() * 0.02)
+        else:
+            time.sleep(rng.random() * whole)
         p.kill()
         p.communicate()
     if os.path.isdir("work"):
@@ -109,9 +134,10 @@ for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * (10 if LONG else 2):
     shutil.rmtree("work")
     open("work.fhead", "wb").write(b"old")
     p = start(*build("work", "work.fhead"), "--rounds", "50")
+    ready(p, sig)
     time.sleep(rng.uniform(0.1, 0.9) * whole)
     p.send_signal(sig)
-    _, err = p.communicate(timeout=60)
+    _, err = p.communicate(timeout=300)
     err = err.decode()
     assert p.returncode in (130, 0), f"{sig}: status {p.returncode}: {err}"
     assert not leftovers(), leftovers()
@@ -124,13 +150,14 @@ for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * (10 if LONG else 2):
 
 
 # Long work stops soon, in every command that has some
-def stops(*args, after=0.3, within=3.0, stdin=None):
+def stops(*args, after=0.3, within=20.0, stdin=None):
     p = start(*args, stdin=stdin)
+    ready(p, signal.SIGINT)
     time.sleep(after)
     assert p.poll() is None, f"{args} ended by itself with {p.returncode}: {p.communicate()}"
     p.send_signal(signal.SIGINT)
     at = time.monotonic()
-    _, err = p.communicate(timeout=60)
+    _, err = p.communicate(timeout=300)
     took = time.monotonic() - at
     assert p.returncode == 130, f"{args}: status {p.returncode}: {err.decode()}"
     assert took < within * (10 if os.environ.get("FH_SANITIZER") else 1), f"{args}: stopped after {took:.1f} s"
@@ -154,22 +181,23 @@ assert run(*build("work", "work.fhead"))[0] == 0 and digests("work") == right
 
 # The second signal ends it at once, whatever it does
 p = start("perplexity", "work.fhead", "--text", "long.txt", "--window", "64", "--stride", "1")
+ready(p)
 time.sleep(0.3)
 p.send_signal(signal.SIGTERM)
 p.send_signal(signal.SIGTERM)
-p.communicate(timeout=20)
+p.communicate(timeout=120)
 assert p.returncode in (130, -signal.SIGTERM), p.returncode
 
 # nohup: who has hanging up ignored goes on
 p = start("hidden", "-C", "work", "-q", "--text", "self", "--tokens", "20000", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-time.sleep(0.2)
+ready(p)
 p.send_signal(signal.SIGHUP)
-p.communicate(timeout=60)
+p.communicate(timeout=300)
 assert p.returncode == 0, f"nohup: status {p.returncode}"
 
 # ---- two runs in one directory: one is told who holds the lock, the other goes on
 shutil.rmtree("work")
-first = start("build", model, "-C", "work", "-o", "a.fhead", "--tokens", "60000", "--target-containment", "0.9", "-q")
+first = start("build", model, "-C", "work", "-o", "a.fhead", "--tokens", "3000000", "--target-containment", "0.9", "-q")
 for _ in range(1000):
     if os.path.exists("work/lock") and open("work/lock").read().strip():
         break
@@ -179,7 +207,7 @@ for command in (["build", model, "-C", "work", "-o", "b.fhead", "-q"], ["convert
     assert first.poll() is None, "too quick for this test"
     assert rc == 1 and not out and f"work/lock: process {first.pid} holds the lock" in err and err.count("\n") == 1, f"{command}: status {rc}: {err}"
 first.send_signal(signal.SIGTERM)
-first.communicate(timeout=60)
+first.communicate(timeout=300)
 assert first.returncode == 130 and not os.path.exists("b.fhead")
 rc, _, err = run(*build("work", "work.fhead"))  # the lock of one that is gone holds nobody up
 assert rc == 0, err
@@ -187,7 +215,7 @@ assert rc == 0, err
 for _ in range(6):
     shutil.rmtree("work", ignore_errors=True)
     both = [start(*build("work", f"{i}.fhead")) for i in range(2)]
-    codes = [(p.communicate(timeout=60)[1].decode(), p.returncode) for p in both]
+    codes = [(p.communicate(timeout=300)[1].decode(), p.returncode) for p in both]
     assert any(c == 0 for _, c in codes), codes
     for i, (err, code) in enumerate(codes):
         assert code == 0 or (code == 1 and "holds the lock" in err), codes

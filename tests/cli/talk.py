@@ -33,10 +33,10 @@ def until_it_speaks(p):
 
 
 def until_it_is_silent(p):
-    """Everything up to a pause: the reply has ended."""
+    """Everything up to a pause after a line break: the reply has ended.  On a busy machine a pause alone may be anything."""
     os.set_blocking(p.stdout.fileno(), False)
-    last, out = time.monotonic(), b""
-    while time.monotonic() - last < 0.5:
+    last, out, until = time.monotonic(), b"", time.monotonic() + 30
+    while time.monotonic() - last < 0.5 or (not out.endswith(b"\n") and time.monotonic() < until):
         try:
             more = os.read(p.stdout.fileno(), 65536)
         except BlockingIOError:
