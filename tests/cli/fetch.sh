@@ -118,7 +118,8 @@ done
 fh fetch "$at/drop" tiny@1.1 -o killed > /dev/null 2>&1; whole killed
 # Ctrl-C likewise
 "$FHTOOL" fetch "$at/silent" tiny@1.0 -o stopped > /dev/null 2> err.txt & pid=$!
-sleep 0.5; kill -INT $pid; status=0; wait $pid || status=$?
+for _ in $(seq 600); do [ -n "$(find . -maxdepth 1 -name '.stopped.*.part')" ] && break; sleep 0.1; done
+kill -INT $pid; status=0; wait $pid || status=$?
 [ $status = 130 ] && [ ! -e stopped ] || die "interrupted: status $status, $(cat err.txt)"
 rm -rf .stopped.*.part
 
