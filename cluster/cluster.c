@@ -21,7 +21,7 @@ uint64_t fh_cluster_memory(size_t v, size_t d, const fh_cluster_params *p)
     uint64_t all = fixed + v * (row + 2 * sizeof(double) + 6 * sizeof(uint32_t)) + k * 2 * sizeof(uint32_t);
     uint64_t coarse = fh_max(fh_min(v, fh_max(k, 4096)), 1) * row + v * 4 * sizeof(uint32_t);
     uint64_t full = 4 * k * row + v * 2 * FH_MAX_CANDIDATES * sizeof(float); /* centroids here, twice in FAISS, in its index */
-    uint64_t refine = k * (row + 12) + fh_round_up(k, FH_PANEL) * (ld + 2 * sizeof(float)) + v * (2 * want * sizeof(int32_t) + 3 * sizeof(uint32_t));
+    uint64_t refine = k * (row + 12) + fh_round_up(k, FH_PANEL) * (ld + 2 * sizeof(float)) + v * (2 * want * sizeof(int32_t) + 5 * sizeof(uint32_t) + sizeof(bool));
     uint64_t after = 3 * k * d * sizeof(float) + v * 3 * sizeof(double); /* the rows' copy is gone by then */
     uint64_t start = p->start == FH_START_COARSE ? coarse : p->start == FH_START_FAISS ? full : full / 2;
     if (p->map) start = fh_max(start, 4096 * row), all += d * row;

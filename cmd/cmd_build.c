@@ -16,7 +16,7 @@ static const fh_opt options[] = {
     FH_CAPS_OPT(offsetof(args, caps)),
     {"start", FH_OPT_PICK, offsetof(args, start), "S", "where clustering begins", 0, 0, "coarse,faiss,random"},
     {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike (default output: the logits they give)", 0, 0, "output,euclidean,cosine"},
-    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
+    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 6; 0: the start as it is)", 0, 1000, NULL},
     {"routing", FH_OPT_PICK, offsetof(args, routing), "R", "how centroids are made (default: what calibration finds best)", 0, 0, "mean,weighted,raw,learned"},
     FH_MOVES_OPT(offsetof(args, moves)),
     {"unit", FH_OPT_FLAG, offsetof(args, unit), NULL, "hold centroids at unit length, for runtimes that route by cosine", 0, 0, NULL},

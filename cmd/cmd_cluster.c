@@ -10,7 +10,7 @@ static const fh_opt options[] = {
     {"seed", FH_OPT_UINT, offsetof(args, seed), "N", "of the start", 0, 9e15, NULL},
     {"start", FH_OPT_PICK, offsetof(args, start), "S", "where refinement begins", 0, 0, "coarse,faiss,random"},
     {"metric", FH_OPT_PICK, offsetof(args, metric), "M", "what makes rows alike (default: output where there are states, else euclidean)", 0, 0, "output,euclidean,cosine"},
-    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 4; 0: the start as it is)", 0, 1000, NULL},
+    {"rounds", FH_OPT_UINT, offsetof(args, rounds), "N", "of refinement at most (default 6; 0: the start as it is)", 0, 1000, NULL},
     {"init", FH_OPT_STR, offsetof(args, init), "OLD", "begin from the clusters of an artifact or of a clusters.safetensors, in place of --start", 0, 0, NULL},
     {"restarts", FH_OPT_UINT, offsetof(args, restarts), "N", "starts tried, with seeds from --seed on; the best is kept (default 1)", 1, 1000, NULL},
     {"budget", FH_OPT_NUM, offsetof(args, budget), "SECONDS", "begin no further round or start after this time; what was done is recorded and can be replayed", 0, 1e9, NULL},
