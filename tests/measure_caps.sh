@@ -3,17 +3,10 @@
 # Needs FH_SHARED (recorded states); some ten minutes.  Counts alone: load does not matter.
 # usage: sh tests/measure_caps.sh [WORKDIR] > docs/measurements/caps.md     (CAPS, MOVES: other lists than '8 16 32 64 128' and '0 1')
 set -eu
-top=$(cd "$(dirname "$0")/.." && pwd)
-shared=${FH_SHARED:-$top/../shared}
-[ -d "$shared/models/prose-7m/reference" ] || { echo "needs the recorded states in FH_SHARED" >&2; exit 1; }
-shared=$(cd "$shared" && pwd)
-work=${1:-$top/build/caps}
+name=caps
+. "$(dirname "$0")/measure.inc"
 caps=${CAPS:-8 16 32 64 128}
 moves=${MOVES:-0 1}
-mkdir -p "$work"
-cd "$work"
-PATH=$top/build:$PATH
-model=$top/demo/prose-7m
 fhtool convert "$model" -C states -q > log
 [ -f states/states.safetensors ] || fhtool hidden -C states --text self --tokens 200000 > log
 probes=$(python3 -c 'print(",".join(map(str, [*range(1, 129), *range(132, 257, 4)])))')
@@ -32,7 +25,7 @@ for cap in $caps; do
         fhtool pack -C "$name" --head-only --exact --probes 4 -o "$name.fhead" -q > log
         some=$(echo "$probes" | tr , '\n' | awk -v k=$k '$1 <= k' | paste -sd, -)
         for text in test voyage; do
-            fhtool query "$name.fhead" --hidden "$shared/models/prose-7m/reference/$text.safetensors" --no-hot --curve "$some" --json -q > "$name.part"
+            fhtool query "$name.fhead" --hidden "$states/$text.safetensors" --no-hot --curve "$some" --json -q > "$name.part"
             mv "$name.part" "$name.$text.json"
         done
     done

@@ -3,15 +3,8 @@
 # Needs FH_SHARED (recorded states); a few minutes.  Counts alone: load does not matter.
 # usage: sh tests/measure_levers.sh [WORKDIR] > docs/measurements/levers.md     (writes docs/measurements/levers.svg too)
 set -eu
-top=$(cd "$(dirname "$0")/.." && pwd)
-shared=${FH_SHARED:-$top/../shared}
-[ -d "$shared/models/prose-7m/reference" ] || { echo "needs the recorded states in FH_SHARED" >&2; exit 1; }
-shared=$(cd "$shared" && pwd)
-work=${1:-$top/build/levers}
-mkdir -p "$work"
-cd "$work"
-PATH=$top/build:$PATH
-model=$top/demo/prose-7m
+name=levers
+. "$(dirname "$0")/measure.inc"
 fhtool convert "$model" -C states -q > log
 [ -f states/states.safetensors ] || fhtool hidden -C states --text self --tokens 200000 > log
 # head NAME CLUSTER_FLAGS ROUTING ENCODING: the artifact NAME.fhead and what it gives on the recorded states, NAME.test.json and NAME.voyage.json
@@ -24,7 +17,7 @@ head_of() {
     fhtool route -C "$1" --routing "$3" -q > log
     fhtool quantize -C "$1" --centroids "$4" --tokens "$4" -q > log
     fhtool pack -C "$1" --head-only --exact --probes 32 -o "$1.fhead" -q > log
-    for text in test voyage; do fhtool query "$1.fhead" --hidden "$shared/models/prose-7m/reference/$text.safetensors" --no-hot --curve 4,8,16,32,64,128,256,512 --json > "$1.$text.json"; done
+    for text in test voyage; do fhtool query "$1.fhead" --hidden "$states/$text.safetensors" --no-hot --curve 4,8,16,32,64,128,256,512 --json > "$1.$text.json"; done
 }
 published='--start faiss --metric cosine --rounds 0'
 head_of published "$published" mean int8

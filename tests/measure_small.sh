@@ -2,16 +2,10 @@
 # Measures the demo model as docs/measurements/small-model.md shows it.  Needs FH_SHARED (WikiText-2 and recorded states) and a quiet machine; about ten minutes.
 # usage: sh tests/measure_small.sh [WORKDIR] > out
 set -eu
-top=$(cd "$(dirname "$0")/.." && pwd)
-shared=${FH_SHARED:-$top/../shared}
-[ -d "$shared/models/prose-7m/reference" ] || { echo "needs the recorded states in FH_SHARED" >&2; exit 1; }
-shared=$(cd "$shared" && pwd)
-work=${1:-$top/build/measure}
-mkdir -p "$work"
-cd "$work"
-ln -sfn "$top/demo/prose-7m" prose-7m
+name=measure
+. "$(dirname "$0")/measure.inc"
+ln -sfn "$model" prose-7m
 ln -sfn "$shared" shared
-PATH=$top/build:$PATH
 show() { printf '\n```\n$ %s\n' "$1"; sh -c "$1" 2>/dev/null; printf '```\n'; }
 states=shared/models/prose-7m/reference
 

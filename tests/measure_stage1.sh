@@ -2,15 +2,9 @@
 # Measures encodings of centroids and rows on the demo model as docs/measurements/stage1.md shows them.  Needs FH_SHARED (recorded states); about three minutes.
 # usage: sh tests/measure_stage1.sh [WORKDIR] > out
 set -eu
-top=$(cd "$(dirname "$0")/.." && pwd)
-shared=${FH_SHARED:-$top/../shared}
-[ -d "$shared/models/prose-7m/reference" ] || { echo "needs the recorded states in FH_SHARED" >&2; exit 1; }
-states=$(cd "$shared/models/prose-7m/reference" && pwd)
-work=${1:-$top/build/measure-stage1}
-mkdir -p "$work"
-cd "$work"
-PATH=$top/build:$PATH
-[ -f work/routing.safetensors ] || { fhtool convert "$top/demo/prose-7m" -C work -q && fhtool hidden -C work -q && fhtool cluster -C work --k 1024 -q && fhtool route -C work -q; } > log
+name=measure-stage1
+. "$(dirname "$0")/measure.inc"
+[ -f work/routing.safetensors ] || { fhtool convert "$model" -C work -q && fhtool hidden -C work -q && fhtool cluster -C work --k 1024 -q && fhtool route -C work -q; } > log
 python3 -c 'print(",".join(map(str, sorted(set(list(range(26, 41, 2)) + list(range(44, 76, 4)) + list(range(80, 136, 6)) + [32, 64, 1024])))))' > list
 echo '| text | centroids | rows | R | agreement at P = K | at P = 32 | at P = 64 | P, KB for 98 % | P, KB for 99 % | P, KB for 99.5 % |'
 echo '|---|---|---|---|---|---|---|---|---|---|'
