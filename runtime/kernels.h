@@ -97,17 +97,17 @@ static inline void fh_dots_next(const fh_rows *rows, size_t r)
 /* From here on only for the tables themselves. */
 
 /* Values of a row beyond which a state leaves no room for rows in a first-level cache of 32 KiB, and comes from the second for every row: several
- * rows are then multiplied by what was loaded once.  8192 bf16 values, one thread: 13 GB/s row after row, 24 four rows at once, 32 for plain
- * reading; 2048 values: 30 and 25. */
-enum { FH_LONG = 4096 };
+ * rows are then multiplied by what was loaded once.  GB/s of one thread on Zen 4, row after row and four rows at once, plain reading 32: bf16 of
+ * 2048 values 30 and 28, of 4096 28 and 32, of 8192 13 and 28; Q8_0 of 4096 two rows at once 17, four 20.5. */
+enum { FH_LONG = 2048 };
 
-/* A table's dot product of float rows, from its own float_rows(type, side by side, ...).  `cached`: rows come from a cache, and are side by side at any
- * length. */
-#define FH_FLOAT_DOT(target, name, type, cached)                                                                             \
+/* A table's dot product of float rows, from its own float_rows(type, side by side, ...): rows of more than `from` values are side by side.  0: those that
+ * come from a cache. */
+#define FH_FLOAT_DOT(target, name, type, from)                                                                               \
     target static void name(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, \
                             size_t m, float *out, size_t ldo)                                                                \
     {                                                                                                                        \
-        if ((cached) || d > FH_LONG) float_rows(type, true, rows, n, d, states, m, out, ldo);                                \
+        if (d > (from)) float_rows(type, true, rows, n, d, states, m, out, ldo);                                             \
         else float_rows(type, false, rows, n, d, states, m, out, ldo);                                                       \
     }
 

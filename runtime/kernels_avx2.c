@@ -122,12 +122,12 @@ INLINE TARGET void float_rows(fh_dtype t, bool far, const void *const *rows, siz
         for (size_t s = r >= blocked ? 0 : far ? m : m2; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
 }
 
-FH_FLOAT_DOT(TARGET, fh_dot_f32_avx2, FH_F32, false)
-FH_FLOAT_DOT(TARGET, fh_dot_bf16_avx2, FH_BF16, false)
-FH_FLOAT_DOT(TARGET, fh_dot_f16_avx2, FH_F16, false)
-FH_FLOAT_DOT(TARGET, dot_f32_cached, FH_F32, true)
-FH_FLOAT_DOT(TARGET, dot_bf16_cached, FH_BF16, true)
-FH_FLOAT_DOT(TARGET, dot_f16_cached, FH_F16, true)
+FH_FLOAT_DOT(TARGET, fh_dot_f32_avx2, FH_F32, FH_LONG)
+FH_FLOAT_DOT(TARGET, fh_dot_bf16_avx2, FH_BF16, FH_LONG)
+FH_FLOAT_DOT(TARGET, fh_dot_f16_avx2, FH_F16, FH_LONG)
+FH_FLOAT_DOT(TARGET, dot_f32_cached, FH_F32, 0)
+FH_FLOAT_DOT(TARGET, dot_bf16_cached, FH_BF16, 0)
+FH_FLOAT_DOT(TARGET, dot_f16_cached, FH_F16, 0)
 
 /* ---- int8 rows ------------------------------------------------------------------------------------------------------ */
 
