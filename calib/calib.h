@@ -140,8 +140,8 @@ fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t
 enum { FH_RUNGS = 1024 };
 typedef struct fh_ladder { uint32_t n, most; float *threshold; double *mean; } fh_ladder;
 /* Thresholds of a head for positions [n] (rows of states): some hundred, rising, the last one of all `most` clusters.  Freed by the caller. */
-fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, uint32_t most, const float *states, const size_t *positions, size_t n, const fh_job *job,
-                        fh_err *err);
+fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, const fh_dots_device *device, uint32_t most, const float *states, const size_t *positions, size_t n,
+                        const fh_job *job, fh_err *err);
 void fh_ladder_free(fh_ladder *l);
 double fh_ladder_probes(const fh_ladder *l, uint32_t rung);    /* in the mean */
 uint32_t fh_ladder_most(const fh_ladder *l, uint32_t rung);    /* P: at most */
@@ -151,8 +151,8 @@ uint32_t fh_ladder_step(const fh_ladder *l, float gap);
 
 /* The rank (0: best) of each of those tokens' clusters among all clusters; ranks [n, k].  Of a head through bf16 the worst that equal scores allow.  With a
  * ladder of thresholds (else NULL) steps [n, k] has the fh_ladder_step of each, 0 for the best cluster. */
-fh_status fh_cluster_ranks(const fh_head *head, const fh_ladder *ladder, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids,
-                           uint32_t *ranks, uint32_t *steps, const fh_job *job, fh_err *err);
+fh_status fh_cluster_ranks(const fh_head *head, const fh_dots_device *device, const fh_ladder *ladder, const float *states, const size_t *positions, size_t n,
+                           size_t k, const uint32_t *ids, uint32_t *ranks, uint32_t *steps, const fh_job *job, fh_err *err);
 
 /* What a runtime without hot list and reranking answers, greedily, with the head's centroids, rows, `always` ids and the rounding that its parts say:
  * ids, logits [n].  Equal logits: the smaller id where there are `always` ids, else the one of the better cluster, as the vLLM plugin has it.  probes 0: the

@@ -130,7 +130,7 @@ static fh_status climb(work *w, const fh_head *head, uint32_t most, fh_err *err)
 {
     const fh_view *a = &w->part[FH_PART_A];
     fh_ladder_free(&w->ladder);
-    if (w->p->adaptive) return fh_ladder_new(&w->ladder, head, most, w->s->hidden, a->positions, a->n, w->job, err);
+    if (w->p->adaptive) return fh_ladder_new(&w->ladder, head, w->dense->device, most, w->s->hidden, a->positions, a->n, w->job, err);
     w->ladder = (fh_ladder){.n = most, .most = most};
     return FH_OK;
 }
@@ -138,7 +138,7 @@ static fh_status climb(work *w, const fh_head *head, uint32_t most, fh_err *err)
 static fh_status rank(work *w, const fh_head *head, int part, fh_err *err)
 {
     fh_view *v = &w->part[part];
-    fh_status rc = fh_cluster_ranks(head, &w->ladder, w->s->hidden, v->positions, v->n, v->k, v->ids, v->ranks, v->steps, w->job, err);
+    fh_status rc = fh_cluster_ranks(head, w->dense->device, &w->ladder, w->s->hidden, v->positions, v->n, v->k, v->ids, v->ranks, v->steps, w->job, err);
     if (rc == FH_OK) fh_view_climb(v, w->ladder.n, w->ladder.most);
     return rc;
 }

@@ -43,18 +43,21 @@ fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t
     fh_status rc = FH_OK;
     size_t d = dense->rows.cols;
     if (k < 1 || k > FH_MAX_TOP) return fh_fail(err, FH_EUSAGE, "top-k %zu is out of range (1..%d)", k, FH_MAX_TOP);
+    fh_matrix rows = {0};
     float *h = fh_malloc(BLOCK * d * sizeof *h), *z = fh_malloc((size_t)BLOCK * dense->vocab * sizeof *z);
     if (!h || !z) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = fh_matrix_of_dense(&rows, dense, err)) < 0) goto out;
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
         gather(h, states, positions, at, m, d);
-        if ((rc = fh_dense_logits(dense, fh_job_pool(job), h, m, z, err)) < 0) goto out;
+        if ((rc = fh_matrix_multiply(&rows, fh_job_pool(job), h, m, z, err)) < 0) goto out;
         best_job b = {dense, z, k, ids + at * k};
         fh_pool_run(fh_job_pool(job), m, best_task, &b);
         fh_job_progress(job, "the dense head", (double)(at + m), (double)n, "positions");
     }
 out:
+    fh_matrix_close(&rows);
     fh_free(h);
     fh_free(z);
     return rc;
@@ -86,24 +89,27 @@ static void rank_task(void *ctx, size_t i, unsigned worker)
     (void)worker;
 }
 
-fh_status fh_cluster_ranks(const fh_head *head, const fh_ladder *ladder, const float *states, const size_t *positions, size_t n, size_t k, const uint32_t *ids,
-                           uint32_t *ranks, uint32_t *steps, const fh_job *job, fh_err *err)
+fh_status fh_cluster_ranks(const fh_head *head, const fh_dots_device *device, const fh_ladder *ladder, const float *states, const size_t *positions, size_t n,
+                           size_t k, const uint32_t *ids, uint32_t *ranks, uint32_t *steps, const fh_job *job, fh_err *err)
 {
     fh_status rc = FH_OK;
+    fh_matrix centroids = {0};
     const fh_head_parts *p = fh_head_get_parts(head);
     size_t d = p->hidden;
     float *h = fh_malloc(BLOCK * d * sizeof *h), *s = fh_malloc((size_t)BLOCK * p->clusters * sizeof *s);
     if (!h || !s) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = fh_matrix_of_head(&centroids, head, false, device, err)) < 0) goto out;
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
         gather(h, states, positions, at, m, d);
-        if ((rc = fh_head_cluster_scores(head, fh_job_pool(job), h, m, s, err)) < 0) goto out;
+        if ((rc = fh_matrix_multiply(&centroids, fh_job_pool(job), h, m, s, err)) < 0) goto out;
         rank_job r = {head, ladder, s, k, ids + at * k, ranks + at * k, steps ? steps + at * k : NULL};
         fh_pool_run(fh_job_pool(job), m, rank_task, &r);
         fh_job_progress(job, "ranking clusters", (double)(at + m), (double)n, "positions");
     }
 out:
+    fh_matrix_close(&centroids);
     fh_free(h);
     fh_free(s);
     return rc;
@@ -150,6 +156,8 @@ typedef struct observing {
     uint32_t *best, *need;        /* [BLOCK, top], [BLOCK, lenses, top] */
     truth *truth;                 /* [BLOCK] */
     fh_seen *seen;                /* [BLOCK, seen_each] */
+    fh_matrix rows;               /* of the dense head */
+    struct lens_rows { fh_matrix centroids, slots; } *seen_by; /* [lenses]; what a lens has no use for is left empty */
     uint8_t **fixed;              /* [lenses] -> [V] 1: a candidate whatever the probes are */
     size_t most_clusters, most_again;
     uint32_t *work;               /* [workers, 4 K] */
@@ -304,9 +312,16 @@ static fh_status observing_open(observing *c, unsigned workers, fh_err *err)
     c->best = fh_malloc(BLOCK * c->top * sizeof *c->best), c->need = fh_malloc((BLOCK * c->n_lenses * c->top + 1) * sizeof *c->need);
     c->truth = fh_malloc(BLOCK * sizeof *c->truth), c->seen = fh_malloc((BLOCK * c->seen_each + 1) * sizeof *c->seen);
     c->work = fh_malloc(workers * 4 * c->most_clusters * sizeof *c->work), c->again = fh_malloc(workers * c->most_again * sizeof *c->again);
-    c->fixed = fh_calloc(c->n_lenses + 1, sizeof *c->fixed);
-    if (!c->h || !c->z || !c->s || !c->f || !c->best || !c->need || !c->truth || !c->seen || !c->work || !c->again || !c->fixed)
+    c->fixed = fh_calloc(c->n_lenses + 1, sizeof *c->fixed), c->seen_by = fh_calloc(c->n_lenses + 1, sizeof *c->seen_by);
+    if (!c->h || !c->z || !c->s || !c->f || !c->best || !c->need || !c->truth || !c->seen || !c->work || !c->again || !c->fixed || !c->seen_by)
         return fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_status rc = fh_matrix_of_dense(&c->rows, c->dense, err);
+    for (size_t i = 0; i < c->n_lenses && rc == FH_OK; i++) {
+        const fh_lens *v = &c->lenses[i];
+        if (!v->by_mass) rc = fh_matrix_of_head(&c->seen_by[i].centroids, v->head, false, c->dense->device, err);
+        if (rc == FH_OK && !v->exact_rows) rc = fh_matrix_of_head(&c->seen_by[i].slots, v->head, true, c->dense->device, err);
+    }
+    if (rc < 0) return rc;
     for (size_t i = 0; i < c->n_lenses; i++) {
         const fh_head_parts *p = fh_head_get_parts(c->lenses[i].head);
         if (!(c->fixed[i] = fh_calloc(vocab, 1))) return fh_fail(err, FH_ENOMEM, "out of memory");
@@ -319,6 +334,9 @@ static fh_status observing_open(observing *c, unsigned workers, fh_err *err)
 static void observing_close(observing *c)
 {
     for (size_t i = 0; c->fixed && i < c->n_lenses; i++) fh_free(c->fixed[i]);
+    for (size_t i = 0; c->seen_by && i < c->n_lenses; i++) fh_matrix_close(&c->seen_by[i].centroids), fh_matrix_close(&c->seen_by[i].slots);
+    fh_matrix_close(&c->rows);
+    fh_free(c->seen_by);
     fh_free(c->h);
     fh_free(c->z);
     fh_free(c->s);
@@ -335,13 +353,13 @@ static void observing_close(observing *c)
 static fh_status measure_block(observing *c, size_t m, const fh_job *job, fh_err *err)
 {
     fh_pool *pool = fh_job_pool(job);
-    fh_status rc = fh_dense_logits(c->dense, pool, c->h, m, c->z, err);
+    fh_status rc = fh_matrix_multiply(&c->rows, pool, c->h, m, c->z, err);
     if (rc < 0) return rc;
     fh_pool_run(pool, m, truth_task, c);
     for (c->lens = c->seen_at = 0; c->lens < c->n_lenses; c->seen_at += c->lenses[c->lens++].n_probes) {
         const fh_lens *v = &c->lenses[c->lens];
-        if (!v->by_mass && (rc = fh_head_cluster_scores(v->head, pool, c->h, m, c->s, err)) < 0) return rc;
-        if (!v->exact_rows && (rc = fh_head_slot_logits(v->head, pool, c->h, m, c->f, err)) < 0) return rc;
+        if (!v->by_mass && (rc = fh_matrix_multiply(&c->seen_by[c->lens].centroids, pool, c->h, m, c->s, err)) < 0) return rc;
+        if (!v->exact_rows && (rc = fh_matrix_multiply(&c->seen_by[c->lens].slots, pool, c->h, m, c->f, err)) < 0) return rc;
         fh_pool_run(pool, m, lens_task, c);
     }
     return FH_OK;

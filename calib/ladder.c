@@ -59,21 +59,23 @@ static void sort_task(void *ctx, size_t i, unsigned worker)
 }
 
 /* count [BINS]: the `most` best clusters of each position, by how far they are below the best; the best ones are in bin 0. */
-static fh_status count_gaps(uint64_t *count, const fh_head *head, uint32_t most, const float *states, const size_t *positions, size_t n, size_t all,
-                            const fh_job *job, fh_err *err)
+static fh_status count_gaps(uint64_t *count, const fh_head *head, const fh_dots_device *device, uint32_t most, const float *states, const size_t *positions,
+                            size_t n, size_t all, const fh_job *job, fh_err *err)
 {
+    fh_matrix centroids = {0};
     uint32_t k = fh_head_get_parts(head)->clusters, bits;
     size_t d = fh_head_get_parts(head)->hidden;
     fh_status rc = FH_OK;
     float *h = fh_malloc(BLOCK * d * sizeof *h), *s = fh_malloc((size_t)BLOCK * k * sizeof *s);
     uint32_t *work = fh_malloc((size_t)fh_pool_threads(fh_job_pool(job)) * 4 * k * sizeof *work);
     if (!h || !s || !work) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    if ((rc = fh_matrix_of_head(&centroids, head, false, device, err)) < 0) goto out;
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
         for (size_t i = 0; i < m; i++) /* evenly from all of them */
             memcpy(h + i * d, states + positions[(size_t)((double)(at + i) * (double)all / (double)n)] * d, d * sizeof *h);
-        if ((rc = fh_head_cluster_scores(head, fh_job_pool(job), h, m, s, err)) < 0) goto out;
+        if ((rc = fh_matrix_multiply(&centroids, fh_job_pool(job), h, m, s, err)) < 0) goto out;
         sorting j = {s, k, work};
         fh_pool_run(fh_job_pool(job), m, sort_task, &j);
         for (size_t i = 0; i < m; i++)
@@ -85,14 +87,15 @@ static fh_status count_gaps(uint64_t *count, const fh_head *head, uint32_t most,
             }
     }
 out:
+    fh_matrix_close(&centroids);
     fh_free(h);
     fh_free(s);
     fh_free(work);
     return rc;
 }
 
-fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, uint32_t most, const float *states, const size_t *positions, size_t n, const fh_job *job,
-                        fh_err *err)
+fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, const fh_dots_device *device, uint32_t most, const float *states, const size_t *positions, size_t n,
+                        const fh_job *job, fh_err *err)
 {
     size_t sampled = fh_min(n, MOST_SAMPLED), rungs = 0;
     uint64_t *count = fh_calloc(BINS, sizeof *count), sum = 0;
@@ -100,7 +103,7 @@ fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, uint32_t most, cons
     fh_ladder l = {.most = most, .threshold = fh_malloc(FH_RUNGS * sizeof *l.threshold), .mean = fh_malloc(FH_RUNGS * sizeof *l.mean)};
     fh_status rc = count && l.threshold && l.mean ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
     if (rc < 0 || !most || !n) goto out;
-    if ((rc = count_gaps(count, head, most, states, positions, sampled, n, job, err)) < 0) goto out;
+    if ((rc = count_gaps(count, head, device, most, states, positions, sampled, n, job, err)) < 0) goto out;
     uint32_t last = 0;
     for (uint32_t b = 0; b < BINS; b++) if (count[b]) last = b;
     for (uint32_t b = 0; b <= last && rungs < FH_RUNGS; b++) {

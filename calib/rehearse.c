@@ -155,16 +155,16 @@ static fh_status look(fh_view *v, const fh_states *s, const fh_dense *dense, con
     if (rc == FH_OK && ladder->threshold) rc = fh_view_adapt(v, err);
     for (size_t i = 0; rc == FH_OK && i < s->n; i++) v->positions[i] = i, v->document[i] = s->document[i];
     if (rc == FH_OK) rc = fh_dense_best(dense, s->hidden, NULL, s->n, k, v->ids, job, err);
-    if (rc == FH_OK) rc = fh_cluster_ranks(head, ladder, s->hidden, NULL, s->n, k, v->ids, v->ranks, v->steps, job, err);
+    if (rc == FH_OK) rc = fh_cluster_ranks(head, dense->device, ladder, s->hidden, NULL, s->n, k, v->ids, v->ranks, v->steps, job, err);
     return rc;
 }
 
-static fh_status ladder_of(rehearsal *r, const fh_states *s, const fh_job *job, fh_err *err)
+static fh_status ladder_of(rehearsal *r, const fh_states *s, const fh_dots_device *device, const fh_job *job, fh_err *err)
 {
     size_t *all = fh_malloc(fh_max(s->n, 1) * sizeof *all);
     if (!all) return fh_fail(err, FH_ENOMEM, "out of memory for %zu positions", s->n);
     for (size_t i = 0; i < s->n; i++) all[i] = i;
-    fh_status rc = fh_ladder_new(&r->ladder, r->head, fh_most_probes(r->head, 0, r->p->max_cost * r->dense_bytes), s->hidden, all, s->n, job, err);
+    fh_status rc = fh_ladder_new(&r->ladder, r->head, device, fh_most_probes(r->head, 0, r->p->max_cost * r->dense_bytes), s->hidden, all, s->n, job, err);
     fh_free(all);
     return rc;
 }
@@ -184,7 +184,7 @@ fh_status fh_rehearse(fh_rehearsed *out, const fh_states *states, const fh_state
     for (size_t i = 0; i < p->n_tokens && !against; i++)
         if (p->tokens[i] >= states->n) { rc = fh_fail(err, FH_EUSAGE, "draws of %zu positions leave nothing of %zu to look at: draw fewer, or name more text",
                                                       p->tokens[i], states->n); goto out; }
-    if (p->adaptive && (rc = ladder_of(&r, states, job, err)) < 0) goto out;
+    if (p->adaptive && (rc = ladder_of(&r, states, dense->device, job, err)) < 0) goto out;
     if ((rc = look(&all, states, dense, head, &r.ladder, r.k, job, err)) < 0 ||
         (against && (rc = look(&other, against, dense, head, &r.ladder, r.k, job, err)) < 0)) goto out;
     r.ids = all.ids, r.ranks = all.ranks, r.steps = all.steps, r.other = against ? &other : NULL;

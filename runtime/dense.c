@@ -2,23 +2,28 @@
  *
  * A task is a tile of rows, widened to float32 once, against up to 256 states, multiplied by OpenBLAS; of few states the kernels read the
  * rows where they lie, which is all that a decoding step waits for.  Fixed tiles, so the same numbers for any number of threads; how many
- * states a call has may show in their last bits.
+ * states a call has may show in their last bits.  Where a head is measured it does not: there the kernels, or a device that sums as they do, multiply
+ * however many states (docs/decisions/0031).
  */
 #include "runtime/body_private.h"
+#include "runtime/head.h"
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 enum { ROWS = 128, STATES = 256, WIDE_FLOATS = 1 << 18 };
+enum { MEASURED = FH_BLOCK }; /* states at a time by the kernels: [16384, 576] bf16 by 64 states took 12.7 ms so, by OpenBLAS 16.3 (AVX-512; AVX2: 25 and 17) */
 
 typedef struct run {
     const fh_dense *head;
     const fh_body_math *math;
     const fh_kernels *kernels;
     const float *states;
+    float *dots;                /* [n, rows] that a device made; NULL: they are made here */
     float *logits, *scratch;
     size_t n, columns, across, each;
+    bool measured;              /* by the kernels, however many states */
 } run;
 
 /* Rows of a tile: what widens to 1 MiB, an L2 cache. */
@@ -39,12 +44,12 @@ static void multiply(const run *c, size_t first, size_t count, const float *x, s
 {
     const fh_rows *rows = &c->head->rows;
     size_t d = rows->cols;
-    if (n > FH_FEW_ROWS) {
+    if (n > FH_FEW_ROWS && !c->measured) {
         fh_gemm_nt_here(n, count, d, x, d, widen(c, first, count, y + STATES * c->columns), d, y, c->columns);
         return;
     }
-    fh_state states[FH_FEW_ROWS] = {{0}};
-    const fh_state *at[FH_FEW_ROWS];
+    fh_state states[MEASURED] = {{0}};
+    const fh_state *at[MEASURED];
     for (size_t i = 0; i < n; i++) states[i].f = x + i * d, at[i] = &states[i];
     fh_dots(c->kernels, rows, NULL, NULL, first, count, at, n, y, c->columns);
 }
@@ -55,10 +60,10 @@ static void one_tile(void *ctx, size_t task, unsigned worker)
     const fh_dense *head = c->head;
     size_t d = head->rows.cols, first = task % c->across * c->columns, state = task / c->across * STATES;
     size_t count = fh_min(c->columns, head->rows.rows - first), n = fh_min(STATES, c->n - state);
-    float *y = c->scratch + worker * c->each;
-    multiply(c, first, count, c->states + state * d, n, y);
+    float *y = c->dots ? c->dots + first : c->scratch + worker * c->each;
+    if (!c->dots) multiply(c, first, count, c->states + state * d, n, y);
     for (size_t s = 0; s < n; s++) {
-        float *from = y + s * c->columns, *to = c->logits + (state + s) * head->vocab;
+        float *from = y + s * (c->dots ? head->rows.rows : c->columns), *to = c->logits + (state + s) * head->vocab;
         for (size_t r = 0; r < count && (head->bias || head->softcap > 0); r++) {
             size_t token = head->token_of ? head->token_of[first + r] : first + r;
             if (head->bias && token < head->vocab) from[r] += head->bias[token];
@@ -75,18 +80,63 @@ static void one_tile(void *ctx, size_t task, unsigned worker)
     }
 }
 
+static fh_status run_tiles(run *c, fh_pool *pool, fh_err *err)
+{
+    const fh_rows *rows = &c->head->rows;
+    if (!c->n || !rows->rows) return FH_OK;
+    c->math = fh_body_math_choose(fh_isa_name());
+    c->kernels = fh_kernels_for(fh_kernels_shared(), rows->rows * rows->stride);
+    c->columns = tile_rows(rows->cols);
+    c->across = (rows->rows - 1) / c->columns + 1;
+    size_t wide, bytes;
+    if (!fh_mul(c->columns, rows->cols, &wide) || !fh_add(wide, STATES * c->columns, &c->each) ||
+        !fh_mul(c->each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || (!c->dots && !(c->scratch = fh_malloc(bytes))))
+        return fh_fail(err, FH_ENOMEM, "dense head: out of memory for tiles of %zu x %zu", c->columns, rows->cols);
+    fh_pool_run(pool, ((c->n - 1) / STATES + 1) * c->across, one_tile, c);
+    fh_free(c->scratch);
+    return FH_OK;
+}
+
 fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *states, size_t n, float *logits, fh_err *err)
 {
-    if (!n || !head->rows.rows) return FH_OK;
-    run c = {.head = head, .math = fh_body_math_choose(fh_isa_name()), .states = states, .logits = logits, .n = n};
-    c.kernels = fh_kernels_for(fh_kernels_shared(), head->rows.rows * head->rows.stride);
-    c.columns = tile_rows(head->rows.cols);
-    c.across = (head->rows.rows - 1) / c.columns + 1;
-    size_t wide, bytes;
-    if (!fh_mul(c.columns, head->rows.cols, &wide) || !fh_add(wide, STATES * c.columns, &c.each) ||
-        !fh_mul(c.each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || !(c.scratch = fh_malloc(bytes)))
-        return fh_fail(err, FH_ENOMEM, "dense head: out of memory for tiles of %zu x %zu", c.columns, head->rows.cols);
-    fh_pool_run(pool, ((n - 1) / STATES + 1) * c.across, one_tile, &c);
-    fh_free(c.scratch);
-    return FH_OK;
+    run c = {.head = head, .states = states, .logits = logits, .n = n};
+    return run_tiles(&c, pool, err);
+}
+
+/* ---- matrices ------------------------------------------------------------------------------------------------------ */
+
+static fh_status put(fh_matrix *out, const fh_matrix *m, const fh_rows *rows, const void *scales, fh_err *err)
+{
+    *out = *m;
+    return m->device ? m->device->put(m->device->ctx, &out->there, rows, scales, err) : FH_OK;
+}
+
+fh_status fh_matrix_of_dense(fh_matrix *out, const fh_dense *dense, fh_err *err)
+{
+    return put(out, &(fh_matrix){.dense = dense, .device = dense->device}, &dense->rows, NULL, err);
+}
+
+fh_status fh_matrix_of_head(fh_matrix *out, const fh_head *head, bool slots, const fh_dots_device *device, fh_err *err)
+{
+    const fh_head_parts *p = &head->parts;
+    return put(out, &(fh_matrix){.head = head, .slots = slots, .device = device}, slots ? &p->tokens : &p->centroids, slots ? p->token_scales : p->centroid_scales, err);
+}
+
+void fh_matrix_close(fh_matrix *m)
+{
+    if (m->device) m->device->take(m->device->ctx, m->there);
+    *m = (fh_matrix){0};
+}
+
+fh_status fh_matrix_multiply(const fh_matrix *m, fh_pool *pool, const float *states, size_t n, float *out, fh_err *err)
+{
+    fh_status rc = FH_OK;
+    if (m->head) return fh_head_measure(m->head, m->slots, m->device, m->there, pool, states, n, out, err);
+    size_t block = m->device ? fh_min(MEASURED, m->device->most) : MEASURED;
+    for (size_t at = 0; rc == FH_OK && at < n; at += block) {
+        run c = {.head = m->dense, .states = states + at * m->dense->rows.cols, .logits = out + at * m->dense->vocab, .n = fh_min(block, n - at), .measured = true};
+        if (m->device) rc = m->device->multiply(m->device->ctx, m->there, c.states, c.n, &c.dots, err);
+        if (rc == FH_OK) rc = run_tiles(&c, pool, err);
+    }
+    return rc;
 }

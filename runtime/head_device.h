@@ -2,6 +2,7 @@
 #ifndef FH_HEAD_DEVICE_H
 #define FH_HEAD_DEVICE_H
 
+#include "format/format.h"
 #include "runtime/flashhead.h"
 
 /* The best candidates of some states; what is asked has been checked. */
@@ -23,5 +24,16 @@ typedef struct fh_head_device {
     /* ids, logits [batch, k] as fh_head_topk gives them; logits may be NULL. */
     fh_status (*topk)(void *ctx, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err);
 } fh_head_device;
+
+/* Products of many states with all rows of a matrix, as fh_dots (kernels.h) gives them bit for bit: of the encodings of fh_dtype up to FH_I8, and FH_I4. */
+typedef struct fh_dots_device {
+    void *ctx;
+    size_t most;                             /* states of a call */
+    /* The rows are copied; scales as fh_dots has them.  *there is taken away before the device is closed. */
+    fh_status (*put)(void *ctx, void **there, const fh_rows *rows, const void *scales, fh_err *err);
+    void (*take)(void *ctx, void *there);    /* accepts NULL */
+    /* *dots [n, rows] of finite states [n, cols]: borrowed, and may be written to, until the next call. */
+    fh_status (*multiply)(void *ctx, void *there, const float *states, size_t n, float **dots, fh_err *err);
+} fh_dots_device;
 
 #endif

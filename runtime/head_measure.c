@@ -12,6 +12,7 @@ typedef struct slots_job {
     const fh_state *const *states;
     size_t m, step, ldo;
     bool by_token;    /* out [m, V] by token id; else [m, K * cap] by slot */
+    const float *dots; /* [m, rows] that a device made; NULL: they are made here */
     float *out;
 } slots_job;
 
@@ -19,15 +20,16 @@ static void slots_task(void *ctx, size_t task, unsigned worker)
 {
     const slots_job *j = ctx;
     const fh_head_parts *p = &j->head->parts;
-    float dots[FH_BLOCK * RUN];
+    float room[FH_BLOCK * RUN];
     for (size_t at = task * j->step, end = fh_min(at + j->step, j->rows->rows); at < end; at += RUN) {
-        size_t n = fh_min(RUN, end - at);
-        fh_dots(j->head->kernels, j->rows, j->scales, NULL, at, n, j->states, j->m, dots, RUN);
+        size_t n = fh_min(RUN, end - at), ld = j->dots ? j->rows->rows : RUN;
+        const float *dots = j->dots ? j->dots + at : room;
+        if (!j->dots) fh_dots(j->head->kernels, j->rows, j->scales, NULL, at, n, j->states, j->m, room, RUN);
         for (size_t s = 0; s < j->m; s++)
             for (size_t i = 0; i < n; i++) {
                 uint32_t id = p->permutation[at + i];
                 bool live = id != FH_NO_TOKEN && !j->head->dead_map[id];
-                float logit = live ? fh_head_logit(p, id, dots[s * RUN + i]) : -INFINITY;
+                float logit = live ? fh_head_logit(p, id, dots[s * ld + i]) : -INFINITY;
                 if (!j->by_token) j->out[s * j->ldo + at + i] = logit;
                 else if (id != FH_NO_TOKEN) j->out[s * j->ldo + id] = logit;
             }
@@ -53,9 +55,9 @@ fh_status fh_head_dense_logits(const fh_head *head, fh_scratch *scratch, const f
     return FH_OK;
 }
 
-/* Blocks of states with working memory of their own: these calls have no scratch. */
-typedef struct block_job { const fh_head *head; fh_pool *pool; float *out; size_t width; } block_job; /* out [batch, width] */
-typedef void block_fn(const block_job *j, const fh_state *const *states, size_t first, size_t m);
+/* Blocks of states with working memory of their own: these calls have no scratch.  Products are made here, or on a device. */
+typedef struct block_job { const fh_head *head; fh_pool *pool; const fh_dots_device *device; void *there; float *out; size_t width; } block_job; /* out [batch, width] */
+typedef void block_fn(const block_job *j, const fh_state *const *states, const float *dots, size_t m, float *out);
 
 static void round_to_bf16(float *to, const float *from, size_t n)
 {
@@ -66,24 +68,26 @@ static fh_status each_block(const block_job *j, const float *states, size_t batc
 {
     fh_status rc = FH_OK;
     void *room = NULL;
-    float *rounded = NULL;
-    size_t d = j->head->parts.hidden;
+    float *rounded = NULL, *dots = NULL;
+    size_t d = j->head->parts.hidden, block = j->device ? fh_min(FH_BLOCK, j->device->most) : FH_BLOCK;
     bool through_bf16 = j->head->parts.through_bf16;
-    if ((fh_head_has_integers(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) ||
+    if ((!j->device && fh_head_has_integers(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) ||
         (through_bf16 && !(rounded = fh_malloc(FH_BLOCK * d * sizeof *rounded)))) {
         rc = fh_fail(err, FH_ENOMEM, "states: out of memory");
         goto out;
     }
-    for (size_t first = 0; first < batch; first += FH_BLOCK) {
+    for (size_t first = 0; first < batch; first += block) {
         fh_state state[FH_BLOCK];
         const fh_state *each[FH_BLOCK];
-        size_t m = fh_min(FH_BLOCK, batch - first);
+        size_t m = fh_min(block, batch - first);
+        float *out = j->out + first * j->width;
         for (size_t s = 0; s < m; s++) each[s] = &state[s];
         const float *these = states + first * d;
         if (through_bf16) round_to_bf16(rounded, these, m * d), these = rounded;
         if ((rc = fh_head_states(j->head, state, these, first, m, room, err)) < 0) break;
-        fn(j, each, first, m);
-        if (through_bf16) round_to_bf16(j->out + first * j->width, j->out + first * j->width, m * j->width);
+        if (j->device && (rc = j->device->multiply(j->device->ctx, j->there, these, m, &dots, err)) < 0) break;
+        fn(j, each, dots, m, out);
+        if (through_bf16) round_to_bf16(out, out, m * j->width);
     }
 out:
     fh_free(rounded);
@@ -91,28 +95,33 @@ out:
     return rc;
 }
 
-static void slot_block(const block_job *b, const fh_state *const *states, size_t first, size_t m)
+static void slot_block(const block_job *b, const fh_state *const *states, const float *dots, size_t m, float *out)
 {
     const fh_head_parts *p = &b->head->parts;
-    size_t slots = (size_t)p->clusters * p->cap;
-    slots_job j = {.head = b->head, .rows = &p->tokens, .scales = p->token_scales, .states = states, .m = m, .ldo = slots,
-                   .out = b->out + first * slots};
+    slots_job j = {.head = b->head, .rows = &p->tokens, .scales = p->token_scales, .states = states, .m = m, .ldo = b->width, .dots = dots, .out = out};
     run_slots(&j, b->pool);
+}
+
+static void centroid_block(const block_job *b, const fh_state *const *states, const float *dots, size_t m, float *out)
+{
+    if (!dots) fh_head_centroid_scores(b->head, b->pool, states, m, out);
+    for (size_t i = 0; dots && i < m * b->width; i++) out[i] = fh_settle(dots[i]);
+}
+
+fh_status fh_head_measure(const fh_head *head, bool slots, const fh_dots_device *device, void *there, fh_pool *pool, const float *states, size_t batch, float *out,
+                          fh_err *err)
+{
+    const fh_head_parts *p = &head->parts;
+    block_job j = {head, pool, device, there, out, (size_t)p->clusters * (slots ? p->cap : 1)};
+    return each_block(&j, states, batch, slots ? slot_block : centroid_block, err);
 }
 
 fh_status fh_head_slot_logits(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *logits, fh_err *err)
 {
-    block_job j = {head, pool, logits, (size_t)head->parts.clusters * head->parts.cap};
-    return each_block(&j, states, batch, slot_block, err);
-}
-
-static void centroid_block(const block_job *b, const fh_state *const *states, size_t first, size_t m)
-{
-    fh_head_centroid_scores(b->head, b->pool, states, m, b->out + first * b->head->parts.clusters);
+    return fh_head_measure(head, true, NULL, NULL, pool, states, batch, logits, err);
 }
 
 fh_status fh_head_cluster_scores(const fh_head *head, fh_pool *pool, const float *states, size_t batch, float *scores, fh_err *err)
 {
-    block_job j = {head, pool, scores, head->parts.clusters};
-    return each_block(&j, states, batch, centroid_block, err);
+    return fh_head_measure(head, false, NULL, NULL, pool, states, batch, scores, err);
 }

@@ -5,6 +5,7 @@
 
 #include "cluster/cluster.h"
 #include "runtime/flashhead.h"
+#include "runtime/head_device.h"
 
 /* ---- the head -------------------------------------------------------------------------------------------- */
 
@@ -84,6 +85,9 @@ typedef enum fh_device_kind { FH_DEVICE_CPU, FH_DEVICE_CUDA, FH_DEVICE_AUTO } fh
 fh_status fh_device_open(fh_device **out, fh_device_kind kind, const fh_head *head, struct fh_body *body, const fh_job *job, fh_err *err);
 /* The same for the search of a clustering (fh_cluster_device) of at most n rows of d into k: room for all of it is made now. */
 fh_status fh_device_open_clusters(fh_device **out, fh_device_kind kind, size_t n, size_t d, size_t k, const fh_job *job, fh_err *err);
+/* The same for measuring (fh_dense.device), by matrices of these shapes at most that are there together; their data is not looked at. */
+fh_status fh_device_open_dots(fh_device **out, fh_device_kind kind, const fh_rows *shapes, size_t n, const fh_job *job, fh_err *err);
+const fh_dots_device *fh_device_dots(const fh_device *d);        /* as fh_device_clusters */
 const fh_cluster_device *fh_device_clusters(const fh_device *d); /* borrowed until the device is closed; NULL, or one opened for a head: NULL */
 void fh_device_close(fh_device *d);                 /* accepts NULL; after the scratches and caches that use it */
 bool fh_device_has_head(const fh_device *d);        /* NULL: false */
@@ -125,9 +129,20 @@ const char *fh_isa_name(void);
 typedef struct fh_dense {
     fh_rows rows; const uint32_t *token_of; const float *bias; float softcap;
     uint32_t vocab; const uint8_t *dead; /* [V] or NULL */
+    const fh_dots_device *device;        /* that multiplies where states are measured (fh_matrix); NULL: this CPU */
 } fh_dense;
 /* logits [n, V] of states [n, D] through OpenBLAS in float32; dead rows come out like any other.  Not in libflashhead. */
 fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *states, size_t n, float *logits, fh_err *err);
+
+/* Rows that many states are multiplied with, all of them, to measure what a head keeps: the dense head's, or a head's centroids or encoded rows.  One order of sums
+ * (kernels.h): the same bits on every instruction set, on a device, and for any number of states and threads.  All pointers are borrowed until it is closed. */
+typedef struct fh_matrix { const fh_dense *dense; const fh_head *head; bool slots; const fh_dots_device *device; void *there; } fh_matrix;
+/* Logits [n, V]; dead rows come out like any other.  On the dense head's device, if it has one. */
+fh_status fh_matrix_of_dense(fh_matrix *out, const fh_dense *dense, fh_err *err);
+/* What fh_head_cluster_scores gives, or with `slots` what fh_head_slot_logits does.  device NULL: here. */
+fh_status fh_matrix_of_head(fh_matrix *out, const fh_head *head, bool slots, const fh_dots_device *device, fh_err *err);
+fh_status fh_matrix_multiply(const fh_matrix *m, fh_pool *pool, const float *states, size_t n, float *out, fh_err *err);
+void fh_matrix_close(fh_matrix *m);
 /* log(sum of exp(x)) in double; the same bits on every instruction set. */
 double fh_log_sum_exp(const float *x, size_t n);
 

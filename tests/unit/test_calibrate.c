@@ -113,7 +113,7 @@ static void make_ladder(ladder *l, const world *x, const fh_calibrate_params *p)
     if (!p->adaptive) return;
     for (size_t i = 0; i < N; i++) if (x->part[i] == FH_PART_A) a[n++] = i;
     assert_int_equal(fh_head_from_parts(&head, &x->parts, "test", &err), FH_OK);
-    assert_int_equal(fh_ladder_new(&found, head, K, &x->h[0][0], a, n, NULL, &err), FH_OK);
+    assert_int_equal(fh_ladder_new(&found, head, NULL, K, &x->h[0][0], a, n, NULL, &err), FH_OK);
     for (; l->n < found.n; l->n++) {
         double probed = 0;
         l->at[l->n] = (setting){K, found.threshold[l->n]};

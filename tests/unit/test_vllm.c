@@ -268,12 +268,12 @@ static void equal_scores_are_ranked_behind(void **state)
     uint32_t rank;
     make_plain(&p, false);
     assert_int_equal(fh_head_from_parts(&head, &p.parts, "test", &err), FH_OK);
-    assert_int_equal(fh_cluster_ranks(head, NULL, h, NULL, 1, 1, &id, &rank, NULL, NULL, &err), FH_OK);
+    assert_int_equal(fh_cluster_ranks(head, NULL, NULL, h, NULL, 1, 1, &id, &rank, NULL, NULL, &err), FH_OK);
     assert_int_equal(rank, TK - 1);
     fh_head_close(head);
     p.parts.through_bf16 = false;
     assert_int_equal(fh_head_from_parts(&head, &p.parts, "test", &err), FH_OK);
-    assert_int_equal(fh_cluster_ranks(head, NULL, h, NULL, 1, 1, &id, &rank, NULL, NULL, &err), FH_OK);
+    assert_int_equal(fh_cluster_ranks(head, NULL, NULL, h, NULL, 1, 1, &id, &rank, NULL, NULL, &err), FH_OK);
     assert_int_equal(rank, 0);
     fh_head_close(head);
 }
