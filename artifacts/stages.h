@@ -54,6 +54,7 @@ typedef struct fh_stage_calibrate_params {
     fh_text_params text;
     fh_calibrate_params how;
     const fh_encodings *encodings; /* NULL: those of quantized.safetensors */
+    fh_device_kind device;         /* that multiplies states with rows: the same promise */
 } fh_stage_calibrate_params;
 /* calibrate: calibration.json; may choose the routing and, where it is let, the encodings, then routing.safetensors and quantized.safetensors are made
  * anew.  FH_ECHECK where a target cannot be reached; *report then holds the best found. */

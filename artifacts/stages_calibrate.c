@@ -186,16 +186,36 @@ static fh_status fits_vllm(const fh_candidates *c, fh_err *err)
     return FH_OK;
 }
 
-/* What both calibrate and plan look at. */
-typedef struct looking { fh_facts f; fh_parted parted; fh_encoded q; fh_states s; fh_candidates of; const char *file; fh_choices choices; } looking;
+/* What both calibrate and plan look at, and where states are multiplied. */
+typedef struct looking { fh_facts f; fh_parted parted; fh_encoded q; fh_states s; fh_candidates of; const char *file; fh_choices choices; fh_device *device; fh_dense dense; } looking;
 
 static void looking_close(looking *l)
 {
+    fh_device_close(l->device);
     fh_candidates_free(&l->of);
     fh_states_free(&l->s);
     fh_encoded_free(&l->q);
     fh_parted_free(&l->parted);
     fh_facts_free(&l->f);
+}
+
+static void widen(fh_rows *to, fh_dtype encoding, size_t rows, size_t d)
+{
+    if (fh_enc_stride(encoding, d) > to->stride) *to = (fh_rows){.dtype = encoding, .rows = rows, .cols = d, .stride = fh_enc_stride(encoding, d)};
+}
+
+/* Together there are the dense head's rows and, of the head that is looked at, centroids and rows. */
+static fh_status open_device(looking *l, fh_device_kind kind, const fh_job *job, fh_err *err)
+{
+    const fh_head_parts *p = &l->q.parts;
+    fh_rows shapes[3] = {l->f.head};
+    for (size_t i = 0; i < l->of.n; i++) {
+        widen(&shapes[1], l->of.of[i].centroids, p->clusters, p->hidden);
+        widen(&shapes[2], l->of.of[i].tokens, (size_t)p->clusters * p->cap, p->hidden);
+    }
+    fh_status rc = fh_device_open_dots(&l->device, kind, shapes, 3, job, err);
+    l->dense.device = fh_device_dots(l->device);
+    return rc;
 }
 
 static fh_status looking_open(looking *l, fh_stage_env *e, const fh_stage_calibrate_params *p, const fh_encodings *encodings, fh_err *err)
@@ -210,6 +230,8 @@ static fh_status looking_open(looking *l, fh_stage_env *e, const fh_stage_calibr
     if (l->s.d != l->f.head.cols) { rc = fh_fail(err, FH_ECHECK, "%s: states of width %zu for a head of width %zu", path, l->s.d, l->f.head.cols); goto out; }
     if ((rc = fh_candidates_load(&l->of, e, &l->f, &l->parted, &l->q, &l->s, p->how.rerank, encodings, err)) < 0) goto out;
     l->choices = (fh_choices){.choice = l->of.choice, .n = l->of.n, .open = fh_candidates_open, .ctx = &l->of};
+    l->dense = fh_facts_dense(&l->f);
+    rc = open_device(l, p->device, e->job, err);
 out:
     fh_free(path);
     return rc;
@@ -225,11 +247,11 @@ fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p
     if (rc < 0) goto out;
     if (p->how.vllm && (rc = fits_vllm(&l.of, err)) < 0) goto out;
     l.of.through_bf16 = p->how.vllm;
-    fh_dense dense = fh_facts_dense(&l.f);
     if (p->how.by_time) l.choices.time = fh_candidates_time;
-    if ((rc = fh_calibrate(&c, &l.s, &dense, &l.choices, &p->how, e->job, err)) < 0) goto out;
+    if ((rc = fh_calibrate(&c, &l.s, &l.dense, &l.choices, &p->how, e->job, err)) < 0) goto out;
     if (c.reached && (rc = take(e, &l.of, c.choice, &l.parted, l.file, err)) < 0) goto out;
     if ((rc = save_calibration(e, &c, p, fh_candidates_rerank(&l.of, c.choice), &l.of.choice[c.choice], l.file, &made, err)) < 0) goto out;
+    fh_json_add_string(made, "device", fh_device_name(l.device));
     fh_json_add_double(made, "seconds", fh_now() - began);
     *report = made, made = NULL;
     if (!c.reached) { rc = not_reached(&c, &p->how, err); goto out; }
@@ -251,13 +273,12 @@ fh_status fh_stage_plan(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_
     fh_status rc = looking_open(&l, e, p, p->encodings || p->how.vllm ? p->encodings : &all, err);
     if (rc < 0 || (p->how.vllm && (rc = fits_vllm(&l.of, err)) < 0)) goto out;
     l.of.through_bf16 = p->how.vllm;
-    fh_dense dense = fh_facts_dense(&l.f);
     l.choices.time = fh_candidates_time;
-    if ((rc = fh_plan(rows, &n, &l.s, &dense, &l.choices, &p->how, e->job, err)) < 0) goto out;
+    if ((rc = fh_plan(rows, &n, &l.s, &l.dense, &l.choices, &p->how, e->job, err)) < 0) goto out;
     fh_json *r = fh_json_object(), *list;
     fh_json_add_u64(r, "containment_k", p->how.containment_k);
     fh_json_add_string(r, "cheapest", p->how.by_time ? "time" : "bytes");
-    fh_json_add_double(r, "dense_bytes", (double)dense.vocab * (double)dense.rows.cols * (double)fh_dtype_size(dense.rows.dtype));
+    fh_json_add_double(r, "dense_bytes", (double)l.dense.vocab * (double)l.dense.rows.cols * (double)fh_dtype_size(l.dense.rows.dtype));
     list = fh_json_add_array(r, "plan");
     for (size_t i = 0; i < n; i++) {
         const fh_choice *c = &l.of.choice[rows[i].choice];

@@ -4,11 +4,14 @@
 
 #include "cmd/text_opts.h"
 
-typedef struct args { fh_common common; fh_text_args text; fh_promise_args promise; fh_str caps; bool plan; } args;
+typedef struct args { fh_common common; fh_text_args text; fh_promise_args promise; fh_str caps; fh_pick device; bool plan; } args;
 static const fh_opt options[] = {
     {"plan", FH_OPT_FLAG, offsetof(args, plan), NULL, "only say what settings cost, in int8 and int4, for the targets and some other containments", 0, 0, NULL},
     FH_CAPS_OPT(offsetof(args, caps)),
-    FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)), FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
+    FH_PROMISE_OPTS(offsetof(args, promise)), FH_TEXT_OPTS(offsetof(args, text)),
+    {"device", FH_OPT_PICK, offsetof(args, device), "D", "where states are multiplied (default cpu; the same result); auto: a GPU if there is one", 0, 0,
+     "cpu,cuda,auto"},
+    FH_DIR_OPT, FH_COMMON_OPTS, FH_OPT_END,
 };
 
 fh_status fh_promise_of(fh_calibrate_params *out, const fh_promise_args *a, const char *command, fh_err *err)
@@ -51,7 +54,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     uint32_t *caps = NULL;
     fh_stage_env e;
     fh_json *report = NULL;
-    fh_stage_calibrate_params how = {.text = fh_text_of(&a->text)};
+    fh_stage_calibrate_params how = {.text = fh_text_of(&a->text), .device = (fh_device_kind)a->device.v};
     fh_status rc = fh_promise_of(&how.how, &a->promise, "calibrate", err);
     if (rc < 0) return rc;
     fh_stage_plan_params over = {.cluster = {.seed = a->text.seed.v}, .calibrate = how};

@@ -61,8 +61,9 @@ static fh_status topk(void *ctx, const fh_head_call *call, uint32_t *ids, float 
     return d->cuda->head_topk(d->head, call, ids, logits, err);
 }
 
-/* What shall be done there: a head, the layers of a body, or both; or the search of a clustering for n rows of d and k clusters. */
-typedef struct task_there { const fh_head *head; fh_body *body; size_t n, d, k; } task_there;
+/* What shall be done there: a head, the layers of a body, or both; or the search of a clustering for n rows of d and k clusters; or products
+ * with n matrices of these shapes. */
+typedef struct task_there { const fh_head *head; fh_body *body; const fh_rows *shapes; size_t n, d, k; } task_there;
 
 static fh_status put_head(fh_device *d, const fh_head *head, fh_err *err)
 {
@@ -91,16 +92,24 @@ static fh_status put_clusters(fh_device *d, const task_there *w, fh_err *err)
     return rc;
 }
 
+static fh_status put_dots(fh_device *d, const task_there *w, fh_err *err)
+{
+    fh_status rc = d->cuda->multiplier_new(&d->multiplier, d->device, w->shapes, w->n, err);
+    if (rc == FH_OK) d->dots = d->cuda->multiplier_use(d->multiplier);
+    return rc;
+}
+
 /* *what: what does not get there. */
 static fh_status put(fh_device *d, const task_there *w, const char **what, fh_err *err)
 {
-    *what = w->head && w->body ? "head and body run" : w->head ? "the head runs" : w->body ? "the body runs" : "the clustering runs";
+    *what = w->head && w->body ? "head and body run" : w->head ? "the head runs" : w->body ? "the body runs" : w->shapes ? "the calibration runs" : "the clustering runs";
     if (w->head && w->head->parts.threshold > 0)
         return fh_fail(err, FH_EUNSUPPORTED,
                        "the head probes by a threshold on scores, which the CUDA head does not know: leave --device out, or make it with "
                        "'fhtool calibrate --probing fixed'");
     fh_status rc = open_library(d, err);
     if (rc < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0) return rc;
+    if (w->shapes) return put_dots(d, w, err);
     if (!w->head && !w->body) return put_clusters(d, w, err);
     if (w->head && (rc = put_head(d, w->head, err)) < 0) return rc;
     *what = "the body runs";
@@ -133,6 +142,11 @@ fh_status fh_device_open_clusters(fh_device **out, fh_device_kind kind, size_t n
     return open_for(out, kind, &(task_there){.n = n, .d = d, .k = k}, job, err);
 }
 
+fh_status fh_device_open_dots(fh_device **out, fh_device_kind kind, const fh_rows *shapes, size_t n, const fh_job *job, fh_err *err)
+{
+    return open_for(out, kind, &(task_there){.shapes = shapes, .n = n}, job, err);
+}
+
 void fh_device_close(fh_device *d)
 {
     if (!d) return;
@@ -141,6 +155,7 @@ void fh_device_close(fh_device *d)
         d->cuda->body_free(d->layers);
         d->cuda->head_free(d->head);
         d->cuda->clusterer_free(d->clusterer);
+        d->cuda->multiplier_free(d->multiplier);
         d->cuda->device_close(d->device);
     }
     if (d->library) dlclose(d->library);
@@ -171,8 +186,10 @@ const char *fh_device_name(const fh_device *d) { return d ? d->cuda->device_info
 uint64_t fh_device_bytes(const fh_device *d)
 {
     if (fh_device_has_head(d)) return d->cuda->head_bytes(d->head);
+    if (d && d->multiplier) return d->cuda->multiplier_bytes(d->multiplier);
     return d && d->clusterer ? d->cuda->clusterer_bytes(d->clusterer) : 0;
 }
+const fh_dots_device *fh_device_dots(const fh_device *d) { return d && d->multiplier ? &d->dots : NULL; }
 const fh_cluster_device *fh_device_clusters(const fh_device *d) { return d && d->clusterer ? &d->clusters : NULL; }
 void fh_scratch_use(fh_scratch *scratch, const fh_device *d) { scratch->device = fh_device_has_head(d) ? &d->does : NULL; }
 

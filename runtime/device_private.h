@@ -16,6 +16,8 @@ struct fh_device {
     fh_cuda_body *layers;
     fh_cuda_clusterer *clusterer;
     fh_cluster_device clusters;
+    fh_cuda_multiplier *multiplier;
+    fh_dots_device dots;
 };
 
 #endif

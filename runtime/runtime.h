@@ -111,7 +111,7 @@ typedef enum fh_device_work { FH_DEVICE_FLASH, FH_DEVICE_APART, FH_DEVICE_DENSE,
 /* seconds [runs] of a greedy token for each of at most 64 states, the device's L2 cache overwritten before every run; ids [batch] (not of a copy).  FH_ENOTFOUND: there is no cuBLAS,
  * or there are no dense rows (of bf16, for the last three). */
 fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *states, size_t batch, uint32_t probes, size_t runs, double *seconds, uint32_t *ids, fh_err *err);
-uint64_t fh_device_bytes(const fh_device *d);       /* of its memory, that the head or the clustering takes; NULL: 0 */
+uint64_t fh_device_bytes(const fh_device *d);       /* of its memory, that the head, the clustering or the matrices take; NULL: 0 */
 /* One candidate of each state by chance: fh_head_route, fh_head_score and fh_sample in one call, for which a GPU needs nothing from the host but random [batch], of [0, 1).  (Masses are summed as
  * integers there, 2^-41 of the best one's probability coarse: a number that falls so close to where one token's share ends may give its neighbour.)  FH_EUSAGE: nothing to draw from. */
 fh_status fh_head_sample(const fh_head *head, fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, const fh_sampling *how, const double *random, uint32_t *ids,

@@ -127,33 +127,39 @@ fh_status fh_cuda_pin(fh_cuda_device *d, buffer *b, size_t bytes, fh_err *err)
     return FH_OK;
 }
 
-static fh_status copy_array(fh_cuda_head *h, buffer *b, const void *from, size_t bytes, fh_err *err)
+static fh_status copy_bytes(fh_cuda_device *d, uint64_t *total, buffer *b, const void *from, size_t bytes, fh_err *err)
 {
-    fh_cuda_device *d = h->device;
     if (!from || !bytes) return FH_OK;
-    fh_status rc = fh_cuda_grow(h, b, bytes, err);
+    fh_status rc = fh_cuda_room(d, total, b, bytes, err);
     if (rc < 0) return rc;
     TRY(cudaMemcpyAsync(b->p, from, bytes, cudaMemcpyHostToDevice, d->stream), "copying the head");
     return FH_OK;
 }
 
-static uint32_t device_stride(const fh_rows *m) { return static_cast<uint32_t>(fh_round_up(fh_row_bytes(m->dtype, m->cols), 64)); }
+static fh_status copy_array(fh_cuda_head *h, buffer *b, const void *from, size_t bytes, fh_err *err)
+{
+    return copy_bytes(h->device, &h->bytes, b, from, bytes, err);
+}
+
 static size_t rows_bytes(const fh_rows *m) { return m->data ? m->rows * device_stride(m) : 0; }
 
-/* Rows 64 bytes or a multiple apart, zeros past their last element whatever the host has there. */
-static fh_status copy_rows(fh_cuda_head *h, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales, fh_err *err)
+fh_status fh_cuda_copy_rows(fh_cuda_device *d, uint64_t *total, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales, fh_err *err)
 {
-    fh_cuda_device *d = h->device;
     if (!m->data) return FH_OK;
-    fh_status rc = fh_cuda_grow(h, b, rows_bytes(m), err);
+    fh_status rc = fh_cuda_room(d, total, b, rows_bytes(m), err);
     if (rc < 0) return rc;
     TRY(cudaMemsetAsync(b->p, 0, rows_bytes(m), d->stream), "copying the head");
     TRY(cudaMemcpy2DAsync(b->p, device_stride(m), m->data, m->stride, fh_row_bytes(m->dtype, m->cols), m->rows, cudaMemcpyHostToDevice, d->stream),
         "copying the head");
-    if (scales && (rc = copy_array(h, scales, from_scales, m->rows * fh_scale_bytes(m->dtype, m->cols), err)) < 0) return rc;
+    if (scales && (rc = copy_bytes(d, total, scales, from_scales, m->rows * fh_scale_bytes(m->dtype, m->cols), err)) < 0) return rc;
     out->data = static_cast<const unsigned char *>(b->p), out->scales = scales ? scales->p : nullptr;
     out->stride = device_stride(m), out->groups = static_cast<uint32_t>(fh_scale_bytes(FH_I4, m->cols) / 2), out->dtype = m->dtype;
     return FH_OK;
+}
+
+static fh_status copy_rows(fh_cuda_head *h, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales, fh_err *err)
+{
+    return fh_cuda_copy_rows(h->device, &h->bytes, out, b, scales, m, from_scales, err);
 }
 
 /* Tokens of slots, dead ones left out; in host memory, freed by the caller. */
@@ -190,7 +196,7 @@ static size_t plan_shared(head_params *c)
     return SHARED_FIXED + fh_max(static_cast<size_t>(c->tile) * c->layout.bytes, finish_bytes(c->kept, c->hidden));
 }
 
-static fh_status too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err)
+fh_status fh_cuda_too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err)
 {
     return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): a hidden size of %u takes %zu bytes of shared memory, it has %zu: use --device cpu",
                          d->ordinal, d->info.name, hidden, shared, d->shared);
@@ -203,7 +209,7 @@ static fh_status check_width(const fh_cuda_device *d, const fh_cuda_source *s, f
     c.hidden = s->parts->hidden, c.batch = 1, c.kept = static_cast<uint32_t>(fh_min(FH_CUDA_KEPT, s->parts->rerank + 1ull));
     c.rows.dtype = s->parts->tokens.dtype, c.centroids.dtype = s->parts->centroids.dtype;
     size_t shared = plan_shared(&c);
-    return shared > d->shared ? too_wide(d, c.hidden, shared, err) : FH_OK;
+    return shared > d->shared ? fh_cuda_too_wide(d, c.hidden, shared, err) : FH_OK;
 }
 
 static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err)
@@ -282,7 +288,7 @@ static fh_status fill_device(fh_cuda_head *h, size_t shared, fh_err *err)
     fh_cuda_device *d = h->device;
     int each = 0;
     if (h->blocks && h->blocks_for == shared) return FH_OK;
-    if (shared > d->shared) return too_wide(d, h->fixed.hidden, shared, err);
+    if (shared > d->shared) return fh_cuda_too_wide(d, h->fixed.hidden, shared, err);
     int bytes = static_cast<int>(shared);
     TRY(cudaFuncSetAttribute(head_together, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
     TRY(cudaFuncSetAttribute(head_stage1, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
@@ -440,6 +446,8 @@ extern "C" const fh_cuda_table *fh_cuda_backend(void)
     static const fh_cuda_table table = {FH_CUDA_ABI, FH_CUDA_SHAPES, FH_TOOL_VERSION, device_open, device_close, device_info, head_new, head_free, head_bytes,
                                         head_topk, head_apart, head_time, fh_cuda_attend, fh_cuda_clusterer_new,
                                         fh_cuda_clusterer_free, fh_cuda_clusterer_bytes, fh_cuda_clusterer_use, fh_cuda_clusterer_time,
+                                        fh_cuda_multiplier_new, fh_cuda_multiplier_free, fh_cuda_multiplier_bytes, fh_cuda_multiplier_use,
+                                        fh_cuda_multiplier_time,
                                         fh_cuda_body_new, fh_cuda_body_free, fh_cuda_body_bytes, fh_cuda_body_does,
                                         fh_cuda_body_attention, fh_cuda_body_measure, fh_cuda_body_prefer, device_times};
     return &table;

@@ -23,9 +23,9 @@ extern "C" {
 #endif
 
 /* Grows whenever this file changes what it means: a shared object of another build is refused. */
-enum { FH_CUDA_ABI = 3 };
+enum { FH_CUDA_ABI = 4 };
 #define FH_CUDA_SHAPES \
-    (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + sizeof(fh_err) + 1000 * sizeof(struct fh_body) + \
+    (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + 10 * sizeof(fh_dots_device) + sizeof(fh_err) + 1000 * sizeof(struct fh_body) + \
      100 * sizeof(fh_layer) + 10 * sizeof(fh_config) + sizeof(fh_body_call))
 enum {
     FH_CUDA_BATCH = 64,   /* states of one launch: as many as a word has bits */
@@ -34,6 +34,7 @@ enum {
 
 typedef struct fh_cuda_device fh_cuda_device;
 typedef struct fh_cuda_clusterer fh_cuda_clusterer; /* rows and centres of a clustering in device memory */
+typedef struct fh_cuda_multiplier fh_cuda_multiplier; /* matrices in device memory, and the scratch of one caller */
 typedef struct fh_cuda_head fh_cuda_head; /* a head's arrays in device memory, and the scratch of one caller */
 typedef struct fh_cuda_body fh_cuda_body; /* a body's weights in device memory, and the scratch of one caller */
 
@@ -113,6 +114,14 @@ typedef struct fh_cuda_table {
     fh_cluster_device (*clusterer_use)(fh_cuda_clusterer *c); /* good until it is freed; FH_EUSAGE: beyond the room there is, or want above 64 */
     /* Times of `runs` searches of the `want` nearest of all centres for rows 0..n-1, as attend times: nothing is copied within. */
     fh_status (*clusterer_time)(fh_cuda_clusterer *c, size_t n, size_t want, size_t runs, double *seconds, fh_err *err);
+    /* For matrices of these shapes, n of them at most together; their data is not looked at.  FH_ENOMEM says how much it needs and how much is free;
+     * FH_EUNSUPPORTED: rows of another encoding, or too wide for shared memory. */
+    fh_status (*multiplier_new)(fh_cuda_multiplier **out, fh_cuda_device *d, const fh_rows *shapes, size_t n, fh_err *err);
+    void (*multiplier_free)(fh_cuda_multiplier *m);     /* accepts NULL; after its matrices */
+    uint64_t (*multiplier_bytes)(const fh_cuda_multiplier *m); /* of device memory */
+    fh_dots_device (*multiplier_use)(fh_cuda_multiplier *m); /* good until it is freed; FH_EUSAGE: beyond the room there is */
+    /* Times of `runs` products of n states, as attend times, with what its `put` put there and with whatever states are there: nothing is copied within. */
+    fh_status (*multiplier_time)(fh_cuda_multiplier *m, void *there, size_t n, size_t runs, double *seconds, fh_err *err);
     /* The body is borrowed until body_free, for its switches and rope; its weights are copied. FH_ENOMEM says how much it needs and how much is free;
      * FH_EUNSUPPORTED: attention heads of more than 256 values. */
     fh_status (*body_new)(fh_cuda_body **out, fh_cuda_device *d, const fh_body *body, fh_err *err);

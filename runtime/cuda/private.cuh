@@ -138,6 +138,11 @@ void fh_cuda_clusterer_free(fh_cuda_clusterer *c);
 uint64_t fh_cuda_clusterer_bytes(const fh_cuda_clusterer *c);
 fh_cluster_device fh_cuda_clusterer_use(fh_cuda_clusterer *c);
 fh_status fh_cuda_clusterer_time(fh_cuda_clusterer *c, size_t n, size_t want, size_t runs, double *seconds, fh_err *err);
+fh_status fh_cuda_multiplier_new(fh_cuda_multiplier **out, fh_cuda_device *d, const fh_rows *shapes, size_t n, fh_err *err);
+void fh_cuda_multiplier_free(fh_cuda_multiplier *m);
+uint64_t fh_cuda_multiplier_bytes(const fh_cuda_multiplier *m);
+fh_dots_device fh_cuda_multiplier_use(fh_cuda_multiplier *m);
+fh_status fh_cuda_multiplier_time(fh_cuda_multiplier *m, void *there, size_t n, size_t runs, double *seconds, fh_err *err);
 fh_status fh_cuda_failed(const fh_cuda_device *d, fh_err *err, cudaError_t e, const char *doing);
 #define TRY(call, doing) \
     do { \
@@ -158,6 +163,11 @@ fh_status fh_cuda_take(fh_cuda_device *d, const float *from, float *to, uint32_t
 fh_status fh_cuda_room(fh_cuda_device *d, uint64_t *total, buffer *b, size_t bytes, fh_err *err);
 fh_status fh_cuda_pin(fh_cuda_device *d, buffer *b, size_t bytes, fh_err *err);
 fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err);
+static inline uint32_t device_stride(const fh_rows *m) { return static_cast<uint32_t>(fh_round_up(fh_row_bytes(m->dtype, m->cols), 64)); }
+/* Rows that far apart, zeros past their last element whatever the host has there; and their scales, where they have some.  The copies are waited
+ * for by the caller. */
+fh_status fh_cuda_copy_rows(fh_cuda_device *d, uint64_t *total, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales, fh_err *err);
+fh_status fh_cuda_too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err);
 /* FH_ENOMEM, saying how much `what` needs and how much is free, where that is too little. */
 fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_err *err);
 /* Everything that a launch for `call` (at most FH_CUDA_BATCH states) needs, with the states on the device; results will be in h->results, ids and then
