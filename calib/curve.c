@@ -16,12 +16,12 @@ static void gather(float *to, const float *states, const size_t *positions, size
 
 /* ---- the dense head's best ------------------------------------------------------------------------------------ */
 
-/* The k best of n logits, dead ones left out; equal logits: the smaller id.  k is small: an insertion into a sorted list. */
+/* The k best of n logits, dead ones and what is no number left out; equal logits: the smaller id.  k is small: an insertion into a sorted list. */
 static void best_of(const float *z, size_t n, const uint8_t *dead, size_t k, uint32_t *ids, float *logits)
 {
     size_t have = 0;
     for (size_t t = 0; t < n; t++) {
-        if ((have == k && !(z[t] > logits[k - 1])) || (dead && dead[t])) continue;
+        if ((have == k && !(z[t] > logits[k - 1])) || isnan(z[t]) || (dead && dead[t])) continue;
         size_t at = have < k ? have++ : k - 1;
         for (; at && z[t] > logits[at - 1]; at--) logits[at] = logits[at - 1], ids[at] = ids[at - 1];
         logits[at] = z[t], ids[at] = (uint32_t)t;
