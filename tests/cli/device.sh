@@ -31,6 +31,13 @@ FH_CUDA_LIBRARY=/nowhere.so fh cluster -C work --device auto --json > auto.json 
 [ "$(value 'r["device"]' < auto.json)" = cpu ] || die 'not on the CPU'
 same here.safetensors work/clusters.safetensors
 fails 1 'nowhere\.so: cannot be opened: ' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" cluster -C work --device cuda
+fh calibrate -C work --target-containment 0.9 -q > /dev/null
+cp work/calibration.json here.json
+FH_CUDA_LIBRARY=/nowhere.so fh calibrate -C work --target-containment 0.9 --device auto --json > auto.json 2> why
+[ "$(grep -c 'the calibration runs on the CPU: /nowhere\.so: cannot be opened' why)" = 1 ] || die "auto says: $(cat why)"
+[ "$(value 'r["device"]' < auto.json)" = cpu ] || die 'not on the CPU'
+same here.json work/calibration.json
+fails 1 'nowhere\.so: cannot be opened: ' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" calibrate -C work --device cuda
 fails 2 'bench: --device: goes with an artifact, tiny is a checkpoint' fh bench tiny --device cuda
 fails 1 'nowhere\.so: cannot be opened: ' env FH_CUDA_LIBRARY=/nowhere.so "$FHTOOL" hidden tiny --text few.txt -o out.safetensors --device cuda
 FH_CUDA_LIBRARY=/nowhere.so fh run model.fhead --ids 1 -n 2 --device auto 2> why > auto.txt
@@ -67,6 +74,17 @@ if [ -e "$FH_CUDA_LIBRARY" ]; then
         [ "$(value 'r["device"]' < got.json)" = 'an emulated device' ] || die 'not on the device'
         same here.safetensors work/clusters.safetensors
     done
+    # a calibration writes the same bytes; what it cannot promise it says there too
+    fh convert tiny -C small -q > /dev/null
+    fh hidden -C small --tokens 600 -q > /dev/null
+    for c in '--target-containment 0.4 --containment-k 3' '--target-containment 0.4 --probing adaptive --hot 5' '--target-agreement 0.3 --target-mass 0.2'; do
+        # shellcheck disable=SC2086
+        { fh calibrate -C small --max-cost 9 --confidence 0.6 $c -q > /dev/null; cp small/calibration.json here.json; fh calibrate -C small --max-cost 9 --confidence 0.6 $c --device cuda --json -q > got.json; }
+        [ "$(value 'r["device"]' < got.json)" = 'an emulated device' ] || die 'not on the device'
+        same here.json small/calibration.json
+    done
+    rc=0; fh calibrate -C small --target-containment 0.9999 --device cuda -q > got.json 2> why || rc=$?
+    [ $rc = 3 ] && grep -Eq 'cannot be (promised|reached)' why || die "exit status $rc: $(cat why)"
     for d in '' '--device auto' '--device cuda'; do
         # shellcheck disable=SC2086
         fh validate model.fhead $d --json > report.json
