@@ -103,10 +103,6 @@ static fh_status put_dots(fh_device *d, const task_there *w, fh_err *err)
 static fh_status put(fh_device *d, const task_there *w, const char **what, fh_err *err)
 {
     *what = w->head && w->body ? "head and body run" : w->head ? "the head runs" : w->body ? "the body runs" : w->shapes ? "the calibration runs" : "the clustering runs";
-    if (w->head && w->head->parts.threshold > 0)
-        return fh_fail(err, FH_EUNSUPPORTED,
-                       "the head probes by a threshold on scores, which the CUDA head does not know: leave --device out, or make it with "
-                       "'fhtool calibrate --probing fixed'");
     fh_status rc = open_library(d, err);
     if (rc < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0) return rc;
     if (w->shapes) return put_dots(d, w, err);
@@ -174,7 +170,8 @@ fh_status fh_device_time(const fh_device *d, fh_device_work work, const float *s
     bool dense = work == FH_DEVICE_DENSE;
     size_t most = fh_head_max_candidates(head, &q);
     uint32_t rerank = dense ? 0 : (uint32_t)fh_min(head->rerank, most);
-    fh_head_call call = {.states = states, .batch = batch, .probes = dense ? head->parts.clusters : fh_head_probes(head, probes), .dense = dense,
+    fh_head_call call = {.states = states, .batch = batch, .probes = dense ? head->parts.clusters : fh_head_probes(head, probes),
+                         .threshold = dense ? 0 : fh_head_threshold(head, probes), .dense = dense,
                          .kept = (uint32_t)fh_min(1 + rerank, most), .rerank = rerank, .k = 1};
     d->cuda->head_apart(d->head, work == FH_DEVICE_APART);
     fh_status rc = d->cuda->head_time(d->head, what[work], &call, runs, seconds, ids, err);

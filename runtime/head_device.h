@@ -8,7 +8,9 @@
 /* The best candidates of some states; what is asked has been checked. */
 typedef struct fh_head_call {
     const float *states; size_t batch;       /* [batch, D], finite; NULL: the one that a body left on the device */
-    uint32_t probes;                         /* 1..K; K: every cluster is scored, nothing is routed */
+    uint32_t probes;                         /* 1..K; K without a threshold: every cluster is scored, nothing is routed */
+    float threshold;                         /* of these clusters those that close to the best one (flashhead.h); 0: all */
+    uint64_t *probed;                        /* where clusters are routed: += how many all states probed */
     bool dense;                              /* the dense rows, all of them; nothing is reranked */
     bool no_hot;
     const uint32_t *extras; size_t n_extras; /* live ids that are candidates wherever they lie, each once; NULL: the head's own */

@@ -182,20 +182,25 @@ static void finish(const stage2 *t, fh_scratch *scratch, size_t rerank, size_t k
 static bool goes_there(const fh_scratch *scratch, size_t kept, size_t k) { return scratch->device && kept <= scratch->device->most && k <= UINT32_MAX; }
 
 /* What is asked goes to the scratch's device; the states are looked at here, so that a message names them. */
-static fh_status topk_there(const fh_head *head, const fh_scratch *scratch, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
+static fh_status topk_there(const fh_head *head, fh_scratch *scratch, fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
 {
     fh_state state;
     fh_status rc;
+    uint64_t clusters = 0;
     for (size_t s = 0; call->states && s < call->batch; s++)
         if ((rc = fh_head_states(head, &state, call->states + s * head->parts.hidden, s, 1, NULL, err)) < 0) return rc;
-    return scratch->device->topk(scratch->device->ctx, call, ids, logits, err);
+    call->probed = &clusters;
+    if ((rc = scratch->device->topk(scratch->device->ctx, call, ids, logits, err)) < 0) return rc;
+    scratch->probed_so_far.clusters += clusters, scratch->probed_so_far.states += clusters ? call->batch : 0;
+    return FH_OK;
 }
 
 /* After fh_query_begin. */
 static fh_head_call call_of(const fh_head *head, const fh_scratch *scratch, const float *states, size_t batch, const fh_query *query, size_t n_extras)
 {
     bool own = !query || (!query->n_include && !query->n_exclude);
-    return (fh_head_call){.states = states, .batch = batch, .probes = fh_head_probes(head, query ? query->probes : 0), .no_hot = query && query->no_hot, .n_extras = n_extras,
+    uint32_t asked = query ? query->probes : 0;
+    return (fh_head_call){.states = states, .batch = batch, .probes = fh_head_probes(head, asked), .threshold = fh_head_threshold(head, asked), .no_hot = query && query->no_hot, .n_extras = n_extras,
                           .extras = own ? NULL : scratch->extras, .excluded = query && query->n_exclude ? scratch->excluded : NULL};
 }
 

@@ -335,27 +335,31 @@ static fh_status copy_query(fh_cuda_head *h, const fh_head_call *call, head_para
     return FH_OK;
 }
 
+/* Ids, logits and how many clusters each state probed, one after another. */
+static size_t results_bytes(const head_params *c) { return c->batch * (2 * static_cast<size_t>(c->k) + 1) * sizeof(uint32_t); }
+
 fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params *c, size_t *shared, fh_err *err)
 {
     fh_cuda_device *d = h->device;
     fh_status rc;
     *c = h->fixed;
-    c->batch = static_cast<uint32_t>(call->batch), c->probes = call->probes, c->all = call->dense || call->probes >= c->clusters;
+    c->batch = static_cast<uint32_t>(call->batch), c->probes = call->probes, c->all = call->dense || (call->probes >= c->clusters && !(call->threshold > 0));
+    c->threshold = c->all ? 0 : call->threshold;
     c->kept = call->kept, c->rerank = call->dense ? 0 : call->rerank, c->k = call->k;
     c->rows = call->dense ? h->dense : h->tokens;
-    size_t n = c->batch, in = n * c->hidden * sizeof(float), out = n * c->k * sizeof(uint32_t);
+    size_t n = c->batch, in = n * c->hidden * sizeof(float);
     bool best = c->kept == 1 && !c->rerank && !call->random;
     *shared = plan_shared(c);
     if ((rc = fill_device(h, *shared, err)) < 0 || (rc = copy_query(h, call, c, err)) < 0) return rc;
     c->room = (c->all ? c->clusters : c->probes) * c->cap + c->n_extras;
     if ((rc = fh_cuda_grow(h, &h->states, in, err)) < 0 || (rc = fh_cuda_grow(h, &h->falls, c->all ? 0 : n * c->clusters * sizeof(uint32_t), err)) < 0 ||
-        (rc = fh_cuda_grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->results, 2 * out, err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->results, results_bytes(c), err)) < 0 ||
         (call->random && (rc = copy_array(h, &h->random, call->random, n * sizeof *call->random, err)) < 0) ||
-        (rc = fh_cuda_pin(d, &h->pinned_in, in, err)) < 0 || (rc = fh_cuda_pin(d, &h->pinned_out, 2 * out + sizeof(uint32_t), err)) < 0) return rc;
+        (rc = fh_cuda_pin(d, &h->pinned_in, in, err)) < 0 || (rc = fh_cuda_pin(d, &h->pinned_out, results_bytes(c) + sizeof(uint32_t), err)) < 0) return rc;
     c->states = static_cast<float *>(h->states.p), c->falls = static_cast<uint32_t *>(h->falls.p), c->candidates = static_cast<fh_u64 *>(h->candidates.p);
     c->random = static_cast<double *>(call->random ? h->random.p : nullptr);
     c->temperature = call->sampling.temperature, c->top_p = call->sampling.top_p, c->min_p = call->sampling.min_p, c->top_k = call->sampling.top_k;
-    c->ids = static_cast<uint32_t *>(h->results.p), c->logits = reinterpret_cast<float *>(c->ids + n * c->k);
+    c->ids = static_cast<uint32_t *>(h->results.p), c->logits = reinterpret_cast<float *>(c->ids + n * c->k), c->chosen = c->ids + 2 * n * c->k;
     if (h->unsettled) TRY(cudaMemsetAsync(h->counters.p, 0, 3 * sizeof(uint32_t), d->stream), "starting the head");
     h->unsettled = true;
     if (!call->states) return fh_cuda_take(d, d->left, static_cast<float *>(h->states.p), c->hidden, err);
@@ -385,6 +389,13 @@ static fh_status judge_left(const fh_cuda_head *h, const void *strange, fh_err *
     return is ? d->host->fail(err, FH_EUSAGE, "a state that the body made is not of finite numbers; states have to be") : FH_OK;
 }
 
+static uint64_t clusters_probed(const head_params *c, const uint32_t *chosen)
+{
+    uint64_t sum = 0;
+    for (uint32_t s = 0; s < c->batch && !c->all; s++) sum += c->threshold > 0 ? chosen[s] : c->probes;
+    return sum;
+}
+
 static fh_status run(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, float *logits, fh_err *err)
 {
     fh_cuda_device *d = h->device;
@@ -392,13 +403,15 @@ static fh_status run(fh_cuda_head *h, const fh_head_call *call, uint32_t *ids, f
     size_t shared, out = call->batch * call->k * sizeof *ids;
     fh_status rc;
     if ((rc = fh_cuda_prepare(h, call, &c, &shared, err)) < 0 || (rc = fh_cuda_enqueue(h, &c, shared, err)) < 0) return rc;
-    TRY(cudaMemcpyAsync(h->pinned_out.p, h->results.p, 2 * out, cudaMemcpyDeviceToHost, d->stream), "copying results");
-    if (!call->states && (rc = take_left(h, static_cast<uint8_t *>(h->pinned_out.p) + 2 * out, err)) < 0) return rc;
+    uint8_t *results = static_cast<uint8_t *>(h->pinned_out.p), *strange = results + results_bytes(&c);
+    TRY(cudaMemcpyAsync(results, h->results.p, results_bytes(&c), cudaMemcpyDeviceToHost, d->stream), "copying results");
+    if (!call->states && (rc = take_left(h, strange, err)) < 0) return rc;
     TRY(cudaStreamSynchronize(d->stream), "running the head");
     h->unsettled = false;
-    if (!call->states && (rc = judge_left(h, static_cast<uint8_t *>(h->pinned_out.p) + 2 * out, err)) < 0) return rc;
-    memcpy(ids, h->pinned_out.p, out);
-    if (logits) memcpy(logits, static_cast<uint8_t *>(h->pinned_out.p) + out, out);
+    if (!call->states && (rc = judge_left(h, strange, err)) < 0) return rc;
+    memcpy(ids, results, out);
+    if (logits) memcpy(logits, results + out, out);
+    if (call->probed) *call->probed += clusters_probed(&c, reinterpret_cast<const uint32_t *>(results + 2 * out));
     return FH_OK;
 }
 

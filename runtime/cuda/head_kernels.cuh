@@ -111,6 +111,26 @@ template <class Keys> static __device__ fh_u64 select_bound(const head_shared &m
     return select_mass<uint32_t, BIN_BITS>(m, key, [](fh_u64) { return 1u; }, n, p);
 }
 
+/* What all threads of the block bring into one word: a sum, or the best or the worst of keys. */
+template <class Each> static __device__ fh_u64 gather_u64(const head_shared &m, uint32_t n, fh_u64 begin, const Each &each)
+{
+    fh_u64 *word = m.best; /* of stage 2, which is over or has not begun */
+    __syncthreads();
+    if (threadIdx.x == 0) word[0] = begin;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) each(i, word);
+    __syncthreads();
+    return word[0];
+}
+
+/* The best of all keys. */
+template <class Keys> static __device__ fh_u64 best_key(const head_shared &m, const Keys &key, uint32_t n)
+{
+    fh_u64 mine = FH_NO_KEY;
+    for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) mine = key(i) < mine ? key(i) : mine;
+    return gather_u64(m, HEAD_THREADS, FH_NO_KEY, [=](uint32_t, fh_u64 *to) { atomicMin(to, mine); });
+}
+
 /* ---- the steps ------------------------------------------------------------------------------------------------------- */
 
 static __device__ void stage1(const head_params &c, const head_shared &m)
@@ -118,7 +138,7 @@ static __device__ void stage1(const head_params &c, const head_shared &m)
     uint32_t thread = blockIdx.x * HEAD_THREADS + threadIdx.x, threads = gridDim.x * HEAD_THREADS;
     uint32_t octet = threadIdx.x % 32 / LANES, t = threadIdx.x % LANES;
     for (uint32_t i = thread; i < c.clusters; i += threads) c.probed[i] = 0;
-    for (uint32_t i = thread; i < c.batch; i += threads) c.counts[i] = 0, c.best[i] = FH_NO_KEY;
+    for (uint32_t i = thread; i < c.batch; i += threads) c.counts[i] = 0, c.chosen[i] = 0, c.best[i] = FH_NO_KEY;
     if (thread == 0) c.counters[0] = 0;
     for (uint32_t first = 0; !c.all && first < c.batch; first += c.tile) {
         uint32_t n = min(c.tile, c.batch - first);
@@ -133,14 +153,18 @@ static __device__ void stage1(const head_params &c, const head_shared &m)
     }
 }
 
-/* The P best clusters of state s, by one block. */
+/* The P best clusters of state s, with a threshold those of them that are close to the best one (fh_is_close), by one block. */
 static __device__ void choose(const head_params &c, const head_shared &m, uint32_t s)
 {
     const uint32_t *falls = c.falls + static_cast<size_t>(s) * c.clusters;
     auto key = [=](uint32_t i) { return static_cast<fh_u64>(falls[i]) << 32 | i; };
-    fh_u64 bound = select_bound(m, key, c.clusters, c.probes);
-    for (uint32_t i = threadIdx.x; i < c.clusters; i += HEAD_THREADS)
-        if (key(i) <= bound && !atomicOr(&c.probed[i], 1ull << s)) c.list[atomicAdd(&c.counters[0], 1u)] = i;
+    fh_u64 bound = c.probes < c.clusters ? select_bound(m, key, c.clusters, c.probes) : FH_NO_KEY, best = c.threshold > 0 ? best_key(m, key, c.clusters) : 0;
+    float highest = rising(static_cast<uint32_t>(best >> 32));
+    for (uint32_t i = threadIdx.x; i < c.clusters; i += HEAD_THREADS) {
+        if (key(i) > bound || (c.threshold > 0 && key(i) != best && !(highest - rising(falls[i]) <= c.threshold))) continue;
+        if (c.threshold > 0) atomicAdd(&c.chosen[s], 1u);
+        if (!atomicOr(&c.probed[i], 1ull << s)) c.list[atomicAdd(&c.counters[0], 1u)] = i;
+    }
 }
 
 /* What lies at a position of stage 2: rows of the listed clusters one after another, then the extras. */
@@ -251,25 +275,13 @@ static __device__ fh_u64 mass_of(const mass_rule &r, fh_u64 key)
     return w < r.least ? 0 : static_cast<fh_u64>(w * MASS_ONE + 0.5);
 }
 
-/* The sum of all masses; and the best, or the worst that has mass and does not exceed a bound, of all keys: words [0] and [1] as 64 bits. */
-template <class Each> static __device__ fh_u64 gather_u64(const head_shared &m, uint32_t n, fh_u64 begin, const Each &each)
-{
-    fh_u64 *word = m.best; /* of stage 2, which is over */
-    __syncthreads();
-    if (threadIdx.x == 0) word[0] = begin;
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS) each(i, word);
-    __syncthreads();
-    return word[0];
-}
-
 static __device__ fh_u64 draw(const head_params &c, const head_shared &m, uint32_t s, const fh_u64 *keys, uint32_t n)
 {
     auto key = [=](uint32_t i) { return keys[i]; };
     mass_rule r = {0, static_cast<double>(c.temperature), 0, FH_NO_KEY};
     auto mass = [&r](fh_u64 k) { return mass_of(r, k); };
     auto total = [&]() { return gather_u64(m, n, 0, [&](uint32_t i, fh_u64 *sum) { fh_u64 w = mass_of(r, keys[i]); if (w) atomicAdd(sum, w); }); };
-    fh_u64 best = gather_u64(m, n, FH_NO_KEY, [=](uint32_t i, fh_u64 *to) { atomicMin(to, keys[i]); });
+    fh_u64 best = best_key(m, key, n);
     r.best = static_cast<double>(rising(static_cast<uint32_t>(best >> 32)));
     if (!(r.best >= -3.402823466e38)) return FH_NO_KEY; /* nothing to draw from */
     if (c.top_k && c.top_k < n) r.bound = select_bound(m, key, n, c.top_k);

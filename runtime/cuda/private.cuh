@@ -64,6 +64,8 @@ struct head_params {
     const float *states;              /* [batch, D] */
     uint32_t batch, probes, kept, rerank, k;
     bool all;                         /* P = K: every row, nothing routed */
+    float threshold;                  /* of the P best clusters those that close to the best one; 0: all */
+    uint32_t *chosen;                 /* [batch] how many these are; counted where there is a threshold */
     const uint32_t *extras; uint32_t n_extras;
     const uint8_t *excluded;          /* [V] or NULL */
     uint32_t room;                    /* candidates a state may have */

@@ -213,6 +213,68 @@ static void any_batch_any_number_of_blocks_and_any_order_give_the_same_bits(void
     pair_close(&p);
 }
 
+/* How many clusters each state probes, here and there. */
+static void same_probed(pair *p, const float *x, size_t batch)
+{
+    fh_probed was = fh_scratch_probed(p->here), were = fh_scratch_probed(p->scratch);
+    compare(p, x, batch, NULL, 2, false);
+    fh_probed here = fh_scratch_probed(p->here), there = fh_scratch_probed(p->scratch);
+    assert_true(here.states - was.states == batch && there.states - were.states == batch);
+    assert_true(here.clusters - was.clusters == there.clusters - were.clusters && here.clusters - was.clusters >= batch);
+}
+
+static void a_threshold_takes_the_same_clusters(void **state)
+{
+    static const shape shapes[] = {
+        {700, 24, 70, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 8, .threshold = 1.5f, .probes = 20},
+        {300, 16, 30, FH_F32, FH_F32, FH_F32, .ties = true, .threshold = 2, .probes = 30},              /* P = K */
+        {300, 16, 30, FH_BF16, FH_I4, FH_F32, .dead = true, .bias = true, .threshold = 1e-30f, .probes = 7}, /* the best one alone */
+        {260, 33, 20, FH_I4, FH_I8, FH_F32, .hot = true, .threshold = 1e30f, .probes = 9},              /* all of the P best */
+        {5000, 8, 2500, FH_F16, FH_I8, FH_BF16, .threshold = 0.4f, .probes = 600},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        enum { BATCH = 35 };
+        pair p;
+        pair_open(&p, shapes[i]);
+        float *x = make_states(&p.w, BATCH);
+        memset(x, 0, p.w.is.d * sizeof *x); /* all clusters score the same */
+        for (int apart = 0; apart < 2; apart++) {
+            fh_cuda_backend()->head_apart(p.there, apart);
+            same_probed(&p, x, BATCH);
+            compare(&p, x, BATCH, NULL, 1, false);
+            compare(&p, x, 4, &(fh_query){.no_hot = true}, 6, false);
+            compare(&p, x + p.w.is.d, 1, &(fh_query){.probes = 0}, 50, false);
+            compare(&p, x, 3, &(fh_query){.probes = 3}, 2, false); /* a number of probes lifts it */
+            compare(&p, x, 3, NULL, 2, true);
+            a_new_seed();
+        }
+        fh_probed all = fh_scratch_probed(p.scratch);
+        if (i == 0) assert_true(all.clusters > all.states && all.clusters < 20 * all.states);
+        free(x);
+        pair_close(&p);
+    }
+}
+
+static void a_threshold_takes_the_best_of_any_scores_there_too(void **state)
+{
+    pair p;
+    pair_open(&p, (shape){60, 8, 6, FH_F32, FH_F32, FH_F32, .hot = false, .threshold = 0.5f, .probes = 6});
+    float *x = make_states(&p.w, 3), *centroids = (float *)p.w.centroids;
+    size_t ld = p.w.parts.centroids.stride / sizeof *centroids;
+    static const float strange[4][6] = {{NAN, NAN, NAN, NAN, NAN, NAN}, {1, INFINITY, 2, INFINITY, 1, 0}, {-INFINITY, 0, -INFINITY, 1, 1, NAN}, {-0.0f, 0, 0, -0.0f, 0, 0}};
+    for (size_t i = 0; i < 4; i++) {
+        fh_cuda_backend()->head_free(p.there), fh_cuda_backend()->device_close(p.device);
+        for (size_t c = 0; c < 6; c++) memset(centroids + c * ld, 0, 8 * sizeof *centroids), centroids[c * ld] = strange[i][c];
+        for (size_t s = 0; s < 3; s++) x[s * 8] = 1;
+        assert_int_equal(copy_there(&p, NULL), FH_OK);
+        p.does.ctx = p.there;
+        compare(&p, x, 3, NULL, 20, false);
+        compare(&p, x, 3, NULL, 1, false);
+    }
+    free(x);
+    pair_close(&p);
+}
+
 static void rows_of_nonsense_never_win(void **state)
 {
     pair p;
@@ -257,7 +319,8 @@ static void draws_fall_as_they_do_here(void **state)
                                       {0, 1, 0, 0}, {1, 1, 0, 1}};
     static const shape shapes[] = {{700, 24, 44, FH_I8, FH_I8, FH_BF16, .hot = true, .dead = true, .rerank = 16},
                                    {300, 9, 20, FH_F32, FH_F32, FH_I8, .ties = true, .hot = true},
-                                   {40, 5, 4, FH_I8, FH_I4, FH_F32, .bias = true, .rerank = 1000}};
+                                   {40, 5, 4, FH_I8, FH_I4, FH_F32, .bias = true, .rerank = 1000},
+                                   {500, 24, 50, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 16, .threshold = 1.2f, .probes = 30}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         enum { BATCH = 9 };
         pair p;
@@ -503,6 +566,8 @@ int main(void)
         cmocka_unit_test(odd_shapes_give_the_same_bits),
         cmocka_unit_test(the_shapes_of_real_heads_give_the_same_bits),
         cmocka_unit_test(any_batch_any_number_of_blocks_and_any_order_give_the_same_bits),
+        cmocka_unit_test(a_threshold_takes_the_same_clusters),
+        cmocka_unit_test(a_threshold_takes_the_best_of_any_scores_there_too),
         cmocka_unit_test(rows_of_nonsense_never_win),
         cmocka_unit_test(everything_forced_out_leaves_nothing),
         cmocka_unit_test(draws_fall_as_they_do_here),
