@@ -3,7 +3,7 @@
  * A task is a tile of rows, widened to float32 once, against up to 256 states, multiplied by OpenBLAS; of few states the kernels read the
  * rows where they lie, which is all that a decoding step waits for.  Fixed tiles, so the same numbers for any number of threads; how many
  * states a call has may show in their last bits.  Where a head is measured it does not: there the kernels, or a device that sums as they do, multiply
- * however many states (docs/decisions/0031).
+ * however many states (docs/decisions/0034).
  */
 #include "runtime/body_private.h"
 #include "runtime/head.h"
@@ -14,6 +14,8 @@
 
 enum { ROWS = 128, STATES = 256, WIDE_FLOATS = 1 << 18 };
 enum { MEASURED = FH_BLOCK }; /* states at a time by the kernels: [16384, 576] bf16 by 64 states took 12.7 ms so, by OpenBLAS 16.3 (AVX-512; AVX2: 25 and 17) */
+/* Where there is nothing but plain C, fmaf is a call of the library, a hundred times as slow: there OpenBLAS multiplies, and results are of that machine. */
+static bool kernels_will_do(void) { return fh_kernels_at(1) != NULL; }
 
 typedef struct run {
     const fh_dense *head;
@@ -132,9 +134,10 @@ fh_status fh_matrix_multiply(const fh_matrix *m, fh_pool *pool, const float *sta
 {
     fh_status rc = FH_OK;
     if (m->head) return fh_head_measure(m->head, m->slots, m->device, m->there, pool, states, n, out, err);
-    size_t block = m->device ? fh_min(MEASURED, m->device->most) : MEASURED;
+    bool measured = m->device || kernels_will_do();
+    size_t block = m->device ? fh_min(MEASURED, m->device->most) : measured ? MEASURED : fh_max(n, 1);
     for (size_t at = 0; rc == FH_OK && at < n; at += block) {
-        run c = {.head = m->dense, .states = states + at * m->dense->rows.cols, .logits = out + at * m->dense->vocab, .n = fh_min(block, n - at), .measured = true};
+        run c = {.head = m->dense, .states = states + at * m->dense->rows.cols, .logits = out + at * m->dense->vocab, .n = fh_min(block, n - at), .measured = measured};
         if (m->device) rc = m->device->multiply(m->device->ctx, m->there, c.states, c.n, &c.dots, err);
         if (rc == FH_OK) rc = run_tiles(&c, pool, err);
     }

@@ -99,6 +99,7 @@ static void check_shape(fh_cuda_device *d, shape is, size_t most)
             compare(&p, x, batch, &(fh_query){.probes = (is.k + 3) / 4, .include = include, .n_include = 4, .exclude = exclude, .n_exclude = 2}, 7, false);
         }
         compare(&p, x, fh_min(most, 4), &(fh_query){.probes = is.k}, 3, false);
+        if (is.threshold > 0) compare(&p, x, most, NULL, 5, false);
         if (fh_head_get_info(p.w.head)->exact) compare(&p, x, fh_min(most, 4), NULL, 2, true);
     }
     free(x);
@@ -115,7 +116,9 @@ static void check_answers(fh_cuda_device *d)
                                                                          .softcap = 1.5f},
         {700, 4096, 50, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 16}, {700, 4097, 50, FH_I4, FH_F16, FH_BF16, .rerank = 4},
         {70000, 24, 35000, FH_I8, FH_BF16, FH_BF16, .hot = true, .dead = true, .ties = true}, {90, 20, 9, FH_I8, FH_I8, FH_F16, .dead = true, .rerank = 1000},
-            {1, 5, 1, FH_I8, FH_I8, FH_F32, .rerank = 1}};
+            {1, 5, 1, FH_I8, FH_I8, FH_F32, .rerank = 1},
+        {700, 24, 70, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 8, .threshold = 1.5f, .probes = 20}, {5000, 8, 2500, FH_F16, FH_I8, FH_BF16, .threshold = 0.4f, .probes = 600}
+    };
     size_t most = small_shapes ? 3 : 64;
     for (size_t c = 0; c < 5; c++)
         for (size_t t = 0; t < 5; t++)
@@ -270,6 +273,73 @@ static void time_near(FILE *out, fh_cuda_device *d)
            products / median / 1e12);
 }
 
+/* ---- products for measuring ------------------------------------------------------------------------------------------------- */
+
+/* Answers, of each `step`-th row against the definition; then times, where seconds is not NULL. */
+static void multiply_rows(fh_cuda_device *d, fh_dtype e, size_t rows, size_t cols, size_t n, size_t step, size_t runs, double *seconds)
+{
+    fh_err err = {0};
+    fh_cuda_multiplier *m;
+    void *there = NULL;
+    float *got = NULL, *states = malloc(n * cols * sizeof *states);
+    size_t stride = fh_enc_stride(e, cols), bad = 0;
+    fh_rows is = {fh_aligned(rows * stride), e, rows, cols, stride};
+    float *one = malloc(cols * sizeof *one), *scales = calloc(rows, fh_scale_bytes(e, cols) + sizeof *scales);
+    uint8_t *room = fh_aligned(fh_state_bytes(cols));
+    for (size_t i = 0; i < n * cols; i++) states[i] = small(false);
+    for (size_t r = 0; r < rows; r++) {
+        fh_rows from = {one, FH_F32, 1, cols, cols * sizeof *one};
+        for (size_t i = 0; i < cols; i++) one[i] = small(false);
+        if (fh_encode_rows(e, &from, NULL, 1, NULL, NULL, (uint8_t *)(uintptr_t)is.data + r * stride, (uint8_t *)scales + r * fh_scale_bytes(e, cols), NULL, &err) < 0)
+            fail_msg("%s", err.text);
+    }
+    if (fh_cuda_backend()->multiplier_new(&m, d, &is, 1, &err) < 0) fail_msg("%s", err.text);
+    fh_dots_device does = fh_cuda_backend()->multiplier_use(m);
+    if (does.put(does.ctx, &there, &is, scales, &err) < 0 || does.multiply(does.ctx, there, states, n, &got, &err) < 0) fail_msg("%s", err.text);
+    for (size_t s = 0; s < n; s++) {
+        fh_state state = {.f = states + s * cols};
+        const fh_state *at = &state;
+        if (fh_dtype_is_integer(e)) fh_state_quantize(&state, states + s * cols, cols, room);
+        for (size_t r = 0; r < rows; r += step) {
+            float want;
+            fh_dots(&fh_kernels_ref, &is, scales, NULL, r, 1, &at, 1, &want, 1);
+            bad += !(want == got[s * rows + r]);
+        }
+    }
+    if (bad) fprintf(stderr, "products of %zu rows of %zu %s, %zu states: %zu different\n", rows, cols, fh_dtype_name(e), n, bad);
+    compared += n * ((rows + step - 1) / step), different += bad;
+    if (seconds && fh_cuda_backend()->multiplier_time(m, there, n, runs, seconds, &err) < 0) fail_msg("%s", err.text);
+    does.take(does.ctx, there);
+    fh_cuda_backend()->multiplier_free(m);
+    fh_free((void *)(uintptr_t)is.data), fh_free(room);
+    free(states), free(one), free(scales);
+}
+
+static void check_products(fh_cuda_device *d)
+{
+    static const fh_dtype all[] = {FH_F32, FH_BF16, FH_F16, FH_I8, FH_I4};
+    static const struct { size_t rows, cols, n; } shapes[] = {{1, 1, 1}, {33, 47, 9}, {130, 129, 64}, {9, 4097, 5}, {5000, 768, 32}};
+    for (size_t e = 0; e < 5; e++)
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            if (!small_shapes || shapes[i].rows < 1000) multiply_rows(d, all[e], shapes[i].rows, shapes[i].cols, shapes[i].n, 1 + shapes[i].rows / 500, 0, NULL);
+}
+
+/* What calibration asks for 32 states: the dense head, encoded rows, centroids.  100,000 states ask for 3125 of the first and as many of the last. */
+static void time_products(FILE *out, fh_cuda_device *d)
+{
+    static const struct { const char *what; fh_dtype e; size_t rows; } asked[] = {{"dense bf16", FH_BF16, 128256}, {"rows int8", FH_I8, 128256}, {"centroids int8", FH_I8, 8016}};
+    for (size_t i = 0; i < 3; i++) {
+        double seconds[RUNS];
+        size_t runs = small_shapes ? 3 : 20, rows = asked[i].rows / (small_shapes ? 64 : 1), cols = small_shapes ? 64 : 2048;
+        multiply_rows(d, asked[i].e, rows, cols, 32, 1 + rows / 200, runs, seconds);
+        qsort(seconds, runs, sizeof *seconds, by_value);
+        double median = seconds[runs / 2], products = 32.0 * (double)rows * (double)cols;
+        fprintf(out, "%s\n  {\"what\": \"%s\", \"rows\": %zu, \"hidden\": %zu, \"states\": 32, \"milliseconds\": %.3f, \"tera_products_per_second\": %.3f}",
+                i ? "," : "", asked[i].what, rows, cols, 1e3 * median, products / median / 1e12);
+        printf("32 states by %zu rows of %zu, %-16s %8.3f ms, %.1f T products/s\n", rows, cols, asked[i].what, 1e3 * median, products / median / 1e12);
+    }
+}
+
 /* A body with the head of Llama-3.2-1B's shape behind it. */
 static void time_body(FILE *out, fh_cuda_device *d)
 {
@@ -303,6 +373,7 @@ int main(int argc, char **argv)
             info->multiprocessors, info->driver, info->runtime, (unsigned long long)seed);
     check_answers(d);
     check_near(d);
+    check_products(d);
     device_check_bodies(d, &compared, &different);
     printf("%zu answers compared, %zu different\n", compared, different);
     fflush(stdout);
@@ -313,7 +384,9 @@ int main(int argc, char **argv)
     time_attention(out, d, &first);
     fprintf(out, "],\n \"clustering\": ");
     time_near(out, d);
-    fprintf(out, ",\n \"body\": {");
+    fprintf(out, ",\n \"products\": [");
+    time_products(out, d);
+    fprintf(out, "],\n \"body\": {");
     time_body(out, d);
     fprintf(out, "},\n \"compared\": %zu, \"different\": %zu}\n", compared, different);
     if (fclose(out)) fail_msg("%s: %s", path, strerror(errno));
