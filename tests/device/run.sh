@@ -28,9 +28,18 @@ for where in cuda cpu; do
     tail -n 1 "$dir/text-$where.stats"
 done
 cmp "$dir/text-cuda" "$dir/text-cpu" && echo 'the same text' || bad=1
+# A calibration of the demo model: the same bytes wherever states are multiplied.
+fhtool=build/device/fhtool work=$dir/calibration
+export LD_LIBRARY_PATH="$PWD/build/device/lib"
+"$fhtool" convert demo/prose-7m -C "$work" -q > "$dir/convert.txt" && "$fhtool" hidden -C "$work" --tokens 40000 --device cuda -q > "$dir/hidden.txt" || bad=1
+for where in cpu cuda; do
+    "$fhtool" calibrate -C "$work" --target-containment 0.95 --device $where --json -q > "$dir/calibrate-$where.json" && cp "$work/calibration.json" "$work-$where" || bad=1
+    grep -o '"\(probes\|device\|seconds\)":[^,}]*' "$dir/calibrate-$where.json" | tail -n 2 | tr '\n' ' '
+done
+cmp "$work-cuda" "$work-cpu" && echo 'the same calibration' || bad=1
+rm -rf "$work"
 # A whole clustering at the size of Llama-3.2-1B's head: the same bytes wherever near clusters are looked for. Needs Python with numpy for the rows.
 if python3 -c 'import numpy' 2> /dev/null; then
-    export LD_LIBRARY_PATH="$PWD/build/device/lib"
     fhtool=$PWD/build/device/fhtool work=$dir/clustering
     python3 tests/make_synthetic.py "$work-head" --vocab 128256 --hidden 2048 && "$fhtool" convert "$work-head" -C "$work" -q > "$dir/convert.txt" || bad=1
     for where in cuda cpu; do
