@@ -111,12 +111,13 @@ INLINE TARGET void float_block(fh_dtype t, int S, bool far, const void *const *r
 }
 
 INLINE TARGET void float_rows(fh_dtype t, bool far, const void *const *rows, size_t n, size_t d, const fh_state *const *states, size_t m,
-                                 float *out, size_t ldo)
+                              float *out, size_t ldo)
 {
-    size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
+    size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1, beyond = far && d <= FH_LONG ? FH_CACHED_AHEAD : 0;
     for (size_t r = 0; r < blocked; r += 2) {
-        for (size_t s = 0; s < m2; s += 2) float_block(t, 2, far, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? rows[r + 2] : NULL);
-        if (far && m2 < m) float_block(t, 1, far, rows + r, d, states + m2, out + m2 * ldo + r, ldo, m2 == 0 ? rows[r + 2] : NULL);
+        const uint8_t *next = (const uint8_t *)((uintptr_t)rows[r + 2] + beyond);
+        for (size_t s = 0; s < m2; s += 2) float_block(t, 2, far, rows + r, d, states + s, out + s * ldo + r, ldo, s == 0 ? next : NULL);
+        if (far && m2 < m) float_block(t, 1, far, rows + r, d, states + m2, out + m2 * ldo + r, ldo, m2 == 0 ? next : NULL);
     }
     for (size_t r = 0; r < n; r++)
         for (size_t s = r >= blocked ? 0 : far ? m : m2; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
@@ -186,7 +187,7 @@ INLINE TARGET void madd_block(int R, int S, const void *const *rows, const float
 }
 
 TARGET static void fh_dot_i8_avx2(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, size_t m,
-                                  float *out, size_t ldo)
+                               float *out, size_t ldo)
 {
     size_t blocked = n & ~(size_t)1, m2 = m & ~(size_t)1;
     for (size_t r = 0; r < blocked; r += 2)

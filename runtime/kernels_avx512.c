@@ -137,7 +137,7 @@ INLINE TARGET void float_block(fh_dtype t, int S, bool far, bool cached, const v
     size_t i = 0;
     for (; i + 32 <= d; i += 32) {
         __m512 v[2][4];
-        if (next && far) prefetch_far(next, (size_t)(4 * size) * i, 2 * size);
+        if (next && far) prefetch_far(next, (size_t)(4 * size) * i + (cached ? FH_CACHED_AHEAD : 0), 2 * size);
         if (next && !far) prefetch_lines(next, (size_t)(4 * size) * i, 2 * size);
         UNROLL for (int r = 0; r < 4; r++) {
             if (next && far) prefetch_lines(row[r], i * (size_t)size + (cached ? NEAR_CACHED : NEAR), size / 2);
