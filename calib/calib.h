@@ -162,11 +162,11 @@ fh_status fh_plain_greedy(const fh_head *head, const float *states, size_t n, ui
 /* ---- what states teach -------------------------------------------------------------------------------------- */
 
 enum { FH_LEARN_STATES = 512 }; /* the fewest that routing is learned from */
-enum { FH_LEARN_PASSES = 8, FH_MOST_MOVES = FH_LEARN_PASSES - 1 };
+enum { FH_LEARN_BATCH = 288, FH_LEARN_PASSES = 8, FH_MOST_MOVES = FH_LEARN_PASSES - 1 };
 typedef struct fh_learn_params {
     unsigned passes;      /* over the states; 0: FH_LEARN_PASSES */
     double rate;          /* of Adam, relative to the root mean square of the centroids' entries, falling linearly to 0; 0: 0.013 */
-    size_t batch;         /* 0: 256 */
+    size_t batch;         /* 0: FH_LEARN_BATCH */
     uint64_t seed;        /* of the order */
     bool unit;            /* hold rows at unit length, for runtimes that route by cosine */
     unsigned moves;       /* times that tokens may go where the centroids expect them: they do where the states held out gain by it; fewer than passes */

@@ -10,29 +10,10 @@
 #include <math.h>
 #include <string.h>
 
-#define KEEP 1e-5f
-enum { BLOCK = 64, ROWS_A_TASK = 16 };
+enum { ROWS_A_TASK = 16 };
 
-/* Of a token's shares the ones from LIKELY on are kept for moving tokens, and of those of one state as many as MOST. */
-#define LIKELY 1e-3f
-enum { MOST = 128 };
-
-fh_status fh_sparse_grow(fh_sparse *s, size_t n, size_t more, fh_err *err)
-{
-    if (n + more <= s->room) return FH_OK;
-    size_t room = fh_max(s->room * 2, n + more + (1 << 16));
-    uint32_t *index = fh_realloc(s->index, room * sizeof *index);
-    if (index) s->index = index;
-    float *value = index ? fh_realloc(s->value, room * sizeof *value) : NULL;
-    if (value) s->value = value;
-    if (!value) return fh_fail(err, FH_ENOMEM, "out of memory for the targets of learned routing: use fewer states (--tokens)");
-    s->room = room;
-    return FH_OK;
-}
-
-void fh_sparse_free(fh_sparse *s) { fh_free(s->first); fh_free(s->index); fh_free(s->value); *s = (fh_sparse){0}; }
-
-/* ---- what the dense head says ------------------------------------------------------------------------------------ */
+/* What is smaller in a state's softmax less target is left out or counts as much, by chance: right on average, and no more than two in BOUND of them remain for a state. */
+#define BOUND (1.0f / 256)
 
 /* What routing is learned from. */
 typedef struct lesson {
@@ -43,169 +24,110 @@ typedef struct lesson {
     fh_sparse likely;       /* index is the token; kept where tokens may move */
 } lesson;
 
-typedef struct teach { const lesson *s; const uint32_t *assignment; float *z, *q; uint32_t *tokens; float *shares; uint32_t *n_likely; } teach;
-
-static void teach_task(void *ctx, size_t i, unsigned worker)
-{
-    teach *t = ctx;
-    const fh_dense *dense = t->s->dense;
-    float *z = t->z + i * dense->vocab, *q = t->q + i * t->s->k, most = -INFINITY;
-    double sum = 0;
-    memset(q, 0, t->s->k * sizeof *q);
-    for (uint32_t v = 0; v < dense->vocab; v++)
-        if (!(dense->dead && dense->dead[v]) && z[v] > most) most = z[v];
-    for (uint32_t v = 0; v < dense->vocab; v++) {
-        z[v] = dense->dead && dense->dead[v] ? 0 : expf(z[v] - most);
-        q[t->assignment[v]] += z[v], sum += z[v];
-    }
-    for (uint32_t c = 0; c < t->s->k; c++) q[c] = (float)(q[c] / sum);
-    (void)worker;
-    if (!t->tokens) return;
-    uint32_t n = MOST + 1, *tokens = t->tokens + i * MOST;
-    for (double bar = LIKELY * sum; n > MOST; bar *= 2) { /* no more than MOST can have a share of 1 / MOST */
-        n = 0;
-        for (uint32_t v = 0; v < dense->vocab && n <= MOST; v++) {
-            if (!(z[v] >= bar)) continue;
-            if (n < MOST) tokens[n] = v, t->shares[i * MOST + n] = (float)(z[v] / sum);
-            n++;
-        }
-    }
-    t->n_likely[i] = n;
-}
-
-static fh_status add_masses(fh_sparse *t, size_t at, const float *q, uint32_t k, fh_err *err)
-{
-    size_t n = t->first[at];
-    double kept = 0;
-    fh_status rc = fh_sparse_grow(t, n, k, err);
-    if (rc < 0) return rc;
-    for (uint32_t c = 0; c < k; c++)
-        if (q[c] >= KEEP) t->index[n] = c, t->value[n++] = q[c], kept += q[c];
-    for (size_t j = t->first[at]; j < n; j++) t->value[j] = (float)(t->value[j] / kept);
-    t->first[at + 1] = n;
-    return FH_OK;
-}
-
-static fh_status add_likely(fh_sparse *t, size_t at, const uint32_t *tokens, const float *shares, uint32_t n, fh_err *err)
-{
-    fh_status rc = fh_sparse_grow(t, t->first[at], n, err);
-    if (rc < 0) return rc;
-    memcpy(t->index + t->first[at], tokens, n * sizeof *tokens);
-    memcpy(t->value + t->first[at], shares, n * sizeof *shares);
-    t->first[at + 1] = t->first[at] + n;
-    return FH_OK;
-}
-
-static fh_status make_targets(lesson *s, const uint32_t *assignment, bool moves, const fh_job *job, fh_err *err)
-{
-    fh_status rc = FH_OK;
-    size_t d = s->d, vocab = s->dense->vocab, k = s->k;
-    float *h = fh_malloc(BLOCK * d * sizeof *h), *z = fh_malloc(BLOCK * vocab * sizeof *z), *q = fh_malloc(BLOCK * k * sizeof *q);
-    uint32_t *tokens = moves ? fh_malloc((size_t)BLOCK * MOST * sizeof *tokens) : NULL, n_likely[BLOCK] = {0};
-    float *shares = moves ? fh_malloc((size_t)BLOCK * MOST * sizeof *shares) : NULL;
-    s->masses.first = fh_calloc(s->n + 1, sizeof *s->masses.first), s->likely.first = fh_calloc(s->n + 1, sizeof *s->likely.first);
-    if (!h || !z || !q || (moves && (!tokens || !shares)) || !s->masses.first || !s->likely.first) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    for (size_t at = 0; at < s->n; at += BLOCK) {
-        size_t m = fh_min(BLOCK, s->n - at);
-        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        for (size_t i = 0; i < m; i++) memcpy(h + i * d, s->states + s->positions[at + i] * d, d * sizeof *h);
-        if ((rc = fh_dense_logits(s->dense, fh_job_pool(job), h, m, z, err)) < 0) goto out;
-        teach say = {s, assignment, z, q, tokens, shares, n_likely};
-        fh_pool_run(fh_job_pool(job), m, teach_task, &say);
-        for (size_t i = 0; i < m; i++) {
-            if ((rc = add_masses(&s->masses, at + i, q + i * k, s->k, err)) < 0) goto out;
-            if (moves && (rc = add_likely(&s->likely, at + i, tokens + i * MOST, shares + i * MOST, n_likely[i], err)) < 0) goto out;
-        }
-        fh_job_progress(job, "routing targets", (double)(at + m), (double)s->n, "states");
-    }
-out:
-    fh_free(h);
-    fh_free(z);
-    fh_free(q);
-    fh_free(tokens);
-    fh_free(shares);
-    return rc;
-}
-
 /* ---- learning ----------------------------------------------------------------------------------------------------- */
 
 typedef struct learner {
     uint32_t k; size_t d, batch;
     float *c, *best, *m, *v;          /* [K, D] centroids, the best so far, Adam's moments */
-    float *h, *ht, *s, *gt, *grad;    /* [batch, D], [D, batch], [batch, K], [K, batch], [K, D] */
+    float *mean;                      /* [D] of the centroids at the start: they are rounded less that, which changes no softmax */
+    float *h, *s;                     /* [batch, D]; [strips, K, 16], or [batch, K] of states held out */
     double *loss;                     /* [batch] */
+    float *grad; const float **rows_of; float *shares; /* of each worker [D], [batch], [batch] */
+    fh_strips scores;
+    const fh_learn_math *math;
     const fh_sparse *t;
     const size_t *rows; size_t n;     /* of this batch: indices into the targets */
-    double rate, correct_m, correct_v;
+    double rate, correct_m, correct_v, *entries; /* entries: of each worker, in gradients so far */
+    uint64_t seed, done;
     bool unit;
 } learner;
 
-/* Scores of one state into softmax less target; its loss. */
-static void error_task(void *ctx, size_t i, unsigned worker)
+static void round_task(void *ctx, size_t task, unsigned worker)
 {
     learner *l = ctx;
-    float *s = l->s + i * l->k, most = -INFINITY;
-    const fh_sparse *t = l->t;
-    size_t row = l->rows[i];
-    double sum = 0, loss = 0;
-    for (uint32_t c = 0; c < l->k; c++) if (s[c] > most) most = s[c];
-    for (size_t j = t->first[row]; j < t->first[row + 1]; j++) loss -= (double)t->value[j] * ((double)s[t->index[j]] - most);
-    for (uint32_t c = 0; c < l->k; c++) s[c] = expf(s[c] - most), sum += s[c];
-    l->loss[i] = loss + log(sum);
-    float by = (float)(1 / (sum * (double)l->n)), one = 1 / (float)l->n;
-    for (uint32_t c = 0; c < l->k; c++) s[c] *= by;
-    for (size_t j = t->first[row]; j < t->first[row + 1]; j++) s[t->index[j]] -= t->value[j] * one;
+    for (size_t c = task * ROWS_A_TASK; c < fh_min(l->k, (task + 1) * ROWS_A_TASK); c++) fh_strips_row(&l->scores, c, l->c + c * l->d, l->mean, worker);
+}
+
+/* Scores of a strip of states into what of softmax less target remains. */
+static void error_task(void *ctx, size_t strip, unsigned worker)
+{
+    learner *l = ctx;
+    float *s = l->s + strip * l->k * FH_STRIP, most[FH_STRIP], sum[FH_STRIP], by[FH_STRIP], start[FH_STRIP];
+    size_t states = fh_min(FH_STRIP, l->n - strip * FH_STRIP);
+    fh_rng rng;
+    fh_rng_seed(&rng, l->seed, (l->done << 16) + strip);
+    l->math->largest(s, l->k, most);
+    l->math->exponents(s, l->k, most, sum);
+    for (size_t i = 0; i < FH_STRIP; i++) by[i] = i < states ? 1 / sum[i] : 0, start[i] = (float)(fh_rng_double(&rng) * BOUND);
+    for (size_t i = 0; i < states; i++) {
+        size_t row = l->rows[strip * FH_STRIP + i];
+        for (size_t j = l->t->first[row]; j < l->t->first[row + 1]; j++) s[l->t->index[j] * (size_t)FH_STRIP + i] -= l->t->value[j] * sum[i];
+    }
+    l->math->thin(s, l->k, by, start, BOUND);
     (void)worker;
 }
 
-static void transpose_task(void *ctx, size_t task, unsigned worker)
-{
-    learner *l = ctx;
-    for (size_t c = task * ROWS_A_TASK; c < fh_min(l->k, (task + 1) * ROWS_A_TASK); c++)
-        for (size_t i = 0; i < l->n; i++) l->gt[c * l->batch + i] = l->s[i * l->k + c];
-    (void)worker;
-}
-
+/* The gradient of some clusters from what remains, and one step of Adam with it; then they are rounded for the next scores. */
 static void adam_task(void *ctx, size_t task, unsigned worker)
 {
     learner *l = ctx;
+    size_t strips = (l->n + FH_STRIP - 1) / FH_STRIP;
+    float *g = l->grad + worker * l->d, *shares = l->shares + worker * l->batch, one = 1 / (float)l->n;
+    const float **of = l->rows_of + worker * l->batch;
     for (size_t c = task * ROWS_A_TASK; c < fh_min(l->k, (task + 1) * ROWS_A_TASK); c++) {
-        float *x = l->c + c * l->d, *m = l->m + c * l->d, *v = l->v + c * l->d, *g = l->grad + c * l->d;
+        float *x = l->c + c * l->d;
+        size_t n = 0;
+        for (size_t strip = 0; strip < strips; strip++) {
+            const float *s = l->s + (strip * l->k + c) * FH_STRIP;
+            for (size_t i = 0; i < FH_STRIP; i++) if (s[i] != 0) of[n] = l->h + (strip * FH_STRIP + i) * l->d, shares[n++] = s[i] * one;
+        }
+        l->entries[worker] += (double)n;
+        l->math->combine(g, l->d, of, shares, n);
         if (l->unit) { /* only what turns the row counts */
             double along = 0;
             for (size_t j = 0; j < l->d; j++) along += (double)g[j] * x[j];
             for (size_t j = 0; j < l->d; j++) g[j] -= (float)(along * x[j]);
         }
-        for (size_t j = 0; j < l->d; j++) {
-            m[j] = 0.9f * m[j] + 0.1f * g[j];
-            v[j] = 0.999f * v[j] + 0.001f * g[j] * g[j];
-            x[j] -= (float)(l->rate * ((double)m[j] * l->correct_m) / (sqrt((double)v[j] * l->correct_v) + 1e-12));
-        }
+        l->math->adam(x, l->m + c * l->d, l->v + c * l->d, g, l->d, (float)(l->rate * l->correct_m), (float)l->correct_v);
         if (l->unit) {
             double square = 0;
             for (size_t j = 0; j < l->d; j++) square += (double)x[j] * x[j];
             for (size_t j = 0; j < l->d; j++) x[j] = (float)(x[j] / sqrt(square));
         }
+        fh_strips_row(&l->scores, c, x, l->mean, worker);
     }
-    (void)worker;
 }
 
-/* One batch forward; its summed loss.  `learn`: and backward, one Adam step. */
-static double step(learner *l, const float *states, const size_t *positions, bool learn, const fh_job *job)
+static size_t tasks(const learner *l) { return (l->k + ROWS_A_TASK - 1) / ROWS_A_TASK; }
+
+static void take(learner *l, const lesson *s)
 {
-    fh_pool *pool = fh_job_pool(job);
-    double loss = 0;
-    for (size_t i = 0; i < l->n; i++) memcpy(l->h + i * l->d, states + positions[l->rows[i]] * l->d, l->d * sizeof *l->h);
-    fh_gemm_nt(pool, l->n, l->k, l->d, l->h, l->d, l->c, l->d, l->s, l->k);
-    fh_pool_run(pool, l->n, error_task, l);
-    for (size_t i = 0; i < l->n; i++) loss += l->loss[i];
-    if (!learn) return loss;
-    for (size_t i = 0; i < l->n; i++) for (size_t j = 0; j < l->d; j++) l->ht[j * l->batch + i] = l->h[i * l->d + j];
-    size_t tasks = (l->k + ROWS_A_TASK - 1) / ROWS_A_TASK;
-    fh_pool_run(pool, tasks, transpose_task, l);
-    fh_gemm_nt(pool, l->k, l->d, l->n, l->gt, l->batch, l->ht, l->batch, l->grad, l->d);
-    fh_pool_run(pool, tasks, adam_task, l);
-    return loss;
+    for (size_t i = 0; i < l->n; i++) memcpy(l->h + i * l->d, s->states + s->positions[l->rows[i]] * l->d, l->d * sizeof *l->h);
+}
+
+/* One batch forward and backward, one Adam step. */
+static void step(learner *l, const lesson *s)
+{
+    fh_pool *pool = l->scores.pool;
+    take(l, s);
+    fh_strips_states(&l->scores, l->h, l->n);
+    fh_strips_scores(&l->scores, l->s);
+    fh_pool_run(pool, (l->n + FH_STRIP - 1) / FH_STRIP, error_task, l);
+    fh_pool_run(pool, tasks(l), adam_task, l);
+    l->done++;
+}
+
+/* The loss of one state by its scores in float32. */
+static void loss_task(void *ctx, size_t i, unsigned worker)
+{
+    learner *l = ctx;
+    const float *s = l->s + i * l->k;
+    const fh_sparse *t = l->t;
+    size_t row = l->rows[i];
+    double loss = fh_log_sum_exp(s, l->k);
+    for (size_t j = t->first[row]; j < t->first[row + 1]; j++) loss -= (double)t->value[j] * (double)s[t->index[j]];
+    l->loss[i] = loss;
+    (void)worker;
 }
 
 static double rms(const float *x, size_t n)
@@ -215,13 +137,16 @@ static double rms(const float *x, size_t n)
     return sqrt(square / (double)n);
 }
 
-/* The loss on the states held out, with the centroids as they are. */
+/* The loss on the states held out, with the centroids as they are, from products in float32. */
 static double held_loss(learner *l, const lesson *s, const size_t *order, const fh_job *job)
 {
     double loss = 0;
     for (size_t at = s->taught; at < s->n; at += l->batch) {
         l->rows = order + at, l->n = fh_min(l->batch, s->n - at);
-        loss += step(l, s->states, s->positions, false, job);
+        take(l, s);
+        fh_gemm_nt(fh_job_pool(job), l->n, l->k, l->d, l->h, l->d, l->c, l->d, l->s, l->k);
+        fh_pool_run(fh_job_pool(job), l->n, loss_task, l);
+        for (size_t i = 0; i < l->n; i++) loss += l->loss[i];
     }
     return loss / (double)fh_max(s->n - s->taught, 1);
 }
@@ -293,13 +218,14 @@ static fh_status passes(learner *l, float *centroids, uint32_t *assignment, less
             order[i - 1] = order[j], order[j] = swap;
         }
         out->made++;
+        fh_pool_run(fh_job_pool(job), tasks(l), round_task, l);
         for (size_t at = 0; at < taught; at += l->batch, done++) {
             if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
             m_power *= 0.9, v_power *= 0.999;
             l->correct_m = 1 / (1 - m_power), l->correct_v = 1 / (1 - v_power);
             l->rate = p->rate * scale * (1 - (double)done / (double)(steps * p->passes));
             l->rows = order + at, l->n = fh_min(l->batch, taught - at);
-            step(l, s->states, s->positions, true, job);
+            step(l, s);
             fh_job_progress(job, "learning routing", (double)(pass * taught + at + l->n), (double)(p->passes * taught), "states");
         }
     }
@@ -315,24 +241,30 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err)
 {
     fh_learn_params p = *params;
-    size_t d = dense->rows.cols, cells, pulls;
+    fh_pool *pool = fh_job_pool(job);
+    size_t d = dense->rows.cols, workers = fh_pool_threads(pool), cells, pulls = 0, strips;
     lesson s = {.dense = dense, .states = states, .positions = positions, .n = n, .taught = n - n / 10, .k = k, .d = d};
     float *pull = NULL;
-    learner l = {.k = k, .d = d, .unit = p.unit};
+    learner l = {.k = k, .d = d, .seed = p.seed, .unit = p.unit, .math = fh_learn_math_choose(fh_isa_name())};
     fh_status rc;
     if (!p.passes) p.passes = FH_LEARN_PASSES;
     p.moves = (unsigned)fh_min(p.moves, p.passes - 1);
     if (!(p.rate > 0)) p.rate = 0.013;
-    if (!p.batch) p.batch = 256;
+    if (!p.batch) p.batch = FH_LEARN_BATCH;
     l.batch = p.batch;
     *out = (fh_learn_report){0};
     if (n < FH_LEARN_STATES) return fh_fail(err, FH_ECHECK, "learned routing needs at least %d states, here are %zu: collect more with 'fhtool hidden --tokens'", FH_LEARN_STATES, n);
-    if (!fh_mul(k, d, &cells) || !fh_mul(dense->vocab, d, &pulls)) return fh_fail(err, FH_ENOMEM, "out of memory");
-    l.c = fh_malloc(cells * sizeof *l.c), l.best = fh_malloc(cells * sizeof *l.c), l.grad = fh_malloc(cells * sizeof *l.c);
+    if (!fh_mul(k, d, &cells) || !fh_mul(dense->vocab, d, &pulls) || !fh_mul(fh_round_up(l.batch, FH_STRIP), k, &strips)) return fh_fail(err, FH_ENOMEM, "out of memory");
+    if ((rc = fh_strips_make(&l.scores, k, l.batch, d, pool, err)) < 0) goto out;
+    l.c = fh_malloc(cells * sizeof *l.c), l.best = fh_malloc(cells * sizeof *l.c), l.mean = fh_malloc(d * sizeof *l.mean);
     l.m = fh_calloc(cells, sizeof *l.m), l.v = fh_calloc(cells, sizeof *l.v);
-    l.h = fh_malloc(l.batch * d * sizeof *l.h), l.ht = fh_malloc(l.batch * d * sizeof *l.h);
-    l.s = fh_malloc(l.batch * k * sizeof *l.s), l.gt = fh_malloc(l.batch * k * sizeof *l.s), l.loss = fh_malloc(l.batch * sizeof *l.loss);
-    if (!l.c || !l.best || !l.grad || !l.m || !l.v || !l.h || !l.ht || !l.s || !l.gt || !l.loss) { rc = fh_fail(err, FH_ENOMEM, "out of memory for learned routing"); goto out; }
+    l.h = fh_malloc(l.batch * d * sizeof *l.h), l.s = fh_aligned(strips * sizeof *l.s), l.loss = fh_malloc(l.batch * sizeof *l.loss);
+    l.grad = fh_malloc(workers * d * sizeof *l.grad), l.rows_of = fh_malloc(workers * l.batch * sizeof *l.rows_of);
+    l.shares = fh_malloc(workers * l.batch * sizeof *l.shares), l.entries = fh_calloc(workers, sizeof *l.entries);
+    if (!l.c || !l.best || !l.mean || !l.m || !l.v || !l.h || !l.s || !l.loss || !l.grad || !l.rows_of || !l.shares || !l.entries) {
+        rc = fh_fail(err, FH_ENOMEM, "out of memory for learned routing");
+        goto out;
+    }
     memcpy(l.c, centroids, cells * sizeof *l.c);
     if (p.unit)
         for (uint32_t c = 0; c < k; c++) {
@@ -340,10 +272,14 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
             for (size_t j = 0; j < d; j++) square += (double)l.c[c * d + j] * l.c[c * d + j];
             for (size_t j = 0; j < d; j++) l.c[c * d + j] = (float)(l.c[c * d + j] / sqrt(square));
         }
-    double began = fh_now(), product = 2.0 * (double)n * (double)k * (double)d;
-    if ((rc = make_targets(&s, assignment, p.moves > 0, job, err)) < 0) goto out;
+    for (size_t j = 0; j < d; j++) {
+        double sum = 0;
+        for (uint32_t c = 0; c < k; c++) sum += l.c[c * d + j];
+        l.mean[j] = (float)(sum / k);
+    }
+    double began = fh_now(), product = 2.0 * (double)k * (double)d;
+    if ((rc = fh_learn_targets(&s.masses, p.moves ? &s.likely : NULL, dense, states, positions, n, assignment, k, &out->target_operations, job, err)) < 0) goto out;
     out->target_seconds = fh_now() - began, began += out->target_seconds;
-    out->target_operations = 2.0 * (double)n * (double)dense->rows.rows * (double)d;
     if (p.moves) {
         pull = fh_malloc(pulls * sizeof *pull);
         rc = pull ? fh_token_pull(pull, dense, &s.likely, states, positions, s.taught, job, err) : fh_fail(err, FH_ENOMEM, "out of memory for moving tokens");
@@ -352,20 +288,25 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
     }
     rc = passes(&l, centroids, assignment, &s, pull, &p, job, out, err);
     out->pass_seconds = fh_now() - began - out->move_seconds;
-    out->pass_operations = product * (1.9 * out->made + 0.1); /* nine tenths are taught, forward and backward; the tenth is asked before each pass and at the end */
+    /* nine tenths are taught, the tenth is asked before each pass and at the end; backwards only what remains */
+    out->pass_operations = product * ((double)s.taught * out->made + (double)(n - s.taught) * (out->made + 1));
+    for (size_t w = 0; l.entries && w < workers; w++) out->pass_operations += 2.0 * l.entries[w] * (double)d;
 out:
+    fh_strips_free(&l.scores);
     fh_sparse_free(&s.masses);
     fh_sparse_free(&s.likely);
     fh_free(pull);
     fh_free(l.c);
     fh_free(l.best);
-    fh_free(l.grad);
+    fh_free(l.mean);
     fh_free(l.m);
     fh_free(l.v);
     fh_free(l.h);
-    fh_free(l.ht);
     fh_free(l.s);
-    fh_free(l.gt);
     fh_free(l.loss);
+    fh_free(l.grad);
+    fh_free(l.rows_of);
+    fh_free(l.shares);
+    fh_free(l.entries);
     return rc;
 }

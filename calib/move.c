@@ -64,7 +64,7 @@ static void shares_task(void *ctx, size_t task, unsigned worker)
     }
 }
 
-static void mean_row(double *mean, const fh_dense *dense, float *row)
+void fh_mean_row(double *mean, const fh_dense *dense, float *row)
 {
     size_t d = dense->rows.cols, n = 0;
     memset(mean, 0, d * sizeof *mean);
@@ -102,7 +102,7 @@ fh_status fh_token_pull(float *pull, const fh_dense *dense, const fh_sparse *lik
     double *mean = fh_malloc(d * sizeof *mean), *sum = fh_malloc(fh_pool_threads(pool) * d * sizeof *sum);
     fh_status rc = s && rows && share && state && first && mean && sum ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory for moving tokens");
     if (rc < 0 || (rc = covariance(s, states, positions, n, d, job, err)) < 0) goto out;
-    mean_row(mean, dense, rows);
+    fh_mean_row(mean, dense, rows);
     drawing w = {.dense = dense, .states = states, .positions = positions, .d = d, .mean = mean, .first = first, .state = state, .share = share, .rows = rows,
                  .pull = pull, .sum = sum};
     for (w.at = 0; w.at < v; w.at += BLOCK) {

@@ -89,6 +89,35 @@ fh_status fh_centroids(fh_clustering *c, const fh_rows *head, const uint8_t *dea
 fh_status fh_weighted_centroids(float *out, const fh_clustering *c, const fh_rows *head, const uint8_t *dead, const double *weights,
                                 const fh_job *job, fh_err *err);
 
+/* ---- products of rows of eight bits (turn.c, cluster_int8.c) ------------------------------------------------------ */
+
+enum { FH_LANES = 16 }; /* rows are padded with zeros to whole multiples of this */
+
+/* The orthogonal map that rows go through before they are rounded: room [j] = sign [j] * x [from [j]], then Hadamard matrices.  The same for both
+ * sides of a product, which it does not change. */
+typedef struct fh_turn { size_t ld; uint32_t *from; float *sign; const struct fh_turn_kernels *kernels; } fh_turn;
+/* shuffle false: coordinates stay where they are, which is three times as fast and spreads a large one over its own block only (powers of two that make up ld, the
+ * largest first).  ld is a multiple of FH_LANES. */
+fh_status fh_turn_make(fh_turn *t, size_t ld, bool shuffle, fh_err *err);
+void fh_turn_free(fh_turn *t);
+/* out [ld] of -127..127 and the returned scale > 0: x [ld] turned is about scale * out.  room [ld]; *sum (NULL: not wanted) is that of out.  The same bits on
+ * every instruction set. */
+float fh_turn_int8(const fh_turn *t, int8_t *out, int32_t *sum, const float *x, float *room);
+
+/* A panel is FH_PANEL clusters side by side: byte j of cluster c lies at j / 4 * 4 * FH_PANEL + 4 * c + j % 4. */
+enum { FH_PANEL = 48, FH_INT8_LONGEST = 65536 /* 255 * 127 * ld stays below 2^31 */ };
+typedef struct fh_int8_dots {
+    const char *isa;
+    bool offset;  /* panels hold bytes + 128, without sign: a product is then too large by 128 times the row's sum */
+    /* out [rows, FH_PANEL] = x [rows, ld] . clusters of the panel */
+    void (*tile)(int32_t *out, const int8_t *x, size_t rows, size_t ld, const int8_t *panel);
+    /* score [FH_PANEL] = (dot - less) * scale * by + bias; whether one is above the bar */
+    bool (*score)(float *score, const int32_t *dot, const float *scale, const float *bias, float by, int32_t less, float bar);
+} fh_int8_dots;
+void fh_pack_int8(const fh_int8_dots *dots, int8_t *panel, const int8_t *row, size_t column, size_t ld);
+/* The best that the machine has, or what FH_ISA asks for; all give the same bits. */
+const fh_int8_dots *fh_int8_dots_pick(void);
+
 /* ---- a rival ---------------------------------------------------------------------------------------------------- */
 
 /* FAISS's own two-stage search, IndexIVFFlat by inner product, over clusters that are given: what a head is measured against.  Rows are

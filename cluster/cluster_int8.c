@@ -1,91 +1,12 @@
-/* cluster/cluster_int8.c: rows of eight bits and their products with all clusters.
+/* cluster/cluster_int8.c: products of rows of eight bits with all clusters.
  *
- * The products are sums of integers, so every instruction set gives the same; what is lost is lost in rounding the rows.  A row's few
- * large coordinates would take the digits of all others, so rows are turned first by one fixed orthogonal map, the same for rows and
- * centres: coordinates are shuffled, half of them negated, and mixed in blocks by Hadamard matrices.  It changes no product but spreads
- * every coordinate over its block: what rounding adds to x . c is then about 0.014 |x| |c| / sqrt(D), whatever the rows look like.
+ * They are sums of integers, so every instruction set gives the same; what is lost is lost in rounding the rows (turn.c).
  */
 #include "cluster/cluster_private.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- rounding ------------------------------------------------------------------------------------------------------ */
-
-fh_status fh_turn_make(fh_turn *t, size_t ld, fh_err *err)
-{
-    fh_rng rng;
-    *t = (fh_turn){.ld = ld, .from = fh_malloc(ld * sizeof *t->from), .sign = fh_malloc(ld * sizeof *t->sign)};
-    if (!t->from || !t->sign) {
-        fh_turn_free(t);
-        return fh_fail(err, FH_ENOMEM, "clustering: out of memory");
-    }
-    fh_rng_seed(&rng, 0, ld); /* one map for each length, whatever the seed of the clustering */
-    for (size_t j = 0; j < ld; j++) t->from[j] = (uint32_t)j;
-    for (size_t j = ld; j > 1; j--) {
-        size_t i = (size_t)fh_rng_below(&rng, j);
-        uint32_t swap = t->from[j - 1];
-        t->from[j - 1] = t->from[i], t->from[i] = swap;
-    }
-    for (size_t j = 0; j < ld; j++) t->sign[j] = fh_rng_below(&rng, 2) ? 1 : -1;
-    return FH_OK;
-}
-
-void fh_turn_free(fh_turn *t)
-{
-    fh_free(t->from);
-    fh_free(t->sign);
-    *t = (fh_turn){0};
-}
-
-/* v [n] times the Hadamard matrix of n, a power of two, at least FH_LANES. */
-static void hadamard(float *v, size_t n)
-{
-    for (size_t at = 0; at < n; at += FH_LANES) {
-        for (size_t half = FH_LANES / 2; half; half /= 2) {
-            float *x = v + at, y[FH_LANES];
-            for (size_t j = 0; j < FH_LANES / 2; j++) y[j] = x[2 * j] + x[2 * j + 1], y[j + FH_LANES / 2] = x[2 * j] - x[2 * j + 1];
-            memcpy(x, y, sizeof y);
-        }
-    }
-    for (size_t half = FH_LANES; half < n; half *= 2) {
-        for (size_t at = 0; at < n; at += 2 * half) {
-            for (size_t j = at; j < at + half; j += FH_LANES) {
-                float *a = v + j, *b = v + j + half;
-                for (size_t l = 0; l < FH_LANES; l++) {
-                    float sum = a[l] + b[l], difference = a[l] - b[l];
-                    a[l] = sum, b[l] = difference;
-                }
-            }
-        }
-    }
-}
-
-float fh_turn_int8(const fh_turn *t, int8_t *out, const float *x, float *room)
-{
-    float most = 0;
-    for (size_t j = 0; j < t->ld; j++) room[j] = t->sign[j] * x[t->from[j]];
-    for (size_t at = 0; at < t->ld;) {
-        size_t n = FH_LANES;
-        while (2 * n <= t->ld - at) n *= 2;
-        hadamard(room + at, n);
-        float by = (float)(1 / sqrt((double)n));
-        for (size_t j = at; j < at + n; j++) room[j] *= by;
-        at += n;
-    }
-    for (size_t j = 0; j < t->ld; j++) most = fmaxf(most, fabsf(room[j]));
-    if (!(most > 0)) {
-        memset(out, 0, t->ld);
-        return 1;
-    }
-    float by = 127 / most;
-    for (size_t j = 0; j < t->ld; j++) {
-        float y = room[j] * by;
-        out[j] = (int8_t)(y + (y < 0 ? -0.5f : 0.5f));
-    }
-    return most / 127;
-}
 
 void fh_pack_int8(const fh_int8_dots *dots, int8_t *panel, const int8_t *row, size_t column, size_t ld)
 {

@@ -8,7 +8,6 @@
 #include "cluster/cluster.h"
 
 enum {
-    FH_LANES = 16,          /* rows are padded with zeros to whole multiples of this */
     FH_MAX_CANDIDATES = 64, /* a mask of 64 bits remembers which of a row's candidates are new; fh_cluster_search.want */
     FH_NO_CLUSTER = -1
 };
@@ -25,29 +24,6 @@ typedef struct fh_dots {
 } fh_dots;
 /* The best that the machine has, or what FH_ISA (ref, avx2, avx512, neon) asks for where the machine has it. */
 const fh_dots *fh_dots_pick(void);
-
-/* ---- products of rows of eight bits (cluster_int8.c) ---------------------------------------------------------- */
-
-/* The orthogonal map that rows and centres go through before they are rounded: room [j] = sign [j] * x [from [j]], then Hadamard. */
-typedef struct fh_turn { size_t ld; uint32_t *from; float *sign; } fh_turn;
-fh_status fh_turn_make(fh_turn *t, size_t ld, fh_err *err);
-void fh_turn_free(fh_turn *t);
-/* out [ld] of -127..127 and the returned scale > 0: x [ld] turned is about scale * out.  room [ld]. */
-float fh_turn_int8(const fh_turn *t, int8_t *out, const float *x, float *room);
-
-/* A panel is FH_PANEL clusters side by side: byte j of cluster c lies at j / 4 * 4 * FH_PANEL + 4 * c + j % 4. */
-enum { FH_PANEL = 48, FH_INT8_LONGEST = 65536 /* 255 * 127 * ld stays below 2^31 */ };
-typedef struct fh_int8_dots {
-    const char *isa;
-    bool offset;  /* panels hold bytes + 128, without sign: a product is then too large by 128 times the row's sum */
-    /* out [rows, FH_PANEL] = x [rows, ld] . clusters of the panel */
-    void (*tile)(int32_t *out, const int8_t *x, size_t rows, size_t ld, const int8_t *panel);
-    /* score [FH_PANEL] = (dot - less) * scale * by + bias; whether one is above the bar */
-    bool (*score)(float *score, const int32_t *dot, const float *scale, const float *bias, float by, int32_t less, float bar);
-} fh_int8_dots;
-void fh_pack_int8(const fh_int8_dots *dots, int8_t *panel, const int8_t *row, size_t column, size_t ld);
-/* The best that the machine has, or what FH_ISA asks for; all give the same bits. */
-const fh_int8_dots *fh_int8_dots_pick(void);
 
 /* ---- the state of one clustering ----------------------------------------------------------------------------- */
 

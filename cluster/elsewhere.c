@@ -21,7 +21,7 @@ static void turn_rows(void *ctx, size_t task, unsigned worker)
     const struct sending *s = ctx;
     size_t ld = s->q->ld, end = fh_min((task + 1) * ROWS_A_TASK, s->n);
     for (size_t i = task * ROWS_A_TASK; i < end; i++)
-        s->by[i] = fh_turn_int8(&s->turn, s->turned + i * ld, s->q->elsewhere->x + (s->begin + i) * ld, s->room + worker * ld);
+        s->by[i] = fh_turn_int8(&s->turn, s->turned + i * ld, NULL, s->q->elsewhere->x + (s->begin + i) * ld, s->room + worker * ld);
 }
 
 static void turn_centres(void *ctx, size_t task, unsigned worker)
@@ -55,7 +55,7 @@ fh_status fh_nearest_elsewhere(const fh_nearest *q, const char *what, const fh_j
     const fh_cluster_device *device = q->elsewhere->device;
     struct sending s = {.q = q};
     size_t most = fh_max(q->k, q->elsewhere->sent ? 0 : fh_min(SENT_AT_ONCE, q->elsewhere->n));
-    fh_status rc = fh_turn_make(&s.turn, q->ld, err);
+    fh_status rc = fh_turn_make(&s.turn, q->ld, true, err);
     if (rc < 0) return rc;
     s.turned = fh_aligned(most * q->ld);
     s.by = fh_malloc(most * sizeof *s.by);

@@ -89,7 +89,7 @@ static void one_tile(void *ctx, size_t task, unsigned worker)
 
 void fh_turn_centre(const fh_turn *t, const fh_nearest *q, size_t c, int8_t *row, float *scale, float *bias, float *room)
 {
-    *scale = fh_turn_int8(t, row, q->c + c * q->ld, room) * (q->scale ? q->scale[c] : 1);
+    *scale = fh_turn_int8(t, row, NULL, q->c + c * q->ld, room) * (q->scale ? q->scale[c] : 1);
     *bias = q->bias ? q->bias[c] : 0;
 }
 
@@ -121,10 +121,9 @@ static void one_tile_int8(void *ctx, size_t task, unsigned worker)
     int32_t *which = s->which + (size_t)worker * TILE_ROWS * s->want, *dot = s->dot + (size_t)worker * TILE_ROWS * FH_PANEL, less[TILE_ROWS];
     int8_t *rows = s->rows + (size_t)worker * TILE_ROWS * q->ld;
     for (size_t i = 0; i < n; i++) {
-        int8_t *to = rows + i * q->ld;
-        by[i] = fh_turn_int8(&s->turn, to, q->x + (q->rows ? q->rows[row + i] : row + i) * q->ld, s->room + (size_t)worker * q->ld);
-        less[i] = 0;
-        if (s->dots->offset) for (size_t j = 0; j < q->ld; j++) less[i] += 128 * to[j];
+        int32_t sum;
+        by[i] = fh_turn_int8(&s->turn, rows + i * q->ld, &sum, q->x + (q->rows ? q->rows[row + i] : row + i) * q->ld, s->room + (size_t)worker * q->ld);
+        less[i] = s->dots->offset ? 128 * sum : 0;
     }
     for (size_t i = 0; i < n * s->want; i++) best[i] = -INFINITY, which[i] = FH_NO_CLUSTER;
     for (size_t p = 0; p < s->panels; p++) {
@@ -156,7 +155,7 @@ static fh_status prepare_int8(struct search *s, fh_err *err)
     s->dot = fh_aligned(workers * TILE_ROWS * FH_PANEL * sizeof *s->dot);
     if (!s->packed || !s->scale || !s->bias || !s->rows || !s->room || !s->dot)
         return fh_fail(err, FH_ENOMEM, "clustering: out of memory for the search of the nearest clusters");
-    fh_status rc = fh_turn_make(&s->turn, q->ld, err);
+    fh_status rc = fh_turn_make(&s->turn, q->ld, true, err);
     if (rc == FH_OK) fh_pool_run(pool, s->panels, pack_task, s);
     return rc;
 }

@@ -1,14 +1,11 @@
 /* runtime/body_math_impl.h: the arithmetic of the body between its matrix products, included once for each instruction set by
  * body_math.c, which defines FN(name), TARGET, and WIDTH, the bytes of a register.
  *
- * 16 lanes everywhere, one order of sums, no fma (the build forbids contraction): every instruction set gives the same bits.  Vectors
- * are locals only, handed on by pointer, since passing them by value would depend on the ABI of the instruction set.
+ * 16 lanes everywhere, one order of sums: every instruction set gives the same bits (base/lanes.h).
  */
 
-/* One register.  Sums, products and moves of longer vectors gcc takes apart well; comparisons it makes number by number. */
-typedef float FN(f32) __attribute__((vector_size(WIDTH)));
-typedef int32_t FN(i32) __attribute__((vector_size(WIDTH)));
-typedef uint32_t FN(u32) __attribute__((vector_size(WIDTH)));
+#include "base/lanes.h"
+
 typedef double FN(f64) __attribute__((vector_size(WIDTH)));
 typedef int64_t FN(i64) __attribute__((vector_size(WIDTH)));
 typedef uint64_t FN(u64) __attribute__((vector_size(WIDTH)));
@@ -30,34 +27,6 @@ TARGET static inline void FN(load_some)(v16 *v, const float *x, size_t n, float 
     float s[16];
     for (size_t i = 0; i < 16; i++) s[i] = i < n ? x[i] : fill;
     memcpy(v, s, sizeof s);
-}
-
-/* exp(x): 2^n e^r, |r| <= ln 2 / 2, Taylor to the seventh power (the next term is below 6e-9), worst seen 1.3e-7 relative over [-87, 88].
- * Below -87.33: 0.  Above 88.37: what it is there.  NaN stays NaN: it passes every comparison as false and scales a NaN. */
-TARGET static inline void FN(exp16)(v16 *io)
-{
-    const FN(f32) zero = {0}, low = zero - 87.33f, high = zero + 88.37f,
-                  magic = zero + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    for (size_t i = 0; i < sizeof *io; i += sizeof(FN(f32))) {
-        FN(f32) x;
-        memcpy(&x, (char *)io + i, sizeof x);
-        FN(i32) over = x > high, under = x < low;
-        x = (FN(f32))(((FN(i32))x & ~over) | ((FN(i32))high & over));
-        FN(f32) t = x * 1.44269504f + magic, n = t - magic;
-        FN(f32) r = x - n * 0.693359375f; /* ln 2 in two parts, the first with 9 bits: n times it is exact */
-        r = r + n * 2.12194440e-4f;
-        FN(f32) p = r * (1.0f / 5040) + 1.0f / 720;
-        p = p * r + 1.0f / 120;
-        p = p * r + 1.0f / 24;
-        p = p * r + 1.0f / 6;
-        p = p * r + 0.5f;
-        p = p * r + 1.0f;
-        p = p * r + 1.0f;
-        FN(u32) scale = ((FN(u32))t << 23) + 0x3f800000u; /* the low bits of t are n; those of the magic number are shifted out */
-        p = p * (FN(f32))scale;
-        p = (FN(f32))((FN(i32))p & ~under);
-        memcpy((char *)io + i, &p, sizeof p);
-    }
 }
 
 TARGET static void FN(widen_bf16)(float *dst, const void *src, size_t n)

@@ -41,6 +41,14 @@ static const float *widen(const run *c, size_t first, size_t count, float *wide)
     return wide;
 }
 
+/* A row's product as its token's logit. */
+static float finished(const fh_dense *head, size_t row, float z)
+{
+    size_t token = head->token_of ? head->token_of[row] : row;
+    if (head->bias && token < head->vocab) z += head->bias[token];
+    return head->softcap > 0 ? head->softcap * tanhf(z / head->softcap) : z;
+}
+
 /* The tile y [n, columns] of all products. */
 static void multiply(const run *c, size_t first, size_t count, const float *x, size_t n, float *y)
 {
@@ -66,11 +74,7 @@ static void one_tile(void *ctx, size_t task, unsigned worker)
     if (!c->dots) multiply(c, first, count, c->states + state * d, n, y);
     for (size_t s = 0; s < n; s++) {
         float *from = y + s * (c->dots ? head->rows.rows : c->columns), *to = c->logits + (state + s) * head->vocab;
-        for (size_t r = 0; r < count && (head->bias || head->softcap > 0); r++) {
-            size_t token = head->token_of ? head->token_of[first + r] : first + r;
-            if (head->bias && token < head->vocab) from[r] += head->bias[token];
-            if (head->softcap > 0) from[r] = head->softcap * tanhf(from[r] / head->softcap);
-        }
+        for (size_t r = 0; r < count && (head->bias || head->softcap > 0); r++) from[r] = finished(head, first + r, from[r]);
         if (!head->token_of) {
             memcpy(to + first, from, fh_min(count, head->vocab - fh_min(first, head->vocab)) * sizeof *to);
             continue;
@@ -97,6 +101,14 @@ static fh_status run_tiles(run *c, fh_pool *pool, fh_err *err)
     fh_pool_run(pool, ((c->n - 1) / STATES + 1) * c->across, one_tile, c);
     fh_free(c->scratch);
     return FH_OK;
+}
+
+void fh_dense_some(const fh_dense *head, const float *state, const uint32_t *rows, size_t n, float *logits)
+{
+    fh_state s = {.f = state};
+    const fh_state *one = &s;
+    fh_dots(fh_kernels_shared(), &head->rows, NULL, rows, 0, n, &one, 1, logits, n);
+    for (size_t i = 0; i < n; i++) logits[i] = finished(head, rows[i], logits[i]);
 }
 
 fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *states, size_t n, float *logits, fh_err *err)

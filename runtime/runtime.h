@@ -133,6 +133,9 @@ typedef struct fh_dense {
 } fh_dense;
 /* logits [n, V] of states [n, D] through OpenBLAS in float32; dead rows come out like any other.  Not in libflashhead. */
 fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *states, size_t n, float *logits, fh_err *err);
+/* logits [n] of some rows [n] (numbers of rows, each below head->rows.rows) for one state [D], by the kernels of this CPU: one order of sums on every
+ * instruction set. */
+void fh_dense_some(const fh_dense *head, const float *state, const uint32_t *rows, size_t n, float *logits);
 
 /* Rows that many states are multiplied with, all of them, to measure what a head keeps: the dense head's, or a head's centroids or encoded rows.  One order of sums
  * (kernels.h): the same bits on every instruction set (but on a CPU that has none, see dense.c), on a device, and for any number of states and threads.  All pointers are borrowed until it is closed. */

@@ -61,10 +61,10 @@ static void turning_keeps_products_and_spreads_large_coordinates(void **state)
         fh_turn t;
         fh_rng r;
         fh_rng_seed(&r, 5, ld);
-        assert_int_equal(fh_turn_make(&t, ld, &err), FH_OK);
+        assert_int_equal(fh_turn_make(&t, ld, true, &err), FH_OK);
         for (size_t j = 0; j < ld; j++) x[j] = (float)normal(&r), y[j] = (float)normal(&r);
         x[3] = 40; /* rounded as it is, this would leave three bits to the others */
-        float sx = fh_turn_int8(&t, qx, x, room), sy = fh_turn_int8(&t, qy, y, room);
+        float sx = fh_turn_int8(&t, qx, NULL, x, room), sy = fh_turn_int8(&t, qy, NULL, y, room);
         for (size_t j = 0; j < ld; j++) {
             exact += (double)x[j] * y[j], xx += (double)x[j] * x[j], yy += (double)y[j] * y[j];
             got += (double)qx[j] * qy[j] * (double)sx * (double)sy;
@@ -80,8 +80,8 @@ static void a_row_of_zeros_has_a_scale(void **state)
     int8_t q[16];
     fh_turn t;
     (void)state;
-    assert_int_equal(fh_turn_make(&t, 16, &err), FH_OK);
-    assert_true(fh_turn_int8(&t, q, x, room) > 0);
+    assert_int_equal(fh_turn_make(&t, 16, true, &err), FH_OK);
+    assert_true(fh_turn_int8(&t, q, NULL, x, room) > 0);
     for (size_t j = 0; j < 16; j++) assert_int_equal(q[j], 0);
     fh_turn_free(&t);
 }
