@@ -29,7 +29,7 @@ typedef struct lesson {
 typedef struct learner {
     uint32_t k; size_t d, batch;
     float *c, *best, *m, *v;          /* [K, D] centroids, the best so far, Adam's moments */
-    float *mean;                      /* [D] of the centroids at the start: they are rounded less that, which changes no softmax */
+    float *mean;                      /* [D] of the centroids at the start: they are learned less that, which changes no softmax and leaves more digits; zeros for rows of unit length */
     float *h, *s;                     /* [batch, D]; [strips, K, 16], or [batch, K] of states held out */
     double *loss;                     /* [batch] */
     float *grad; const float **rows_of; float *shares; /* of each worker [D], [batch], [batch] */
@@ -45,7 +45,7 @@ typedef struct learner {
 static void round_task(void *ctx, size_t task, unsigned worker)
 {
     learner *l = ctx;
-    for (size_t c = task * ROWS_A_TASK; c < fh_min(l->k, (task + 1) * ROWS_A_TASK); c++) fh_strips_row(&l->scores, c, l->c + c * l->d, l->mean, worker);
+    for (size_t c = task * ROWS_A_TASK; c < fh_min(l->k, (task + 1) * ROWS_A_TASK); c++) fh_strips_row(&l->scores, c, l->c + c * l->d, NULL, worker);
 }
 
 /* Scores of a strip of states into what of softmax less target remains. */
@@ -79,6 +79,10 @@ static void adam_task(void *ctx, size_t task, unsigned worker)
         size_t n = 0;
         for (size_t strip = 0; strip < strips; strip++) {
             const float *s = l->s + (strip * l->k + c) * FH_STRIP;
+            uint64_t any[FH_STRIP / 2], all = 0;
+            memcpy(any, s, sizeof any);
+            for (size_t i = 0; i < FH_STRIP / 2; i++) all |= any[i];
+            if (!all) continue;
             for (size_t i = 0; i < FH_STRIP; i++) if (s[i] != 0) of[n] = l->h + (strip * FH_STRIP + i) * l->d, shares[n++] = s[i] * one;
         }
         l->entries[worker] += (double)n;
@@ -94,7 +98,7 @@ static void adam_task(void *ctx, size_t task, unsigned worker)
             for (size_t j = 0; j < l->d; j++) square += (double)x[j] * x[j];
             for (size_t j = 0; j < l->d; j++) x[j] = (float)(x[j] / sqrt(square));
         }
-        fh_strips_row(&l->scores, c, x, l->mean, worker);
+        fh_strips_row(&l->scores, c, x, NULL, worker);
     }
 }
 
@@ -230,7 +234,7 @@ static fh_status passes(learner *l, float *centroids, uint32_t *assignment, less
         }
     }
     fh_job_progress(job, "learning routing", 1, 1, "states");
-    memcpy(centroids, l->best, cells * sizeof *centroids);
+    for (size_t c = 0; c < l->k; c++) for (size_t j = 0; j < l->d; j++) centroids[c * l->d + j] = l->best[c * l->d + j] + l->mean[j];
     out->loss = least, out->states = s->n;
 out:
     fh_free(order);
@@ -256,7 +260,7 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
     if (n < FH_LEARN_STATES) return fh_fail(err, FH_ECHECK, "learned routing needs at least %d states, here are %zu: collect more with 'fhtool hidden --tokens'", FH_LEARN_STATES, n);
     if (!fh_mul(k, d, &cells) || !fh_mul(dense->vocab, d, &pulls) || !fh_mul(fh_round_up(l.batch, FH_STRIP), k, &strips)) return fh_fail(err, FH_ENOMEM, "out of memory");
     if ((rc = fh_strips_make(&l.scores, k, l.batch, d, pool, err)) < 0) goto out;
-    l.c = fh_malloc(cells * sizeof *l.c), l.best = fh_malloc(cells * sizeof *l.c), l.mean = fh_malloc(d * sizeof *l.mean);
+    l.c = fh_malloc(cells * sizeof *l.c), l.best = fh_malloc(cells * sizeof *l.c), l.mean = fh_calloc(d, sizeof *l.mean);
     l.m = fh_calloc(cells, sizeof *l.m), l.v = fh_calloc(cells, sizeof *l.v);
     l.h = fh_malloc(l.batch * d * sizeof *l.h), l.s = fh_aligned(strips * sizeof *l.s), l.loss = fh_malloc(l.batch * sizeof *l.loss);
     l.grad = fh_malloc(workers * d * sizeof *l.grad), l.rows_of = fh_malloc(workers * l.batch * sizeof *l.rows_of);
@@ -272,10 +276,11 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
             for (size_t j = 0; j < d; j++) square += (double)l.c[c * d + j] * l.c[c * d + j];
             for (size_t j = 0; j < d; j++) l.c[c * d + j] = (float)(l.c[c * d + j] / sqrt(square));
         }
-    for (size_t j = 0; j < d; j++) {
+    for (size_t j = 0; !p.unit && j < d; j++) {
         double sum = 0;
         for (uint32_t c = 0; c < k; c++) sum += l.c[c * d + j];
         l.mean[j] = (float)(sum / k);
+        for (uint32_t c = 0; c < k; c++) l.c[c * d + j] -= l.mean[j];
     }
     double began = fh_now(), product = 2.0 * (double)k * (double)d;
     if ((rc = fh_learn_targets(&s.masses, p.moves ? &s.likely : NULL, dense, states, positions, n, assignment, k, &out->target_operations, job, err)) < 0) goto out;

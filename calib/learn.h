@@ -11,11 +11,30 @@ typedef struct fh_sparse { size_t *first; uint32_t *index; float *value; size_t 
 fh_status fh_sparse_grow(fh_sparse *s, size_t n, size_t more, fh_err *err);
 void fh_sparse_free(fh_sparse *s); /* accepts a zeroed one */
 
+/* ---- loops for each instruction set (learn_math.c) -------------------------------------------------------------------- */
+
+enum { FH_STRIP = 16 }; /* states whose numbers lie side by side */
+/* z is a strip [n, 16]; what is [16] is of its lanes. */
+typedef struct fh_learn_math {
+    void (*scores)(float *out, size_t apart, size_t strips, const int32_t *dot, const float *scale, float by, int32_t less); /* out [strips] `apart`: (dot - less) * scale * by */
+    /* z + base [16] + bias [n] (NULL: 0), capped where cap > 0, -INFINITY where out [n]; the largest */
+    void (*finish)(float *z, size_t n, const float *base, const float *bias, float cap, const uint8_t *out, float *most);
+    void (*largest)(const float *z, size_t n, float *most);
+    void (*exponents)(float *z, size_t n, const float *shift, float *sum);      /* z = exp(z - shift); sums */
+    void (*gather)(float *q, const float *z, size_t n, const uint32_t *into);   /* q [into[r], 16] += z [r, 16] */
+    size_t (*above)(uint32_t *rows, const float *z, size_t n, const float *bar); /* rows [n] in which a lane is not below its bar; how many */
+    /* z * by, and what is then smaller than the bound becomes the bound with its sign or 0: sizes are added up from `start` on, and whoever fills the sum up to the bound takes
+     * it.  With `start` by chance from 0 up to the bound every number is right on average. */
+    void (*thin)(float *z, size_t n, const float *by, const float *start, float bound);
+    void (*combine)(float *g, size_t d, const float *const *rows, const float *by, size_t n); /* g [d] = sum of by [i] rows [i] [d], in this order */
+    void (*adam)(float *x, float *m, float *v, const float *g, size_t n, float rate, float correct); /* one step; correct: of the second moment */
+} fh_learn_math;
+const fh_learn_math *fh_learn_math_choose(const char *isa); /* fh_isa_name() */
+
 /* ---- scores in eight bits, in strips of 16 states (strips.c) --------------------------------------------------------- */
 
-enum { FH_STRIP = 16 };
 typedef struct fh_strips {
-    fh_pool *pool; const fh_int8_dots *dots; fh_turn turn;
+    fh_pool *pool; const fh_int8_dots *dots; const fh_learn_math *math; fh_turn turn;
     size_t rows, d, ld;
     int8_t *row; float *by; int32_t *less; /* [rows, ld], [rows], [rows]: rounded, what a product is multiplied by, and what is taken off it before */
     size_t states, panels;                 /* of the block, and the panels there is room for */
@@ -31,24 +50,6 @@ void fh_strips_row(fh_strips *s, size_t r, const float *x, const float *mean, un
 void fh_strips_states(fh_strips *s, const float *states, size_t n);
 /* out [strips, rows, 16]: all rows with all states of the block; the last strip is filled up with zeros. */
 void fh_strips_scores(const fh_strips *s, float *out);
-
-/* ---- loops for each instruction set (learn_math.c) -------------------------------------------------------------------- */
-
-/* z is a strip [n, 16]; what is [16] is of its lanes. */
-typedef struct fh_learn_math {
-    /* z + base [16] + bias [n] (NULL: 0), capped where cap > 0, -INFINITY where out [n]; the largest */
-    void (*finish)(float *z, size_t n, const float *base, const float *bias, float cap, const uint8_t *out, float *most);
-    void (*largest)(const float *z, size_t n, float *most);
-    void (*exponents)(float *z, size_t n, const float *shift, float *sum);      /* z = exp(z - shift); sums */
-    void (*gather)(float *q, const float *z, size_t n, const uint32_t *into);   /* q [into[r], 16] += z [r, 16] */
-    size_t (*above)(uint32_t *rows, const float *z, size_t n, const float *bar); /* rows [n] in which a lane is not below its bar; how many */
-    /* z * by, and what is then smaller than the bound becomes the bound with its sign or 0: sizes are added up from `start` on, and whoever fills the sum up to the bound takes
-     * it.  With `start` by chance from 0 up to the bound every number is right on average. */
-    void (*thin)(float *z, size_t n, const float *by, const float *start, float bound);
-    void (*combine)(float *g, size_t d, const float *const *rows, const float *by, size_t n); /* g [d] = sum of by [i] rows [i] [d], in this order */
-    void (*adam)(float *x, float *m, float *v, const float *g, size_t n, float rate, float correct); /* one step; correct: of the second moment */
-} fh_learn_math;
-const fh_learn_math *fh_learn_math_choose(const char *isa); /* fh_isa_name() */
 
 /* ---- what the dense head says (targets.c) ------------------------------------------------------------------------------ */
 

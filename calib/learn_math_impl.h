@@ -7,6 +7,18 @@
 /* b where the mask is set, a where it is not. */
 TARGET static inline void FN(blend)(FN(f32) *a, const FN(f32) *b, const FN(i32) *mask) { *a = (FN(f32))(((FN(i32))*b & *mask) | ((FN(i32))*a & ~*mask)); }
 
+TARGET static void FN(scores)(float *out, size_t apart, size_t strips, const int32_t *dot, const float *scale, float by, int32_t less)
+{
+    for (size_t i = 0; i < strips; i++) {
+        v16i sum;
+        v16 columns;
+        memcpy(&sum, dot + i * FH_STRIP, sizeof sum);
+        memcpy(&columns, scale + i * FH_STRIP, sizeof columns);
+        v16 score = __builtin_convertvector(sum - less, v16) * columns * by;
+        memcpy(out + i * apart, &score, sizeof score);
+    }
+}
+
 TARGET static void FN(finish)(float *z, size_t n, const float *base, const float *bias, float cap, const uint8_t *out, float *most)
 {
     for (size_t part = 0; part < FH_STRIP; part += FN_LANES) {
@@ -155,5 +167,5 @@ TARGET static void FN(adam)(float *x, float *m, float *v, const float *g, size_t
     }
 }
 
-static const fh_learn_math FN(table) = {FN(finish), FN(largest), FN(exponents), FN(gather), FN(above), FN(thin), FN(combine), FN(adam)};
+static const fh_learn_math FN(table) = {FN(scores), FN(finish), FN(largest), FN(exponents), FN(gather), FN(above), FN(thin), FN(combine), FN(adam)};
 #undef FN_LANES

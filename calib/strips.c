@@ -14,7 +14,7 @@ struct states_job { fh_strips *s; const float *states; };
 fh_status fh_strips_make(fh_strips *s, size_t rows, size_t block, size_t d, fh_pool *pool, fh_err *err)
 {
     size_t workers = fh_pool_threads(pool), bytes, packed, scratch;
-    *s = (fh_strips){.pool = pool, .rows = rows, .d = d, .dots = fh_int8_dots_pick()};
+    *s = (fh_strips){.pool = pool, .rows = rows, .d = d, .dots = fh_int8_dots_pick(), .math = fh_learn_math_choose(fh_isa_name())};
     if (d > FH_INT8_LONGEST) return fh_fail(err, FH_EUNSUPPORTED, "learned routing: rows of %zu values are too long (%d at most)", d, FH_INT8_LONGEST);
     s->ld = fh_round_up(d, FH_LANES), s->panels = (block + FH_PANEL - 1) / FH_PANEL;
     if (!fh_mul(rows, s->ld, &bytes) || !fh_mul(s->panels * FH_PANEL, s->ld, &packed) || !fh_mul(workers, s->ld, &scratch))
@@ -46,6 +46,7 @@ void fh_strips_free(fh_strips *s)
 static float rounded(const fh_strips *s, int8_t *out, int32_t *sum, const float *x, const float *mean, unsigned worker)
 {
     float *padded = s->padded + worker * s->ld;
+    if (!mean && s->d == s->ld) return fh_turn_int8(&s->turn, out, sum, x, s->room + worker * s->ld);
     if (mean) for (size_t j = 0; j < s->d; j++) padded[j] = x[j] - mean[j];
     else memcpy(padded, x, s->d * sizeof *x);
     memset(padded + s->d, 0, (s->ld - s->d) * sizeof *padded);
@@ -87,19 +88,15 @@ struct score_job { const fh_strips *s; float *out; };
 
 static void score_task(void *ctx, size_t task, unsigned worker)
 {
-    static const float none[FH_PANEL];
     const struct score_job *j = ctx;
     const fh_strips *s = j->s;
     size_t first = task * ROWS_A_TASK, n = fh_min(ROWS_A_TASK, s->rows - first), strips = (s->states + FH_STRIP - 1) / FH_STRIP;
     int32_t *dot = s->dot + worker * ROWS_A_TASK * FH_PANEL;
     for (size_t p = 0; p * FH_PANEL < s->states; p++) {
         s->dots->tile(dot, s->row + first * s->ld, n, s->ld, s->packed + p * s->ld * FH_PANEL);
-        for (size_t r = 0; r < n; r++) {
-            float score[FH_PANEL];
-            s->dots->score(score, dot + r * FH_PANEL, s->scale + p * FH_PANEL, none, s->by[first + r], s->less[first + r], 0);
-            for (size_t i = 0; i < STRIPS && p * STRIPS + i < strips; i++)
-                memcpy(j->out + ((p * STRIPS + i) * s->rows + first + r) * FH_STRIP, score + i * FH_STRIP, FH_STRIP * sizeof *score);
-        }
+        for (size_t r = 0; r < n; r++)
+            s->math->scores(j->out + (p * STRIPS * s->rows + first + r) * FH_STRIP, s->rows * FH_STRIP, fh_min(STRIPS, strips - p * STRIPS), dot + r * FH_PANEL,
+                            s->scale + p * FH_PANEL, s->by[first + r], s->less[first + r]);
     }
 }
 

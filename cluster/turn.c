@@ -16,6 +16,7 @@
 #define HALF 0x3f000000u /* 0.5f */
 
 typedef struct fh_turn_kernels {
+    void (*negate)(float *room, const float *x, const float *sign, size_t n);
     void (*hadamard)(float *v, size_t n);
     float (*scale)(float *x, size_t n, float by);
     int32_t (*round)(int8_t *out, const float *x, size_t n, float by);
@@ -93,7 +94,7 @@ float fh_turn_int8(const fh_turn *t, int8_t *out, int32_t *sum, const float *x, 
     if (t->from) {
         for (size_t j = 0; j < t->ld; j++) room[j] = t->sign[j] * x[t->from[j]];
     } else {
-        for (size_t j = 0; j < t->ld; j++) room[j] = t->sign[j] * x[j];
+        k->negate(room, x, t->sign, t->ld);
     }
     for (size_t at = 0; at < t->ld;) {
         size_t n = FH_LANES;

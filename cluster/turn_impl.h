@@ -17,21 +17,39 @@ TARGET static inline void FN(mix16)(float *x)
     memcpy(x, &v, sizeof v);
 }
 
-/* v [n] times the Hadamard matrix of n, a power of two, at least FH_LANES. */
+/* room = sign * x. */
+TARGET static void FN(negate)(float *room, const float *x, const float *sign, size_t n)
+{
+    for (size_t j = 0; j < n; j += FH_LANES) {
+        v16 v, by;
+        memcpy(&v, x + j, sizeof v);
+        memcpy(&by, sign + j, sizeof by);
+        v = v * by;
+        memcpy(room + j, &v, sizeof v);
+    }
+}
+
+/* v [n] times the Hadamard matrix of n, a power of two, at least FH_LANES.  Two of its stages at a time while there are two: half the loads and stores. */
 TARGET static void FN(hadamard)(float *v, size_t n)
 {
     const size_t lanes = WIDTH / sizeof *v;
+    size_t half = FH_LANES;
     for (size_t at = 0; at < n; at += FH_LANES) FN(mix16)(v + at);
-    for (size_t half = FH_LANES; half < n; half *= 2)
-        for (size_t at = 0; at < n; at += 2 * half)
+    for (; 4 * half <= n; half *= 4)
+        for (size_t at = 0; at < n; at += 4 * half)
             for (size_t j = at; j < at + half; j += lanes) {
-                FN(f32) a, b, sum, difference;
-                memcpy(&a, v + j, sizeof a);
-                memcpy(&b, v + j + half, sizeof b);
-                sum = a + b, difference = a - b;
-                memcpy(v + j, &sum, sizeof sum);
-                memcpy(v + j + half, &difference, sizeof difference);
+                FN(f32) a, b, c, d, ab, cd, a_b, c_d;
+                memcpy(&a, v + j, sizeof a), memcpy(&b, v + j + half, sizeof b), memcpy(&c, v + j + 2 * half, sizeof c), memcpy(&d, v + j + 3 * half, sizeof d);
+                ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+                a = ab + cd, b = a_b + c_d, c = ab - cd, d = a_b - c_d;
+                memcpy(v + j, &a, sizeof a), memcpy(v + j + half, &b, sizeof b), memcpy(v + j + 2 * half, &c, sizeof c), memcpy(v + j + 3 * half, &d, sizeof d);
             }
+    for (size_t j = 0; half < n && j < half; j += lanes) {
+        FN(f32) a, b, sum, difference;
+        memcpy(&a, v + j, sizeof a), memcpy(&b, v + j + half, sizeof b);
+        sum = a + b, difference = a - b;
+        memcpy(v + j, &sum, sizeof sum), memcpy(v + j + half, &difference, sizeof difference);
+    }
 }
 
 /* x *= by; the largest size among them. */
@@ -72,4 +90,4 @@ TARGET static int32_t FN(round)(int8_t *out, const float *x, size_t n, float by)
     return all;
 }
 
-static const kernels FN(turning) = {FN(hadamard), FN(scale), FN(round)};
+static const kernels FN(turning) = {FN(negate), FN(hadamard), FN(scale), FN(round)};
