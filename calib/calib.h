@@ -162,7 +162,7 @@ fh_status fh_plain_greedy(const fh_head *head, const float *states, size_t n, ui
 /* ---- what states teach -------------------------------------------------------------------------------------- */
 
 enum { FH_LEARN_STATES = 512 }; /* the fewest that routing is learned from */
-enum { FH_LEARN_BATCH = 288, FH_LEARN_PASSES = 8, FH_MOST_MOVES = FH_LEARN_PASSES - 1 };
+enum { FH_LEARN_BATCH = 240, FH_LEARN_PASSES = 8, FH_MOST_MOVES = FH_LEARN_PASSES - 1 };
 typedef struct fh_learn_params {
     unsigned passes;      /* over the states; 0: FH_LEARN_PASSES */
     double rate;          /* of Adam, relative to the root mean square of the centroids' entries, falling linearly to 0; 0: 0.013 */
