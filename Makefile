@@ -136,7 +136,7 @@ CROSS_ROOT := build/cross-root
 CROSS_RUN := qemu-aarch64 -L $(CURDIR)/$(CROSS_ROOT)
 $(eval $(call variant,cross,build/cross,$(CROSS)-gcc --sysroot=$(CROSS_ROOT),$(CROSS)-g++ --sysroot=$(CROSS_ROOT),$(CFLAGS) -UFH_HAVE_CURL -UFH_HAVE_SODIUM))
 # Where an instruction set could show: everything of the head, and what decides stored bytes.
-CROSS_UNIT ?= $(filter test_base_files test_base_hash test_base_pool test_dtype test_fhead test_quant test_cluster_dot test_cluster_int8 test_kernels test_body test_head% \
+CROSS_UNIT ?= $(filter test_base_files test_base_hash test_base_pool test_dtype test_fhead test_quant test_cluster_dot test_cluster_int8 test_learn_math test_targets test_kernels test_body test_head% \
                 test_sample test_rope,$(UNIT))
 CROSS_LACKS := $(strip $(if $(shell command -v $(CROSS)-g++),,$(CROSS)-g++) $(if $(shell command -v qemu-aarch64),,qemu-aarch64) \
                  $(if $(wildcard $(CROSS_ROOT)/complete),,AArch64_libraries))

@@ -173,14 +173,16 @@ typedef struct fh_learn_params {
 } fh_learn_params;
 typedef struct fh_learn_report {
     double loss_before, loss; size_t states; unsigned passes; /* nats, on the tenth of the states held out */
-    double target_seconds, target_operations;                 /* the dense head's masses; the products' multiplications and additions */
-    double pass_seconds, pass_operations;                     /* of all passes that were made, also those after the best */
+    double target_seconds, target_operations;                 /* the dense head's masses; multiplications and additions of its products, in eight bits */
+    double pass_seconds, pass_operations;                     /* of all passes that were made, also those after the best: forward in eight bits, backward of what is not
+                                                               * thinned out, on states held out in float32 */
     unsigned made;                                            /* how many */
     unsigned moves; size_t swaps; double move_seconds;        /* that were kept, and of how many pairs of tokens */
 } fh_learn_report;
 /* Distil the dense head's cluster masses into centroids [K, D], which come in as the start and go out as the best found on the
  * states held out.  assignment [V] token -> cluster; tokens that move change it, the number of live and of dead ones in each cluster stays.  Moving needs memory
- * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads.  After an error both are worth nothing.  FH_ECHECK: too few
+ * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads and any instruction set (docs/decisions/0034).
+ * After an error both are worth nothing.  FH_ECHECK: too few
  * states. */
 fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err);

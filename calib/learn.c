@@ -1,9 +1,8 @@
-/* Routing learned from states: the dense head's cluster masses distilled into the centroids.
+/* Routing learned from states: the dense head's cluster masses (targets.c) distilled into the centroids.
  *
  * With q_k(h) the dense softmax's mass in cluster k, minimise -sum_k q_k log softmax(C h)_k over C [K, D] by Adam on minibatches: a softmax head
- * of K classes taught by the dense one, convex in C.  Masses below KEEP are dropped from the targets (they hold under 1 % together
- * and would make the targets of a large head dense).  All products go through fixed tiles and all sums through a fixed order: the
- * same centroids for any number of threads.
+ * of K classes taught by the dense one, convex in C.  Scores are products of eight bits, gradients sums of the few states that matter to a
+ * cluster, all in one order: the same centroids for any number of threads and any instruction set (docs/decisions/0034).
  */
 #include "calib/learn.h"
 
@@ -12,7 +11,8 @@
 
 enum { ROWS_A_TASK = 16 };
 
-/* What is smaller in a state's softmax less target is left out or counts as much, by chance: right on average, and no more than two in BOUND of them remain for a state. */
+/* What is smaller in a state's softmax less target is left out or counts as much, by chance: right on average, and no more than 2 / BOUND remain of a state twice
+ * over (softmax and target). */
 #define BOUND (1.0f / 256)
 
 /* What routing is learned from. */
@@ -29,7 +29,8 @@ typedef struct lesson {
 typedef struct learner {
     uint32_t k; size_t d, batch;
     float *c, *best, *m, *v;          /* [K, D] centroids, the best so far, Adam's moments */
-    float *mean;                      /* [D] of the centroids at the start: they are learned less that, which changes no softmax and leaves more digits; zeros for rows of unit length */
+    float *mean;                      /* [D] of the centroids at the start: they are learned less that, which changes no softmax and leaves more digits; zeros
+                                       * for rows of unit length */
     float *h, *s;                     /* [batch, D]; [strips, K, 16], or [batch, K] of states held out */
     double *loss;                     /* [batch] */
     float *grad; const float **rows_of; float *shares; /* of each worker [D], [batch], [batch] */
@@ -257,8 +258,10 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
     if (!p.batch) p.batch = FH_LEARN_BATCH;
     l.batch = p.batch;
     *out = (fh_learn_report){0};
-    if (n < FH_LEARN_STATES) return fh_fail(err, FH_ECHECK, "learned routing needs at least %d states, here are %zu: collect more with 'fhtool hidden --tokens'", FH_LEARN_STATES, n);
-    if (!fh_mul(k, d, &cells) || !fh_mul(dense->vocab, d, &pulls) || !fh_mul(fh_round_up(l.batch, FH_STRIP), k, &strips)) return fh_fail(err, FH_ENOMEM, "out of memory");
+    if (n < FH_LEARN_STATES)
+        return fh_fail(err, FH_ECHECK, "learned routing needs at least %d states, here are %zu: collect more with 'fhtool hidden --tokens'", FH_LEARN_STATES, n);
+    if (!fh_mul(k, d, &cells) || !fh_mul(dense->vocab, d, &pulls) || !fh_mul(fh_round_up(l.batch, FH_STRIP), k, &strips))
+        return fh_fail(err, FH_ENOMEM, "out of memory");
     if ((rc = fh_strips_make(&l.scores, k, l.batch, d, pool, err)) < 0) goto out;
     l.c = fh_malloc(cells * sizeof *l.c), l.best = fh_malloc(cells * sizeof *l.c), l.mean = fh_calloc(d, sizeof *l.mean);
     l.m = fh_calloc(cells, sizeof *l.m), l.v = fh_calloc(cells, sizeof *l.v);
@@ -276,14 +279,11 @@ fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, c
             for (size_t j = 0; j < d; j++) square += (double)l.c[c * d + j] * l.c[c * d + j];
             for (size_t j = 0; j < d; j++) l.c[c * d + j] = (float)(l.c[c * d + j] / sqrt(square));
         }
-    for (size_t j = 0; !p.unit && j < d; j++) {
-        double sum = 0;
-        for (uint32_t c = 0; c < k; c++) sum += l.c[c * d + j];
-        l.mean[j] = (float)(sum / k);
-        for (uint32_t c = 0; c < k; c++) l.c[c * d + j] -= l.mean[j];
-    }
+    for (uint32_t c = 0; !p.unit && c < k; c++) for (size_t j = 0; j < d; j++) l.mean[j] += l.c[c * d + j] / (float)k;
+    for (uint32_t c = 0; c < k; c++) for (size_t j = 0; j < d; j++) l.c[c * d + j] -= l.mean[j];
     double began = fh_now(), product = 2.0 * (double)k * (double)d;
-    if ((rc = fh_learn_targets(&s.masses, p.moves ? &s.likely : NULL, dense, states, positions, n, assignment, k, &out->target_operations, job, err)) < 0) goto out;
+    rc = fh_learn_targets(&s.masses, p.moves ? &s.likely : NULL, dense, states, positions, n, assignment, k, &out->target_operations, job, err);
+    if (rc < 0) goto out;
     out->target_seconds = fh_now() - began, began += out->target_seconds;
     if (p.moves) {
         pull = fh_malloc(pulls * sizeof *pull);

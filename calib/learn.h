@@ -16,15 +16,16 @@ void fh_sparse_free(fh_sparse *s); /* accepts a zeroed one */
 enum { FH_STRIP = 16 }; /* states whose numbers lie side by side */
 /* z is a strip [n, 16]; what is [16] is of its lanes. */
 typedef struct fh_learn_math {
-    void (*scores)(float *out, size_t apart, size_t strips, const int32_t *dot, const float *scale, float by, int32_t less); /* out [strips] `apart`: (dot - less) * scale * by */
+    /* out [strips, 16], `apart` from one to the next: (dot - less) * scale * by */
+    void (*scores)(float *out, size_t apart, size_t strips, const int32_t *dot, const float *scale, float by, int32_t less);
     /* z + base [16] + bias [n] (NULL: 0), capped where cap > 0, -INFINITY where out [n]; the largest */
     void (*finish)(float *z, size_t n, const float *base, const float *bias, float cap, const uint8_t *out, float *most);
     void (*largest)(const float *z, size_t n, float *most);
     void (*exponents)(float *z, size_t n, const float *shift, float *sum);      /* z = exp(z - shift); sums */
     void (*gather)(float *q, const float *z, size_t n, const uint32_t *into);   /* q [into[r], 16] += z [r, 16] */
     size_t (*above)(uint32_t *rows, const float *z, size_t n, const float *bar); /* rows [n] in which a lane is not below its bar; how many */
-    /* z * by, and what is then smaller than the bound becomes the bound with its sign or 0: sizes are added up from `start` on, and whoever fills the sum up to the bound takes
-     * it.  With `start` by chance from 0 up to the bound every number is right on average. */
+    /* z * by, and what is then smaller than the bound becomes the bound with its sign or 0: sizes are added up from `start` on, and whoever fills the
+     * sum up to the bound takes it.  With `start` by chance from 0 up to the bound every number is right on average. */
     void (*thin)(float *z, size_t n, const float *by, const float *start, float bound);
     void (*combine)(float *g, size_t d, const float *const *rows, const float *by, size_t n); /* g [d] = sum of by [i] rows [i] [d], in this order */
     void (*adam)(float *x, float *m, float *v, const float *g, size_t n, float rate, float correct); /* one step; correct: of the second moment */
@@ -53,8 +54,8 @@ void fh_strips_scores(const fh_strips *s, float *out);
 
 /* ---- what the dense head says (targets.c) ------------------------------------------------------------------------------ */
 
-/* masses: of clusters, for each of n states, those that matter, 1 in all; index is the cluster.  likely: the larger shares of tokens, where it is not NULL; index is the
- * token.  Both zeroed; the caller frees them whatever comes back.  *operations: multiplications and additions in products. */
+/* masses: of clusters, for each of n states, those that matter, 1 in all; index is the cluster.  likely: the larger shares of tokens, where it is
+ * not NULL; index is the token.  Both zeroed; the caller frees them whatever comes back.  *operations: multiplications and additions in products. */
 fh_status fh_learn_targets(fh_sparse *masses, fh_sparse *likely, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const uint32_t *assignment, uint32_t k, double *operations, const fh_job *job, fh_err *err);
 /* The mean of live rows [D]; row [D] is room. */

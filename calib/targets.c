@@ -174,7 +174,8 @@ fh_status fh_learn_targets(fh_sparse *masses, fh_sparse *likely, const fh_dense 
     teach t = {.dense = dense, .math = fh_learn_math_choose(fh_isa_name()), .rows = dense->rows.rows, .d = dense->rows.cols, .k = k};
     size_t workers = fh_pool_threads(pool), d = t.d, logits = 0;
     size_t block = fh_max(fh_min(LOGITS_BYTES / (sizeof(float) * fh_max(t.rows, 1)) / FH_PANEL * FH_PANEL, BLOCK_MOST), FH_PANEL);
-    fh_status rc = fh_mul(block * sizeof *t.z, t.rows, &logits) ? fh_strips_make(&t.scores, t.rows, block, d, pool, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_status rc = fh_mul(block * sizeof *t.z, t.rows, &logits) ? fh_strips_make(&t.scores, t.rows, block, d, pool, err)
+                                                                 : fh_fail(err, FH_ENOMEM, "learned routing: logits of %zu rows pass the address space", t.rows);
     *operations = 2.0 * (double)n * (double)t.rows * (double)d;
     if (rc < 0) goto out;
     t.mean = fh_malloc(d * sizeof *t.mean), t.common = fh_malloc(d * sizeof *t.common), t.out = fh_malloc(t.rows), t.into = fh_malloc(t.rows * sizeof *t.into);

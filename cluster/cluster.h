@@ -96,8 +96,8 @@ enum { FH_LANES = 16 }; /* rows are padded with zeros to whole multiples of this
 /* The orthogonal map that rows go through before they are rounded: room [j] = sign [j] * x [from [j]], then Hadamard matrices.  The same for both
  * sides of a product, which it does not change. */
 typedef struct fh_turn { size_t ld; uint32_t *from; float *sign; const struct fh_turn_kernels *kernels; } fh_turn;
-/* shuffle false: coordinates stay where they are, which is three times as fast and spreads a large one over its own block only (powers of two that make up ld, the
- * largest first).  ld is a multiple of FH_LANES. */
+/* shuffle false: coordinates stay where they are, which is faster and spreads a large one over its own block only (powers of two that make up ld,
+ * the largest first).  ld is a multiple of FH_LANES. */
 fh_status fh_turn_make(fh_turn *t, size_t ld, bool shuffle, fh_err *err);
 void fh_turn_free(fh_turn *t);
 /* out [ld] of -127..127 and the returned scale > 0: x [ld] turned is about scale * out.  room [ld]; *sum (NULL: not wanted) is that of out.  The same bits on

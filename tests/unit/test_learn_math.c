@@ -16,7 +16,8 @@ static const fh_learn_math *table(size_t i)
 {
 #if defined(__x86_64__)
     if (i == 1 && !__builtin_cpu_supports("avx2")) return NULL;
-    if (i == 2 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) return NULL;
+    if (i == 2 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl"))) return NULL;
 #endif
     return fh_learn_math_choose(isas[i]);
 }

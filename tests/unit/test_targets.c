@@ -67,7 +67,8 @@ static void compare(const fh_dense *dense, const char *what)
         if (!(fabs(all - 1) <= 1e-5)) fail_msg("%s, D %zu: the masses of state %zu are %g together", what, d, i, all);
         if (!(off <= 0.01)) fail_msg("%s, D %zu: the masses of state %zu are %g off", what, d, i, off);
         for (size_t j = likely.first[i]; j < likely.first[i + 1]; j++)
-            if (!(fabs(likely.value[j] - p[likely.index[j]]) <= 0.01)) fail_msg("%s: token %u of state %zu has %g, by definition %g", what, likely.index[j], i, likely.value[j], p[likely.index[j]]);
+            if (!(fabs(likely.value[j] - p[likely.index[j]]) <= 0.01))
+                fail_msg("%s: token %u of state %zu has %g, by definition %g", what, likely.index[j], i, likely.value[j], p[likely.index[j]]);
         for (size_t t = 0; t < V; t++) {
             bool there = false;
             for (size_t j = likely.first[i]; j < likely.first[i + 1]; j++) there |= likely.index[j] == t;
