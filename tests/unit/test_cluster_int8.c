@@ -74,6 +74,56 @@ static void turning_keeps_products_and_spreads_large_coordinates(void **state)
     }
 }
 
+/* Shuffled or not: half of the coordinates negated, then each block of a power of two by its Hadamard matrix, as it is defined; the rounded bytes, their sum, and
+ * the scale have the same bits everywhere. */
+static void turning_is_its_definition_on_every_instruction_set(void **state)
+{
+    static const size_t lengths[] = {16, 48, 208, 640, 2048};
+    (void)state;
+    for (size_t k = 0; k < sizeof lengths / sizeof *lengths * 2; k++) {
+        size_t ld = lengths[k / 2];
+        static float x[2048], room[2048], first_room[2048];
+        static int8_t q[2048], first[2048];
+        float first_by = 0;
+        fh_rng r;
+        fh_rng_seed(&r, 6, ld);
+        for (size_t j = 0; j < ld; j++) x[j] = (float)normal(&r);
+        for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+            fh_turn t;
+            int32_t sum, all = 0;
+            setenv("FH_ISA", isas[i], 1);
+            assert_int_equal(fh_turn_make(&t, ld, k % 2, &err), FH_OK);
+            float by = fh_turn_int8(&t, q, &sum, x, room);
+            for (size_t j = 0; j < ld; j++) {
+                all += q[j];
+                assert_true(fabs((double)q[j] * by - room[j]) <= 0.5001 * by);
+            }
+            assert_int_equal(all, sum);
+            if (i == 0) {
+                memcpy(first, q, sizeof q), memcpy(first_room, room, sizeof room), first_by = by;
+                for (size_t at = 0, n; at < ld; at += n) {
+                    for (n = 16; 2 * n <= ld - at; n *= 2) ;
+                    for (size_t row = 0; row < n; row += 7) {
+                        double want = 0;
+                        for (size_t j = 0; j < n; j++) {
+                            double v = (double)t.sign[at + j] * x[t.from ? t.from[at + j] : at + j];
+                            want += __builtin_parityll(row & j) ? -v : v;
+                        }
+                        bool found = false; /* rows of the matrix come in an order of their own */
+                        for (size_t j = 0; j < n; j++) found |= fabs(room[at + j] - want / sqrt((double)n)) <= 1e-4;
+                        assert_true(found);
+                    }
+                }
+            }
+            assert_memory_equal(room, first_room, ld * sizeof *room);
+            assert_memory_equal(q, first, ld);
+            assert_true(by == first_by);
+            fh_turn_free(&t);
+        }
+    }
+    unsetenv("FH_ISA");
+}
+
 static void a_row_of_zeros_has_a_scale(void **state)
 {
     float x[16] = {0}, room[16];
@@ -132,6 +182,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_the_sums_of_integers_on_every_instruction_set),
         cmocka_unit_test(turning_keeps_products_and_spreads_large_coordinates),
+        cmocka_unit_test(turning_is_its_definition_on_every_instruction_set),
         cmocka_unit_test(a_row_of_zeros_has_a_scale),
         cmocka_unit_test(eight_bits_choose_what_floats_choose_and_the_same_on_every_instruction_set),
     };

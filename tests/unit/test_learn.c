@@ -78,21 +78,48 @@ static void learning_lowers_the_loss_it_reports(void **state)
     assert_int_equal(r.states, N);
 }
 
-static void any_number_of_threads_learns_the_same(void **state)
+static void any_number_of_threads_and_any_instruction_set_learns_the_same(void **state)
 {
+    static const struct { unsigned threads; const char *isa; } ways[] = {{2, "best"}, {3, "best"}, {7, "best"}, {2, "ref"}, {3, "avx2"}};
     float one[K * D], two[K * D];
     fh_learn_params p = {.passes = 3};
     fh_learn_report r;
-    fh_pool *pool = NULL;
     (void)state;
-    assert_int_equal(fh_pool_new(&pool, 3, &err), FH_OK);
-    fh_job job = {.pool = pool};
     start(one);
-    start(two);
     assert_int_equal(fh_learn_routing(one, K, assignment, &dense, &h[0][0], positions, N, &p, NULL, &r, &err), FH_OK);
-    assert_int_equal(fh_learn_routing(two, K, assignment, &dense, &h[0][0], positions, N, &p, &job, &r, &err), FH_OK);
-    assert_memory_equal(one, two, sizeof one);
-    fh_pool_free(pool);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) { /* products of eight bits look at FH_ISA every time, the loops between them once: test_learn_math */
+        fh_pool *pool = NULL;
+        setenv("FH_ISA", ways[i].isa, 1);
+        assert_int_equal(fh_pool_new(&pool, ways[i].threads, &err), FH_OK);
+        fh_job job = {.pool = pool};
+        start(two);
+        assert_int_equal(fh_learn_routing(two, K, assignment, &dense, &h[0][0], positions, N, &p, &job, &r, &err), FH_OK);
+        assert_memory_equal(one, two, sizeof one);
+        fh_pool_free(pool);
+    }
+    unsetenv("FH_ISA");
+}
+
+/* As many clusters as tokens, two of them, and rows of one value. */
+static void odd_shapes_learn_too(void **state)
+{
+    static const struct { size_t d; uint32_t k; } shapes[] = {{1, 2}, {1, V}, {D, V}, {D, 2}};
+    (void)state;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        static float rows[V * D], few[N * D], c[V * D];
+        size_t d = shapes[i].d;
+        uint32_t k = shapes[i].k, at[V];
+        fh_learn_params p = {.passes = 4, .batch = 50};
+        fh_learn_report r;
+        for (uint32_t t = 0; t < V; t++) at[t] = t % k;
+        for (size_t n = 0; n < V * d; n++) rows[n] = w[n / d][n % d];
+        for (size_t n = 0; n < N * d; n++) few[n] = h[n / d][n % d];
+        memset(c, 0, sizeof c);
+        c[0] = 0.1f, c[k * d - 1] = -0.1f;
+        fh_dense small = {.rows = {rows, FH_F32, V, d, d * sizeof *rows}, .vocab = V, .dead = dead};
+        assert_int_equal(fh_learn_routing(c, k, at, &small, few, positions, N, &p, NULL, &r, &err), FH_OK);
+        if (!(r.loss < r.loss_before)) fail_msg("D %zu, K %u: loss %g, before %g", d, k, r.loss, r.loss_before);
+    }
 }
 
 static void rows_held_at_unit_length_stay_there_and_still_learn(void **state)
@@ -213,7 +240,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_lowers_the_loss_it_reports),
-        cmocka_unit_test(any_number_of_threads_learns_the_same),
+        cmocka_unit_test(any_number_of_threads_and_any_instruction_set_learns_the_same),
+        cmocka_unit_test(odd_shapes_learn_too),
         cmocka_unit_test(rows_held_at_unit_length_stay_there_and_still_learn),
         cmocka_unit_test(too_few_states_are_said_to_be),
         cmocka_unit_test(distance_between_mapped_rows_is_the_difference_of_logits),
