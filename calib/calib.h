@@ -181,7 +181,7 @@ typedef struct fh_learn_report {
 } fh_learn_report;
 /* Distil the dense head's cluster masses into centroids [K, D], which come in as the start and go out as the best found on the
  * states held out.  assignment [V] token -> cluster; tokens that move change it, the number of live and of dead ones in each cluster stays.  Moving needs memory
- * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads and any instruction set (docs/decisions/0034).
+ * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads and any instruction set (docs/decisions/0035).
  * After an error both are worth nothing.  FH_ECHECK: too few
  * states. */
 fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,

@@ -2,7 +2,7 @@
  *
  * With q_k(h) the dense softmax's mass in cluster k, minimise -sum_k q_k log softmax(C h)_k over C [K, D] by Adam on minibatches: a softmax head
  * of K classes taught by the dense one, convex in C.  Scores are products of eight bits, gradients sums of the few states that matter to a
- * cluster, all in one order: the same centroids for any number of threads and any instruction set (docs/decisions/0034).
+ * cluster, all in one order: the same centroids for any number of threads and any instruction set (docs/decisions/0035).
  */
 #include "calib/learn.h"
 
@@ -11,8 +11,8 @@
 
 enum { ROWS_A_TASK = 16 };
 
-/* What is smaller in a state's softmax less target is left out or counts as much, by chance: right on average, and no more than 2 / BOUND remain of a state twice
- * over (softmax and target). */
+/* What is smaller in a state's softmax less target is left out or becomes as large, by chance: right on average.  The sizes are 2 together at most, so that of a
+ * state 2 / BOUND entries remain, whatever K is. */
 #define BOUND (1.0f / 256)
 
 /* What routing is learned from. */

@@ -1,7 +1,7 @@
 /* What learned routing is taught: the dense head's softmax over states, summed by cluster.
  *
  * Logits of all rows are products of eight bits (strips.c): rows less their mean row, which is what they have in common and would take most of the digits; the
- * mean row's own logit is added in double.  That leaves an error of a few hundredths of a nat in each, independent from row to row (docs/decisions/0034), and
+ * mean row's own logit is added in double.  That leaves an error of a few hundredths of a nat in each, independent from row to row (docs/decisions/0035), and
  * the rows that hold most of the mass are scored again in the checkpoint's dtype.  Integers and one order of sums: the same masses on every
  * instruction set and for any number of threads.  Masses below KEEP are dropped (they hold under 1 % together and would make the targets of a large
  * head dense).
