@@ -187,7 +187,10 @@ static fh_status fits_vllm(const fh_candidates *c, fh_err *err)
 }
 
 /* What both calibrate and plan look at, and where states are multiplied. */
-typedef struct looking { fh_facts f; fh_parted parted; fh_encoded q; fh_states s; fh_candidates of; const char *file; fh_choices choices; fh_device *device; fh_dense dense; } looking;
+typedef struct looking {
+    fh_facts f; fh_parted parted; fh_encoded q; fh_states s; fh_candidates of; const char *file; fh_choices choices;
+    fh_device *device; fh_dense dense;
+} looking;
 
 static void looking_close(looking *l)
 {

@@ -140,8 +140,8 @@ fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t
 enum { FH_RUNGS = 1024 };
 typedef struct fh_ladder { uint32_t n, most; float *threshold; double *mean; } fh_ladder;
 /* Thresholds of a head for positions [n] (rows of states): some hundred, rising, the last one of all `most` clusters.  Freed by the caller. */
-fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, const fh_dots_device *device, uint32_t most, const float *states, const size_t *positions, size_t n,
-                        const fh_job *job, fh_err *err);
+fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, const fh_dots_device *device, uint32_t most, const float *states, const size_t *positions,
+                        size_t n, const fh_job *job, fh_err *err);
 void fh_ladder_free(fh_ladder *l);
 double fh_ladder_probes(const fh_ladder *l, uint32_t rung);    /* in the mean */
 uint32_t fh_ladder_most(const fh_ladder *l, uint32_t rung);    /* P: at most */

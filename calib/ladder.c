@@ -94,8 +94,8 @@ out:
     return rc;
 }
 
-fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, const fh_dots_device *device, uint32_t most, const float *states, const size_t *positions, size_t n,
-                        const fh_job *job, fh_err *err)
+fh_status fh_ladder_new(fh_ladder *out, const fh_head *head, const fh_dots_device *device, uint32_t most, const float *states, const size_t *positions,
+                        size_t n, const fh_job *job, fh_err *err)
 {
     size_t sampled = fh_min(n, MOST_SAMPLED), rungs = 0;
     uint64_t *count = fh_calloc(BINS, sizeof *count), sum = 0;

@@ -133,7 +133,8 @@ fh_status fh_matrix_of_dense(fh_matrix *out, const fh_dense *dense, fh_err *err)
 fh_status fh_matrix_of_head(fh_matrix *out, const fh_head *head, bool slots, const fh_dots_device *device, fh_err *err)
 {
     const fh_head_parts *p = &head->parts;
-    return put(out, &(fh_matrix){.head = head, .slots = slots, .device = device}, slots ? &p->tokens : &p->centroids, slots ? p->token_scales : p->centroid_scales, err);
+    const fh_matrix m = {.head = head, .slots = slots, .device = device};
+    return slots ? put(out, &m, &p->tokens, p->token_scales, err) : put(out, &m, &p->centroids, p->centroid_scales, err);
 }
 
 void fh_matrix_close(fh_matrix *m)
@@ -149,7 +150,8 @@ fh_status fh_matrix_multiply(const fh_matrix *m, fh_pool *pool, const float *sta
     bool measured = m->device || kernels_will_do();
     size_t block = m->device ? fh_min(MEASURED, m->device->most) : measured ? MEASURED : fh_max(n, 1);
     for (size_t at = 0; rc == FH_OK && at < n; at += block) {
-        run c = {.head = m->dense, .states = states + at * m->dense->rows.cols, .logits = out + at * m->dense->vocab, .n = fh_min(block, n - at), .measured = measured};
+        run c = {.head = m->dense, .states = states + at * m->dense->rows.cols, .logits = out + at * m->dense->vocab, .n = fh_min(block, n - at),
+                 .measured = measured};
         if (m->device) rc = m->device->multiply(m->device->ctx, m->there, c.states, c.n, &c.dots, err);
         if (rc == FH_OK) rc = run_tiles(&c, pool, err);
     }

@@ -102,7 +102,8 @@ static fh_status put_dots(fh_device *d, const task_there *w, fh_err *err)
 /* *what: what does not get there. */
 static fh_status put(fh_device *d, const task_there *w, const char **what, fh_err *err)
 {
-    *what = w->head && w->body ? "head and body run" : w->head ? "the head runs" : w->body ? "the body runs" : w->shapes ? "the calibration runs" : "the clustering runs";
+    *what = w->head && w->body ? "head and body run" : w->head ? "the head runs" : w->body ? "the body runs" : w->shapes ? "the calibration runs"
+                                                                                                            : "the clustering runs";
     fh_status rc = open_library(d, err);
     if (rc < 0 || (rc = d->cuda->device_open(&d->device, 0, &host, err)) < 0) return rc;
     if (w->shapes) return put_dots(d, w, err);

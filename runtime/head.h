@@ -100,8 +100,8 @@ bool fh_head_has_integers(const fh_head *head);
 /* All centroid scores of m states: out [m, K]. */
 void fh_head_centroid_scores(const fh_head *head, fh_pool *pool, const fh_state *const *states, size_t m, float *out);
 /* fh_head_slot_logits, or fh_head_cluster_scores, by products that a device makes with what was put there (NULL: here). */
-fh_status fh_head_measure(const fh_head *head, bool slots, const fh_dots_device *device, void *there, fh_pool *pool, const float *states, size_t batch, float *out,
-                          fh_err *err);
+fh_status fh_head_measure(const fh_head *head, bool slots, const fh_dots_device *device, void *there, fh_pool *pool, const float *states, size_t batch,
+                          float *out, fh_err *err);
 uint32_t fh_head_probes(const fh_head *head, uint32_t asked);
 float fh_head_threshold(const fh_head *head, uint32_t asked); /* 0: none */
 /* scratch->chosen [m, P], n_chosen [m]: the best clusters of each state, as a query of so many probes has them. */

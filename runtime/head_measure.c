@@ -56,7 +56,11 @@ fh_status fh_head_dense_logits(const fh_head *head, fh_scratch *scratch, const f
 }
 
 /* Blocks of states with working memory of their own: these calls have no scratch.  Products are made here, or on a device. */
-typedef struct block_job { const fh_head *head; fh_pool *pool; const fh_dots_device *device; void *there; float *out; size_t width; } block_job; /* out [batch, width] */
+typedef struct block_job {
+    const fh_head *head; fh_pool *pool;
+    const fh_dots_device *device; void *there;
+    float *out; size_t width;     /* out [batch, width] */
+} block_job;
 typedef void block_fn(const block_job *j, const fh_state *const *states, const float *dots, size_t m, float *out);
 
 static void round_to_bf16(float *to, const float *from, size_t n)
@@ -108,8 +112,8 @@ static void centroid_block(const block_job *b, const fh_state *const *states, co
     for (size_t i = 0; dots && i < m * b->width; i++) out[i] = fh_settle(dots[i]);
 }
 
-fh_status fh_head_measure(const fh_head *head, bool slots, const fh_dots_device *device, void *there, fh_pool *pool, const float *states, size_t batch, float *out,
-                          fh_err *err)
+fh_status fh_head_measure(const fh_head *head, bool slots, const fh_dots_device *device, void *there, fh_pool *pool, const float *states, size_t batch,
+                          float *out, fh_err *err)
 {
     const fh_head_parts *p = &head->parts;
     block_job j = {head, pool, device, there, out, (size_t)p->clusters * (slots ? p->cap : 1)};

@@ -200,7 +200,8 @@ static fh_head_call call_of(const fh_head *head, const fh_scratch *scratch, cons
 {
     bool own = !query || (!query->n_include && !query->n_exclude);
     uint32_t asked = query ? query->probes : 0;
-    return (fh_head_call){.states = states, .batch = batch, .probes = fh_head_probes(head, asked), .threshold = fh_head_threshold(head, asked), .no_hot = query && query->no_hot, .n_extras = n_extras,
+    return (fh_head_call){.states = states, .batch = batch, .probes = fh_head_probes(head, asked), .threshold = fh_head_threshold(head, asked),
+                          .no_hot = query && query->no_hot, .n_extras = n_extras,
                           .extras = own ? NULL : scratch->extras, .excluded = query && query->n_exclude ? scratch->excluded : NULL};
 }
 

@@ -137,8 +137,9 @@ fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *stat
  * instruction set. */
 void fh_dense_some(const fh_dense *head, const float *state, const uint32_t *rows, size_t n, float *logits);
 
-/* Rows that many states are multiplied with, all of them, to measure what a head keeps: the dense head's, or a head's centroids or encoded rows.  One order of sums
- * (kernels.h): the same bits on every instruction set (but on a CPU that has none, see dense.c), on a device, and for any number of states and threads.  All pointers are borrowed until it is closed. */
+/* Rows that many states are multiplied with, all of them, to measure what a head keeps: the dense head's, or a head's centroids or encoded rows.  One order
+ * of sums (kernels.h): the same bits on every instruction set (but on a CPU that has none, see dense.c), on a device, and for any number of states and
+ * threads.  All pointers are borrowed until it is closed. */
 typedef struct fh_matrix { const fh_dense *dense; const fh_head *head; bool slots; const fh_dots_device *device; void *there; } fh_matrix;
 /* Logits [n, V]; dead rows come out like any other.  On the dense head's device, if it has one. */
 fh_status fh_matrix_of_dense(fh_matrix *out, const fh_dense *dense, fh_err *err);

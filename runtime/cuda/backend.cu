@@ -143,7 +143,8 @@ static fh_status copy_array(fh_cuda_head *h, buffer *b, const void *from, size_t
 
 static size_t rows_bytes(const fh_rows *m) { return m->data ? m->rows * device_stride(m) : 0; }
 
-fh_status fh_cuda_copy_rows(fh_cuda_device *d, uint64_t *total, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales, fh_err *err)
+fh_status fh_cuda_copy_rows(fh_cuda_device *d, uint64_t *total, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales,
+                            fh_err *err)
 {
     if (!m->data) return FH_OK;
     fh_status rc = fh_cuda_room(d, total, b, rows_bytes(m), err);
@@ -353,7 +354,8 @@ fh_status fh_cuda_prepare(fh_cuda_head *h, const fh_head_call *call, head_params
     if ((rc = fill_device(h, *shared, err)) < 0 || (rc = copy_query(h, call, c, err)) < 0) return rc;
     c->room = (c->all ? c->clusters : c->probes) * c->cap + c->n_extras;
     if ((rc = fh_cuda_grow(h, &h->states, in, err)) < 0 || (rc = fh_cuda_grow(h, &h->falls, c->all ? 0 : n * c->clusters * sizeof(uint32_t), err)) < 0 ||
-        (rc = fh_cuda_grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 || (rc = fh_cuda_grow(h, &h->results, results_bytes(c), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->candidates, best ? 0 : n * c->room * sizeof(fh_u64), err)) < 0 ||
+        (rc = fh_cuda_grow(h, &h->results, results_bytes(c), err)) < 0 ||
         (call->random && (rc = copy_array(h, &h->random, call->random, n * sizeof *call->random, err)) < 0) ||
         (rc = fh_cuda_pin(d, &h->pinned_in, in, err)) < 0 || (rc = fh_cuda_pin(d, &h->pinned_out, results_bytes(c) + sizeof(uint32_t), err)) < 0) return rc;
     c->states = static_cast<float *>(h->states.p), c->falls = static_cast<uint32_t *>(h->falls.p), c->candidates = static_cast<fh_u64 *>(h->candidates.p);

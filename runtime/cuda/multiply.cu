@@ -4,8 +4,9 @@
  *
  * The sums are the head's (head_dots.cuh), so they are the definition's bit for bit, and calibration on a device writes the bytes of one on the CPU. A block
  * holds some states in shared memory and walks over rows, 4 a warp; a row is read from memory once for all states that a block holds, and from the first
- * cache for every 4 of them. Of bf16 rows of 2048 an octet's step is 8 multiplications a lane by 5 loads, which is what bounds it: at 32 loads a clock some 40 %
- * of the multiplications that a device can do, 1.5 ms for 64 states and 128256 rows by an H200's figures. What comes back is in pinned memory, 33 MB of them. */
+ * cache for every 4 of them. Of bf16 rows of 2048 an octet's step is 8 multiplications a lane by 5 loads, which is what bounds it: at 32 loads a clock some
+ * 40 % of the multiplications that a device can do, 1.5 ms for 64 states and 128256 rows by an H200's figures. What comes back is in pinned memory, 33 MB
+ * of them. */
 #include "runtime/cuda/head_dots.cuh"
 
 enum : size_t { MULTIPLY_STATES = 72 << 10 }; /* bytes of states that a block may hold: three blocks a multiprocessor */
@@ -41,7 +42,10 @@ struct fh_cuda_multiplier {
 /* What was put there. */
 struct matrix { head_rows rows; uint32_t n, hidden; buffer data, scales; };
 
-static size_t shared_bytes(const head_params *c) { return 4 * HEAD_WARPS * static_cast<size_t>(head_up(c->tile, 2)) + c->tile * static_cast<size_t>(c->layout.bytes); }
+static size_t shared_bytes(const head_params *c)
+{
+    return 4 * HEAD_WARPS * static_cast<size_t>(head_up(c->tile, 2)) + c->tile * static_cast<size_t>(c->layout.bytes);
+}
 
 /* How many states a block holds: as many as fit the room for them, whole readings of a row; one in any case. */
 static head_params plan(uint32_t hidden, fh_dtype dtype, size_t batch)

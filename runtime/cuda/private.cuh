@@ -168,7 +168,8 @@ fh_status fh_cuda_grow(fh_cuda_head *h, buffer *b, size_t bytes, fh_err *err);
 static inline uint32_t device_stride(const fh_rows *m) { return static_cast<uint32_t>(fh_round_up(fh_row_bytes(m->dtype, m->cols), 64)); }
 /* Rows that far apart, zeros past their last element whatever the host has there; and their scales, where they have some.  The copies are waited
  * for by the caller. */
-fh_status fh_cuda_copy_rows(fh_cuda_device *d, uint64_t *total, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales, fh_err *err);
+fh_status fh_cuda_copy_rows(fh_cuda_device *d, uint64_t *total, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales,
+                            fh_err *err);
 fh_status fh_cuda_too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err);
 /* FH_ENOMEM, saying how much `what` needs and how much is free, where that is too little. */
 fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_err *err);

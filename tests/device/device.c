@@ -117,7 +117,8 @@ static void check_answers(fh_cuda_device *d)
         {700, 4096, 50, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 16}, {700, 4097, 50, FH_I4, FH_F16, FH_BF16, .rerank = 4},
         {70000, 24, 35000, FH_I8, FH_BF16, FH_BF16, .hot = true, .dead = true, .ties = true}, {90, 20, 9, FH_I8, FH_I8, FH_F16, .dead = true, .rerank = 1000},
             {1, 5, 1, FH_I8, FH_I8, FH_F32, .rerank = 1},
-        {700, 24, 70, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 8, .threshold = 1.5f, .probes = 20}, {5000, 8, 2500, FH_F16, FH_I8, FH_BF16, .threshold = 0.4f, .probes = 600}
+        {700, 24, 70, FH_I8, FH_I8, FH_BF16, .hot = true, .rerank = 8, .threshold = 1.5f, .probes = 20},
+        {5000, 8, 2500, FH_F16, FH_I8, FH_BF16, .threshold = 0.4f, .probes = 600}
     };
     size_t most = small_shapes ? 3 : 64;
     for (size_t c = 0; c < 5; c++)
@@ -290,7 +291,8 @@ static void multiply_rows(fh_cuda_device *d, fh_dtype e, size_t rows, size_t col
     for (size_t r = 0; r < rows; r++) {
         fh_rows from = {one, FH_F32, 1, cols, cols * sizeof *one};
         for (size_t i = 0; i < cols; i++) one[i] = small(false);
-        if (fh_encode_rows(e, &from, NULL, 1, NULL, NULL, (uint8_t *)(uintptr_t)is.data + r * stride, (uint8_t *)scales + r * fh_scale_bytes(e, cols), NULL, &err) < 0)
+        if (fh_encode_rows(e, &from, NULL, 1, NULL, NULL, (uint8_t *)(uintptr_t)is.data + r * stride, (uint8_t *)scales + r * fh_scale_bytes(e, cols), NULL,
+                           &err) < 0)
             fail_msg("%s", err.text);
     }
     if (fh_cuda_backend()->multiplier_new(&m, d, &is, 1, &err) < 0) fail_msg("%s", err.text);
@@ -321,13 +323,15 @@ static void check_products(fh_cuda_device *d)
     static const struct { size_t rows, cols, n; } shapes[] = {{1, 1, 1}, {33, 47, 9}, {130, 129, 64}, {9, 4097, 5}, {5000, 768, 32}};
     for (size_t e = 0; e < 5; e++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-            if (!small_shapes || shapes[i].rows < 1000) multiply_rows(d, all[e], shapes[i].rows, shapes[i].cols, shapes[i].n, 1 + shapes[i].rows / 500, 0, NULL);
+            if (!small_shapes || shapes[i].rows < 1000)
+                multiply_rows(d, all[e], shapes[i].rows, shapes[i].cols, shapes[i].n, 1 + shapes[i].rows / 500, 0, NULL);
 }
 
 /* What calibration asks for 32 states: the dense head, encoded rows, centroids.  100,000 states ask for 3125 of the first and as many of the last. */
 static void time_products(FILE *out, fh_cuda_device *d)
 {
-    static const struct { const char *what; fh_dtype e; size_t rows; } asked[] = {{"dense bf16", FH_BF16, 128256}, {"rows int8", FH_I8, 128256}, {"centroids int8", FH_I8, 8016}};
+    static const struct { const char *what; fh_dtype e; size_t rows; } asked[] = {{"dense bf16", FH_BF16, 128256},
+                                                                                   {"rows int8", FH_I8, 128256}, {"centroids int8", FH_I8, 8016}};
     for (size_t i = 0; i < 3; i++) {
         double seconds[RUNS];
         size_t runs = small_shapes ? 3 : 20, rows = asked[i].rows / (small_shapes ? 64 : 1), cols = small_shapes ? 64 : 2048;

@@ -261,7 +261,8 @@ static void a_threshold_takes_the_best_of_any_scores_there_too(void **state)
     pair_open(&p, (shape){60, 8, 6, FH_F32, FH_F32, FH_F32, .hot = false, .threshold = 0.5f, .probes = 6});
     float *x = make_states(&p.w, 3), *centroids = (float *)p.w.centroids;
     size_t ld = p.w.parts.centroids.stride / sizeof *centroids;
-    static const float strange[4][6] = {{NAN, NAN, NAN, NAN, NAN, NAN}, {1, INFINITY, 2, INFINITY, 1, 0}, {-INFINITY, 0, -INFINITY, 1, 1, NAN}, {-0.0f, 0, 0, -0.0f, 0, 0}};
+    static const float strange[4][6] = {{NAN, NAN, NAN, NAN, NAN, NAN}, {1, INFINITY, 2, INFINITY, 1, 0},
+                                        {-INFINITY, 0, -INFINITY, 1, 1, NAN}, {-0.0f, 0, 0, -0.0f, 0, 0}};
     for (size_t i = 0; i < 4; i++) {
         fh_cuda_backend()->head_free(p.there), fh_cuda_backend()->device_close(p.device);
         for (size_t c = 0; c < 6; c++) memset(centroids + c * ld, 0, 8 * sizeof *centroids), centroids[c * ld] = strange[i][c];

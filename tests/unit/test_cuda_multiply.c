@@ -176,7 +176,8 @@ static void logits_and_scores_are_the_same_there(void **state)
 {
     for (size_t e = 0; e < ENCODINGS; e++) {
         fh_dtype c = encodings[e], t = encodings[(e * 2 + 1) % ENCODINGS];
-        check_matrices((shape){101, 40, 7, c, t, encodings[e % 3], .bias = e % 2, .hot = true, .dead = true, .ties = e == 1, .softcap = e == 3 ? 5 : 0}, e == 1, 35);
+        check_matrices((shape){101, 40, 7, c, t, encodings[e % 3], .bias = e % 2, .hot = true, .dead = true, .ties = e == 1,
+                               .softcap = e == 3 ? 5 : 0}, e == 1, 35);
     }
     check_matrices((shape){7, 1, 7, FH_I8, FH_I8, FH_F32, .bias = true, .softcap = 30}, false, 1);
     check_matrices((shape){64, 130, 2, FH_BF16, FH_BF16, FH_BF16, .dead = true}, true, 70);
@@ -212,7 +213,8 @@ static void misuse_and_too_little_memory_are_refused(void **state)
     void *put = NULL;
     float states[65 * 32] = {0}, *dots;
     encoded m = make_rows(FH_BF16, 20, 32, false);
-    fh_rows q8 = {NULL, FH_Q8_0, 20, 32, 34}, none = {NULL, FH_F32, 0, 32, 128}, wide = {NULL, FH_F32, 3, 100000, 400000}, big = {NULL, FH_F32, 100000, 64, 256};
+    fh_rows q8 = {NULL, FH_Q8_0, 20, 32, 34}, none = {NULL, FH_F32, 0, 32, 128}, wide = {NULL, FH_F32, 3, 100000, 400000},
+            big = {NULL, FH_F32, 100000, 64, 256};
     assert_int_equal(there_open(&t, &q8, 1, &err), FH_EUNSUPPORTED), there_close(&t);
     assert_non_null(strstr(err.text, "an emulated device"));
     assert_int_equal(there_open(&t, &none, 1, &err), FH_EUSAGE), there_close(&t);
