@@ -186,8 +186,10 @@ typedef struct fh_learn_report {
  * states. */
 fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err);
-/* map [D, D], 0 left of the diagonal: between rows mapped by it (w . map [0], w . map [1], ...) the Euclidean distance is the root mean square difference of the
- * logits they give over states [positions [0..n)] of width d.  FH_ECHECK: no states; FH_EFORMAT: states that are not finite. */
+/* A text's states say little about directions that another text's will have: what is added to their second moment, of its mean diagonal (decision 0036). */
+#define FH_OUTPUT_RIDGE 0.3
+/* map [D, D], 0 left of the diagonal: between rows mapped by it (w . map [0], w . map [1], ...) the square of the Euclidean distance is the mean square difference
+ * of the logits they give over states [positions [0..n)] of width d, and FH_OUTPUT_RIDGE times the states' mean square times that of the rows themselves.  FH_ECHECK: no states; FH_EFORMAT: states that are not finite. */
 fh_status fh_output_map(float *map, size_t d, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err);
 
 /* ---- statistics ------------------------------------------------------------------------------------------

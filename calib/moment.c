@@ -1,6 +1,6 @@
 /* Rows as the head's output sees them.
  *
- * What a centroid c gets wrong about a token is (w - c).h, so the distance between rows is (w - u)' S (w - u) with S the mean of h h' over states.
+ * What a centroid c gets wrong about a token is (w - c).h, so the distance between rows is (w - u)' S (w - u) with S the mean of h h' over states, and a ridge.
  * With S = L L' that is the Euclidean distance between the rows of W L.
  */
 #include "calib/learn.h"
@@ -45,13 +45,13 @@ static void column_task(void *ctx, size_t task, unsigned worker)
     }
 }
 
-/* L of S = L L', in place in the lower triangle (Cholesky).  A ridge of 1e-6 of the mean diagonal keeps directions that no state has from being free. */
+/* L of S = L L', in place in the lower triangle (Cholesky), S with its ridge. */
 static fh_status cholesky(double *s, size_t d, const fh_job *job, fh_err *err)
 {
     double trace = 0;
     for (size_t i = 0; i < d; i++) trace += s[i * d + i];
     if (!isfinite(trace)) return fh_fail(err, FH_EFORMAT, "the states are not finite: collect them again with 'fhtool hidden'");
-    double ridge = fmax(1e-6 * trace / (double)d, 1e-30);
+    double ridge = fmax(FH_OUTPUT_RIDGE * trace / (double)d, 1e-30);
     for (size_t i = 0; i < d; i++) s[i * d + i] += ridge;
     for (struct column c = {s, d, 0}; c.j < d; c.j++) {
         double *diagonal = s + c.j * d + c.j;

@@ -149,7 +149,7 @@ static void too_few_states_are_said_to_be(void **state)
     assert_non_null(strstr(err.text, "511"));
 }
 
-static void distance_between_mapped_rows_is_the_difference_of_logits(void **state)
+static void distance_between_mapped_rows_is_the_difference_of_logits_and_a_ridge(void **state)
 {
     static float y[V][D], map[D][D];
     (void)state;
@@ -161,10 +161,12 @@ static void distance_between_mapped_rows_is_the_difference_of_logits(void **stat
             for (int i = 0; i < D; i++) y[a][j] += w[a][i] * map[j][i];
         }
     }
+    double square = 0; /* of a coordinate of a state, in the mean */
+    for (int n = 0; n < N; n++) for (int i = 0; i < D; i++) square += (double)h[n][i] * h[n][i] / N / D;
     for (int a = 0; a < V; a += 5)
         for (int b = a + 1; b < V; b += 7) {
             double distance = 0, mean = 0;
-            for (int i = 0; i < D; i++) distance += pow((double)y[a][i] - y[b][i], 2);
+            for (int i = 0; i < D; i++) distance += pow((double)y[a][i] - y[b][i], 2), mean += FH_OUTPUT_RIDGE * square * pow((double)w[a][i] - w[b][i], 2);
             for (int n = 0; n < N; n++) {
                 double z = 0;
                 for (int i = 0; i < D; i++) z += ((double)w[a][i] - w[b][i]) * h[n][i];
@@ -244,7 +246,7 @@ int main(void)
         cmocka_unit_test(odd_shapes_learn_too),
         cmocka_unit_test(rows_held_at_unit_length_stay_there_and_still_learn),
         cmocka_unit_test(too_few_states_are_said_to_be),
-        cmocka_unit_test(distance_between_mapped_rows_is_the_difference_of_logits),
+        cmocka_unit_test(distance_between_mapped_rows_is_the_difference_of_logits_and_a_ridge),
         cmocka_unit_test(a_map_of_no_states_or_of_damaged_ones_is_refused),
         cmocka_unit_test(a_thinned_corpus_is_taken_evenly_and_in_windows),
 #ifdef FH_FAULTS
