@@ -1,9 +1,9 @@
 # Tokens that move: an assignment of the routing's own, which everything after it goes by, and what is made without is as it was.
 . "$TOP/tests/cli/tools.inc"
 tiny tiny
-promise='--target-containment 0.8 --tokens 6000'
-fh build tiny -q -C still -o still.fhead --cap 6 $promise > /dev/null
-fh build tiny -q -C work -o moved.fhead --cap 6 $promise --moves 2 > /dev/null
+promise='--target-containment 0.9 --tokens 12000'
+fh build tiny -q -C still -o still.fhead --cap 8 $promise > /dev/null
+fh build tiny -q -C work -o moved.fhead --cap 8 $promise --moves 2 > /dev/null
 for f in head states clusters; do same "still/$f.safetensors" "work/$f.safetensors"; done
 fh route -q -C work --moves 2 --json > route.json
 python3 "$TOP/tests/cli/has_fields.py" routing:str states:int loss:num moves:int swaps:int moved:int move_seconds:num < route.json
@@ -41,19 +41,19 @@ fh query moved.fhead --hidden work/states.safetensors --dense --top-k 3 --json |
 same all.txt dense.txt
 fh diff still.fhead moved.fhead --json | python3 -c 'import json, sys; assert json.load(sys.stdin)["tokens"]["moved"] > 0'
 # current, not made again; made again when it was another number of moves; calibration keeps it
-fh build tiny -C work -o moved.fhead --cap 6 $promise --moves 2 --json 2> /dev/null | python3 -c 'import json, sys; ran = [s["stage"] for s in json.load(sys.stdin)["stages"] if s["ran"]]; assert not ran, ran'
-fh build tiny -C work -o other.fhead --cap 6 $promise --json 2> /dev/null | python3 -c 'import json, sys; ran = [s["stage"] for s in json.load(sys.stdin)["stages"] if s["ran"]]; assert ran == ["route", "quantize", "calibrate"], ran'
+fh build tiny -C work -o moved.fhead --cap 8 $promise --moves 2 --json 2> /dev/null | python3 -c 'import json, sys; ran = [s["stage"] for s in json.load(sys.stdin)["stages"] if s["ran"]]; assert not ran, ran'
+fh build tiny -C work -o other.fhead --cap 8 $promise --json 2> /dev/null | python3 -c 'import json, sys; ran = [s["stage"] for s in json.load(sys.stdin)["stages"] if s["ran"]]; assert ran == ["route", "quantize", "calibrate"], ran'
 same still.fhead other.fhead
-fh build tiny -q -C work -o again.fhead --cap 6 $promise --moves 2 > /dev/null
+fh build tiny -q -C work -o again.fhead --cap 8 $promise --moves 2 > /dev/null
 same moved.fhead again.fhead
 # what is missing or stale is made with the recorded number of moves
 cp work/routing.safetensors kept && touch work/clusters.safetensors && fh cluster -q -C work --k 20 > /dev/null && fh quantize -q -C work > /dev/null
 grep -aq '"moves.*":2' work/routing.safetensors || die 'the recorded moves'
-fh cluster -q -C work --cap 6 > /dev/null && fh quantize -q -C work > /dev/null && same kept work/routing.safetensors
+fh cluster -q -C work --cap 8 > /dev/null && fh quantize -q -C work > /dev/null && same kept work/routing.safetensors
 # calibration that learns itself moves as route was told to, and tries the other routings where tokens were before
-fh convert -q tiny -C late > /dev/null && fh cluster -q -C late --cap 6 > /dev/null && fh route -q -C late --moves 2 > /dev/null && fh quantize -q -C late > /dev/null
+fh convert -q tiny -C late > /dev/null && fh cluster -q -C late --cap 8 > /dev/null && fh route -q -C late --moves 2 > /dev/null && fh quantize -q -C late > /dev/null
 grep -aq '"moves.*":2' late/routing.safetensors || die 'the recorded moves'
-fh calibrate -C late $promise --seed 2 -v --json > late.json 2> late.err
+fh calibrate -C late $promise -v --json > late.json 2> late.err
 python3 - <<'P'
 import json
 from read import tensor
@@ -65,7 +65,7 @@ home = {t: slot // cap for slot, t in enumerate(order) if t != 0xFFFFFFFF}
 assert all(home[t] == c for t, c in enumerate(now)), "rows do not lie as tokens moved"
 P
 # the other routings are looked at where tokens were before: they cost what they cost where none moves
-fh convert -q tiny -C stays > /dev/null && fh cluster -q -C stays --cap 6 > /dev/null && fh quantize -q -C stays > /dev/null && fh calibrate -C stays $promise --seed 2 -v > /dev/null 2> stays.err
+fh convert -q tiny -C stays > /dev/null && fh cluster -q -C stays --cap 8 > /dev/null && fh quantize -q -C stays > /dev/null && fh calibrate -C stays $promise -v > /dev/null 2> stays.err
 fh calibrate -C still $promise -v > /dev/null 2> still.err && fh calibrate -C work $promise -v > /dev/null 2> work.err
 for f in late stays still work; do grep -E 'routing (weighted|raw|mean), ' $f.err > $f.tried; [ "$(wc -l < $f.tried)" = 3 ] || die "$(cat $f.err)"; done
 same late.tried stays.tried && same still.tried work.tried

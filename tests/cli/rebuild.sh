@@ -1,6 +1,6 @@
 # A recipe makes the artifact again, bit for bit; another base model is refused; diff says what moved, as meaning.
 . "$TOP/tests/cli/tools.inc"
-build_tiny
+build_tiny 20000
 how='--base-model me/tiny --license mit'
 ok() { "$@" > out.txt 2> err.txt || die "$*: $(cat out.txt err.txt)"; }
 publish() { ok fh publish "$1" --to reg --name "$2" --version 1 $how; }
@@ -22,7 +22,7 @@ same model.fhead rw-text/rebuilt.fhead
 # Of every make: means made again from the rows, learned and weighted centroids carried; other encodings; a head alone; more probes; no promise
 variant() { # variant NAME FLAGS...
     name=$1; shift
-    ok fh build tiny -q -C "w-$name" -o "$name.fhead" --tokens 6000 --target-containment 0.8 "$@"
+    ok fh build tiny -q -C "w-$name" -o "$name.fhead" --tokens 20000 --target-containment 0.9 "$@"
     publish "$name.fhead" "$name"
     again "$name" "$name.fhead"
 }
@@ -43,7 +43,7 @@ same text.fhead rw-words/rebuilt.fhead
 
 # one whose promise is about the vLLM plugin
 tiny wide --vocab 320
-ok fh build wide --for vllm -q -C w-plugin -o plugin.fhead --tokens 6000 --target-containment 0.8; publish plugin.fhead plugin
+ok fh build wide --for vllm -q -C w-plugin -o plugin.fhead --tokens 20000 --target-containment 0.9; publish plugin.fhead plugin
 for from in assignment text; do ok fh rebuild reg/plugin/1/recipe.json --model wide -C "rw-plugin-$from" --from $from; done
 
 # Another base model, another revision, another carried file, other recipes
@@ -102,10 +102,10 @@ worst = [w["missed_b"] - w["missed_a"] for w in d["worst_on_states"]]
 assert worst == sorted(worst, reverse=True) and all(x > 0 for x in worst) and sum(worst) <= d["positions"]["lost"], d["worst_on_states"]
 EOF
 fails 3 'neither .* has the dense head' fh diff alone.fhead alone.fhead --hidden work/states.safetensors
-fh build other -q -C w-other -o other.fhead --tokens 6000 --target-containment 0.8 > /dev/null
+fh build other -q -C w-other -o other.fhead --tokens 20000 --target-containment 0.9 > /dev/null
 ok fh diff model.fhead other.fhead; grep -q 'heads of different models' err.txt && grep -q '^same_model  *no' out.txt
 fails 3 'heads of different models' fh diff model.fhead other.fhead --hidden work/states.safetensors
-fh build wide -q -C w-wide -o wide.fhead --tokens 6000 --target-containment 0.8 > /dev/null
+fh build wide -q -C w-wide -o wide.fhead --tokens 20000 --target-containment 0.9 > /dev/null
 ok fh diff model.fhead wide.fhead; grep -q 'of different size' err.txt
 fails 1 'no.fhead' fh diff model.fhead no.fhead
 fails 2 'A B is missing' fh diff model.fhead

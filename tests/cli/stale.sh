@@ -5,7 +5,7 @@ state() { # state DIR: "convert=current hidden=missing ..."
 }
 is() { [ "$(state work)" = "$1" ] || die "status is $(state work), not $1"; }
 tiny tiny
-promise='--target-containment 0.8 --tokens 6000'
+promise='--target-containment 0.9 --tokens 12000'
 fails 1 'work: there is no such work directory: run .fhtool convert' fh status -C work
 fails 1 'work: there is no such work directory' fh pack -C work -o x.fhead
 [ ! -e work ] || die 'a refused command made the directory'
@@ -44,7 +44,7 @@ fh quantize -q -C work --tokens bf16 > /dev/null
 is 'convert=current hidden=current cluster=current route=current quantize=current calibrate=stale'
 fh route -q -C work --routing raw > /dev/null
 is 'convert=current hidden=current cluster=current route=current quantize=stale calibrate=stale'
-fh calibrate -q -C work --target-containment 0.8 --json | grep -q '"routing":"raw"'
+fh calibrate -q -C work --target-containment 0.9 --json | grep -q '"routing":"raw"'
 fh pack -q -C work -o raw.fhead --json | grep -q '"routing":"raw","centroids":"int8","tokens":"bf16"'
 # A result that went away; one that is damaged is named
 rm work/routing.safetensors
