@@ -21,6 +21,8 @@ for c in $commands; do
         else fh "$c" "$option" -h > /dev/null || die "$c $option -h"; fi
     done < options.txt
 done
+# the pages that show them know all of them
+for c in $commands; do grep -q "^| .*\`$c\`" "$TOP/README.md" && grep -Eq "^## (.*[ ,])?$c(,| |$)" "$TOP/docs/commands.md" || die "$c is not in README.md or docs/commands.md"; done
 # and no command that the general help does not name
 [ "$(grep -cE '^  [a-z]+ +' help.txt)" = "$(echo $commands | wc -w)" ] || die 'the general help names other commands'
 
