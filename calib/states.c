@@ -139,24 +139,16 @@ typedef struct speech {
     float *hidden, *logits;       /* [VOICES, D], [VOICES, V] */
     uint32_t *live; size_t n_live;
     uint32_t drawn[VOICES];
-    bool bad[VOICES];
 } speech;
 
-/* One token from the softmax at temperature 1, over live tokens in order of id.  (fh_sample draws from a sorted list, which top-k and top-p
- * need; here sorting would cost more than the body.) */
+/* One token from the softmax at temperature 1, over live tokens.  (fh_sample draws from a sorted list, which top-k and top-p need; here sorting would cost more than the body.) */
 static void draw_task(void *ctx, size_t i, unsigned worker)
 {
     speech *s = ctx;
-    const float *z = s->logits + i * s->m->config->vocab;
-    float most = -INFINITY;
-    double sum = 0, random = fh_rng_double(&s->v[i].rng);
-    for (size_t j = 0; j < s->n_live; j++) if (z[s->live[j]] > most) most = z[s->live[j]];
-    for (size_t j = 0; j < s->n_live; j++) sum += expf(z[s->live[j]] - most);
-    s->bad[i] = !(isfinite(most) && isfinite(sum));
-    double at = random * sum;
-    s->drawn[i] = s->live[s->n_live - 1];
-    for (size_t j = 0; j < s->n_live; j++)
-        if ((at -= expf(z[s->live[j]] - most)) < 0) { s->drawn[i] = s->live[j]; break; }
+    size_t vocab = s->m->config->vocab;
+    float *z = s->logits + i * vocab;
+    for (size_t j = 0; s->m->dead && j < vocab; j++) if (s->m->dead[j]) z[j] = -INFINITY;
+    s->drawn[i] = (uint32_t)fh_softmax_draw(z, vocab, fh_rng_double(&s->v[i].rng));
     (void)worker;
 }
 
@@ -217,7 +209,7 @@ fh_status fh_states_of_self(fh_states *out, fh_corpus *said, const fh_model *m, 
         fh_pool_run(fh_job_pool(job), voices, draw_task, s);
         for (size_t i = 0; i < voices; i++) {
             voice *v = &s->v[i];
-            if (s->bad[i]) { rc = fh_fail(err, FH_ECHECK, "the model's logits cannot be sampled: are they finite?"); goto out; }
+            if (s->drawn[i] == vocab) { rc = fh_fail(err, FH_ECHECK, "the model's logits cannot be sampled: are they finite?"); goto out; }
             if (n < total) {
                 memcpy(st.hidden + n * d, s->hidden + i * d, d * sizeof(float));
                 st.ids[n] = v->token, st.next[n] = s->drawn[i], st.document[n] = v->document, n++;

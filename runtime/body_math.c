@@ -82,3 +82,32 @@ double fh_log_sum_exp(const float *x, size_t n)
     }
     return top + log(m->exp_sum_double(x, n, top));
 }
+
+enum { DRAW_BLOCK = 256 };
+
+size_t fh_softmax_draw(float *x, size_t n, double random)
+{
+    const fh_body_math *m = fh_body_math_choose(fh_isa_name());
+    float most = m->max(x, n);
+    if (!isfinite(most)) return n;
+    double total = 0;
+    for (size_t i = 0; i < n; i += DRAW_BLOCK) total += (double)m->exp_sum(x + i, fh_min(DRAW_BLOCK, n - i), most);
+    if (!isfinite(total)) return n;
+    double left = random * total;
+    for (size_t i = 0; i < n; i += DRAW_BLOCK) {
+        size_t count = fh_min(DRAW_BLOCK, n - i), at = i;
+        double block = (double)m->sum(x + i, count); /* what exp_sum gave: the same lanes */
+        if (left >= block) {
+            left -= block;
+            continue;
+        }
+        for (size_t j = i; j < i + count; j++) {
+            if (left < (double)x[j]) return j;
+            left -= (double)x[j];
+            if (x[j] > 0) at = j;
+        }
+        return at; /* summed one after the other they were a little less */
+    }
+    while (n > 1 && !(x[n - 1] > 0)) n--; /* likewise the blocks */
+    return n - 1;
+}

@@ -343,6 +343,46 @@ static void log_sum_exp_is_exact_for_large_small_and_infinite_values(void **stat
     assert_true(isnan(fh_log_sum_exp(hidden_nan, 2)));
 }
 
+static void draws_from_a_softmax_fall_where_its_cumulative_sum_says(void **state)
+{
+    static const size_t sizes[] = {1, 2, 15, 16, 17, 255, 256, 257, 511, 512, 513, 1000, 4097};
+    float x[4097], room[4097];
+    double before[4098];
+    fh_rng rng;
+    fh_rng_seed(&rng, 3, 0);
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        size_t n = sizes[k], first = n, last = 0;
+        for (size_t i = 0; i < n; i++) x[i] = fh_rng_below(&rng, 4) ? (float)(8 * sin((double)(i * (k + 1)))) : -INFINITY;
+        x[n / 2] = 1;
+        before[0] = 0;
+        for (size_t i = 0; i < n; i++) {
+            before[i + 1] = before[i] + exp((double)x[i]);
+            if (x[i] > -INFINITY) first = fh_min(first, i), last = i;
+        }
+        for (int draw = 0; draw < 2000; draw++) {
+            double random = draw == 0 ? 0 : draw == 1 ? 1 - 0x1p-53 : fh_rng_double(&rng);
+            memcpy(room, x, n * sizeof *x);
+            size_t at = fh_softmax_draw(room, n, random);
+            assert_true(at < n && x[at] > -INFINITY);
+            assert_true(before[at] / before[n] - 1e-6 <= random && random <= before[at + 1] / before[n] + 1e-6);
+            if (draw == 0) assert_int_equal(at, first);
+            if (draw == 1) assert_int_equal(at, last);
+        }
+    }
+    /* what underflows is never drawn; the only one there is always is */
+    for (size_t i = 0; i < 600; i++) x[i] = -200;
+    x[299] = 0;
+    for (int draw = 0; draw < 100; draw++) {
+        memcpy(room, x, 600 * sizeof *x);
+        assert_int_equal(fh_softmax_draw(room, 600, draw ? fh_rng_double(&rng) : 1 - 0x1p-53), 299);
+    }
+    float nothing[3] = {-INFINITY, -INFINITY, -INFINITY}, bad[3] = {1, NAN, 2}, inf[3] = {1, INFINITY, 2}, none[1] = {NAN};
+    assert_int_equal(fh_softmax_draw(nothing, 3, 0.5), 3);
+    assert_int_equal(fh_softmax_draw(bad, 3, 0.5), 3);
+    assert_int_equal(fh_softmax_draw(inf, 3, 0.5), 3);
+    assert_int_equal(fh_softmax_draw(none, 1, 0.5), 1);
+}
+
 /* ---- switches that no reference file shows ------------------------------------------------------------------------------- */
 
 static void weight(const fh_tensors *t, const char *layer, const char *name, float *out)
@@ -660,6 +700,7 @@ int main(void)
         cmocka_unit_test(every_instruction_set_gives_the_same_bits),
         cmocka_unit_test(exponentials_and_activations_are_those_of_the_library),
         cmocka_unit_test(log_sum_exp_is_exact_for_large_small_and_infinite_values),
+        cmocka_unit_test(draws_from_a_softmax_fall_where_its_cumulative_sum_says),
         cmocka_unit_test(gemma2_is_what_its_description_says),
         cmocka_unit_test(dynamic_rope_takes_its_base_from_the_length_of_the_call),
         cmocka_unit_test(tokens_and_positions_out_of_range_are_refused_and_change_nothing),
