@@ -1,7 +1,5 @@
 /* Attention of a decoding step on the emulated device, against softmax in double. */
 #include "base/fault.h"
-#include "runtime/cuda/backend.h"
-#include "tests/emu/emu_control.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "tests/unit/cuda_there.h"
 
-static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
 static fh_rng rng;
 static double uniform(void) { return 2 * fh_rng_double(&rng) - 1; }
 

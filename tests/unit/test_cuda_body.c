@@ -2,12 +2,9 @@
 #include "tests/unit/golden_families.h"
 
 #include "runtime/body_private.h"
-#include "runtime/cuda/backend.h"
 #include "runtime/head.h"
-#include "tests/emu/emu_control.h"
+#include "tests/unit/cuda_there.h"
 #include "tests/unit/head_world.h"
-
-static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
 
 /* Address sanitizer takes some twenty times as long to change fibers: every path, on fewer tokens. */
 #ifdef __SANITIZE_ADDRESS__
@@ -23,7 +20,7 @@ typedef struct there { fh_cuda_device *device; fh_cuda_body *body; } there;
 static void there_open(there *t, fh_body *b)
 {
     fh_err err;
-    ok(fh_cuda_backend()->device_open(&t->device, 0, &host, &err), err);
+    ok(device_there(&t->device, &err), err);
     ok(fh_cuda_backend()->body_new(&t->body, t->device, b, &err), err);
     b->device = fh_cuda_backend()->body_does(t->body);
 }
@@ -32,8 +29,7 @@ static void there_close(there *t, fh_body *b)
 {
     b->device = NULL;
     fh_cuda_backend()->body_free(t->body);
-    fh_cuda_backend()->device_close(t->device);
-    assert_int_equal(emu_allocated(), 0);
+    device_gone(t->device);
 }
 
 static fh_kv *new_kv(const fh_body *b, fh_dtype type)
@@ -492,7 +488,7 @@ static void too_little_memory_and_heads_too_wide_are_said(void **state)
     fh_err err;
     open_case(&g, "llama");
     size_t memory = emu.memory;
-    ok(fh_cuda_backend()->device_open(&d, 0, &host, &err), err);
+    ok(device_there(&d, &err), err);
     emu.memory = 100 << 10;
     assert_int_equal(fh_cuda_backend()->body_new(&c, d, g.body, &err), FH_ENOMEM);
     if (!strstr(err.text, "the body needs ") || !strstr(err.text, " MiB are free")) fail_msg("%s", err.text);
@@ -502,8 +498,7 @@ static void too_little_memory_and_heads_too_wide_are_said(void **state)
     assert_int_equal(fh_cuda_backend()->body_new(&c, d, g.body, &err), FH_EUNSUPPORTED);
     if (!strstr(err.text, "attention heads of 257 values")) fail_msg("%s", err.text);
     g.body->head_dim = head_dim;
-    fh_cuda_backend()->device_close(d);
-    assert_int_equal(emu_allocated(), 0);
+    device_gone(d);
     golden_close(&g);
 }
 
@@ -523,7 +518,7 @@ static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
         fh_kv *kv = NULL;
         uint64_t again, parts;
         emu_fail_at(n);
-        fh_status rc = fh_cuda_backend()->device_open(&d, 0, &host, &err);
+        fh_status rc = device_there(&d, &err);
         if (rc == FH_OK && (rc = fh_cuda_backend()->body_new(&c, d, g.body, &err)) == FH_OK) {
             g.body->device = fh_cuda_backend()->body_does(c);
             kv = new_kv(g.body, FH_F32);
@@ -549,8 +544,7 @@ static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
         fh_kv_free(kv);
         g.body->device = NULL;
         fh_cuda_backend()->body_free(c);
-        fh_cuda_backend()->device_close(d);
-        assert_int_equal(emu_allocated(), 0);
+        device_gone(d);
         if (rc == FH_OK && n && !reached) break;
     }
     free(hidden);
@@ -570,7 +564,7 @@ static void running_out_of_memory_anywhere_is_a_clean_error(void **state)
         fh_cuda_body *c = NULL;
         fh_kv *kv = NULL;
         fh_fault_set(FH_FAULT_ALLOC, n);
-        fh_status rc = fh_cuda_backend()->device_open(&d, 0, &host, &err);
+        fh_status rc = device_there(&d, &err);
         if (rc == FH_OK) rc = fh_cuda_backend()->body_new(&c, d, g.body, &err);
         if (rc == FH_OK) g.body->device = fh_cuda_backend()->body_does(c);
         if (rc == FH_OK) rc = fh_kv_new(&kv, g.body, &err);
@@ -579,8 +573,7 @@ static void running_out_of_memory_anywhere_is_a_clean_error(void **state)
         fh_kv_free(kv);
         g.body->device = NULL;
         fh_cuda_backend()->body_free(c);
-        fh_cuda_backend()->device_close(d);
-        assert_int_equal(emu_allocated(), 0);
+        device_gone(d);
         if (rc == FH_OK) { assert_true(n > 5); break; }
         assert_int_equal(rc, FH_ENOMEM);
     }

@@ -9,31 +9,12 @@
 #include <cmocka.h>
 
 #include "base/fault.h"
-#include "runtime/cuda/backend.h"
-#include "tests/emu/emu_control.h"
 #include "tests/unit/calib_world.h"
+#include "tests/unit/cuda_products.h"
 
-static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
-
-typedef struct there { fh_cuda_device *device; fh_cuda_multiplier *multiplier; fh_dots_device does; } there;
-
-static fh_status there_open(there *t, const world *x, fh_err *err)
+static fh_status open_there(there *t, const world *x, fh_err *err)
 {
-    static uint64_t seed;
-    const fh_rows shapes[] = {x->dense.rows, x->parts.centroids, x->parts.tokens};
-    *t = (there){0};
-    emu.seed = ++seed;
-    fh_status rc = fh_cuda_backend()->device_open(&t->device, 0, &host, err);
-    if (rc == FH_OK) rc = fh_cuda_backend()->multiplier_new(&t->multiplier, t->device, shapes, 3, err);
-    if (rc == FH_OK) t->does = fh_cuda_backend()->multiplier_use(t->multiplier);
-    return rc;
-}
-
-static void there_close(there *t)
-{
-    fh_cuda_backend()->multiplier_free(t->multiplier);
-    fh_cuda_backend()->device_close(t->device);
-    assert_int_equal(emu_allocated(), 0);
+    return there_open(t, (const fh_rows[]){x->dense.rows, x->parts.centroids, x->parts.tokens}, 3, err);
 }
 
 /* Another routing and its own: with choices the head that is multiplied changes. */
@@ -98,7 +79,7 @@ static void a_calibration_is_the_same_there(void **state)
             if (head == 1) x->dense.bias = x->parts.bias = bias;
             if (head == 2) x->dense.softcap = x->parts.softcap = 3, x->parts.through_bf16 = true;
             assert_int_equal(calibrate(&here, x, NULL, &asked[i], &err), FH_OK);
-            assert_int_equal(there_open(&t, x, &err), FH_OK);
+            assert_int_equal(open_there(&t, x, &err), FH_OK);
             uint64_t before = emu_launches();
             if (calibrate(&moved, x, &t.does, &asked[i], &err) < 0) fail_msg("%s", err.text);
             assert_true(emu_launches() > before + N / 32);
@@ -126,7 +107,7 @@ static void a_rehearsal_is_the_same_there(void **state)
         world *x = make_world(9);
         fh_dense moved = x->dense;
         assert_int_equal(fh_head_from_parts(&head, &x->parts, "test", &err), FH_OK);
-        assert_int_equal(there_open(&t, x, &err), FH_OK);
+        assert_int_equal(open_there(&t, x, &err), FH_OK);
         moved.device = &t.does;
         assert_int_equal(fh_rehearse(out[0], &x->states, NULL, &x->dense, head, &p, NULL, &err), FH_OK);
         assert_int_equal(fh_rehearse(out[1], &x->states, NULL, &moved, head, &p, NULL, &err), FH_OK);
@@ -151,7 +132,7 @@ static void what_is_no_number_is_never_the_best(void **state)
     for (int i = 0; i < 6; i++) x->w[i][3] = NAN;
     fh_dense moved = x->dense;
     fh_calibration c = {0};
-    assert_int_equal(there_open(&t, x, &err), FH_OK);
+    assert_int_equal(open_there(&t, x, &err), FH_OK);
     moved.device = &t.does;
     assert_int_equal(fh_dense_best(&x->dense, &x->h[0][0], NULL, N, 10, &ids[0][0][0], NULL, &err), FH_OK);
     assert_int_equal(fh_dense_best(&moved, &x->h[0][0], NULL, N, 10, &ids[1][0][0], NULL, &err), FH_OK);
@@ -176,7 +157,7 @@ static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
         fh_err err = {0};
         fh_calibration c = {0};
         emu_fail_at(n);
-        fh_status rc = there_open(&t, x, &err);
+        fh_status rc = open_there(&t, x, &err);
         if (rc == FH_OK) rc = calibrate(&c, x, &t.does, &asked[1], &err);
         bool reached = emu_calls() >= n;
         emu_fail_at(0);
@@ -199,7 +180,7 @@ static void every_allocation_may_fail(void **state)
         fh_err err = {0};
         fh_calibration c = {0};
         fh_fault_set(FH_FAULT_ALLOC, n);
-        fh_status rc = there_open(&t, x, &err);
+        fh_status rc = open_there(&t, x, &err);
         if (rc == FH_OK) rc = calibrate(&c, x, &t.does, &asked[1], &err);
         done = !fh_fault_fired();
         fh_fault_set(FH_FAULT_ALLOC, 0);

@@ -1,8 +1,6 @@
 /* The search of near clusters on the emulated device: the CPU's answers bit for bit, and so the same clusters. */
 #include "base/fault.h"
 #include "cluster/cluster_private.h"
-#include "runtime/cuda/backend.h"
-#include "tests/emu/emu_control.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,8 +10,8 @@
 #include <string.h>
 #include <cmocka.h>
 #include "tests/unit/cluster_world.h"
+#include "tests/unit/cuda_there.h"
 
-static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
 static fh_rng rng;
 
 typedef struct there { fh_cuda_device *device; fh_cuda_clusterer *clusterer; fh_cluster_device does; } there;
@@ -21,8 +19,7 @@ typedef struct there { fh_cuda_device *device; fh_cuda_clusterer *clusterer; fh_
 static fh_status there_open(there *t, size_t n, size_t ld, size_t k, fh_err *err)
 {
     *t = (there){0};
-    emu.seed = fh_rng_u64(&rng);
-    fh_status rc = fh_cuda_backend()->device_open(&t->device, 0, &host, err);
+    fh_status rc = device_there(&t->device, err);
     if (rc == FH_OK) rc = fh_cuda_backend()->clusterer_new(&t->clusterer, t->device, n, ld, k, err);
     if (rc == FH_OK) t->does = fh_cuda_backend()->clusterer_use(t->clusterer);
     return rc;
@@ -31,8 +28,7 @@ static fh_status there_open(there *t, size_t n, size_t ld, size_t k, fh_err *err
 static void there_close(there *t)
 {
     fh_cuda_backend()->clusterer_free(t->clusterer);
-    fh_cuda_backend()->device_close(t->device);
-    assert_int_equal(emu_allocated(), 0);
+    device_gone(t->device);
 }
 
 /* ---- candidates --------------------------------------------------------------------------------------------------- */

@@ -1,8 +1,6 @@
 /* The CUDA head's own sources, run thread by thread on an emulated device, against the head's definition: the same bits. */
 #include "base/fault.h"
-#include "runtime/cuda/backend.h"
 #include "runtime/head.h"
-#include "tests/emu/emu_control.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,9 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "tests/unit/cuda_there.h"
 #include "tests/unit/head_world.h"
-
-static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
 
 /* ---- a head of random rows, here and there -------------------------------------------------------------------------- */
 
@@ -37,7 +34,7 @@ static fh_status copy_there(pair *p, fh_err *err)
     const fh_head *h = p->w.head;
     fh_cuda_source source = {.parts = &h->parts, .dense = h->exact, .slot_of = h->slot_of, .dead = h->dead_map, .always = h->always, .forced = h->forced,
                              .n_always = h->n_always, .n_forced = h->n_forced};
-    fh_status rc = fh_cuda_backend()->device_open(&p->device, 0, &host, err);
+    fh_status rc = device_there(&p->device, err);
     if (rc == FH_OK) rc = fh_cuda_backend()->head_new(&p->there, p->device, &source, err);
     return rc;
 }
@@ -408,7 +405,7 @@ static void refused(fh_status code, const char *part)
 {
     fh_cuda_device *d = NULL;
     fh_err err = {0};
-    assert_int_equal(fh_cuda_backend()->device_open(&d, 0, &host, &err), code);
+    assert_int_equal(device_there(&d, &err), code);
     assert_null(d);
     if (!strstr(err.text, part)) fail_msg("'%s' is not in: %s", part, err.text);
 }
@@ -530,8 +527,7 @@ static void a_device_that_fails_anywhere_is_a_clean_error(void **state)
             assert_memory_equal(want, got, sizeof got);
         }
         if (!reached) break;
-        fh_cuda_backend()->head_free(p.there), fh_cuda_backend()->device_close(p.device);
-        assert_int_equal(emu_allocated(), 0);
+        fh_cuda_backend()->head_free(p.there), device_gone(p.device);
     }
     assert_true(failures > 20);
     free(x);
@@ -552,8 +548,7 @@ static void running_out_of_memory_anywhere_is_a_clean_error(void **state)
         fh_fault_set(FH_FAULT_ALLOC, 0);
         if (rc == FH_OK) { assert_true(n > 2); break; }
         assert_int_equal(rc, FH_ENOMEM);
-        fh_cuda_backend()->head_free(p.there), fh_cuda_backend()->device_close(p.device);
-        assert_int_equal(emu_allocated(), 0);
+        fh_cuda_backend()->head_free(p.there), device_gone(p.device);
     }
     pair_close(&p);
 }

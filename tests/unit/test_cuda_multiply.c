@@ -1,8 +1,6 @@
 /* Products for measuring on the emulated device, its own sources thread by thread, against the definition: the same bits. */
 #include "base/fault.h"
-#include "runtime/cuda/backend.h"
 #include "runtime/head.h"
-#include "tests/emu/emu_control.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,28 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "tests/unit/cuda_products.h"
 #include "tests/unit/head_world.h"
-
-static const fh_cuda_host host = {fh_calloc, fh_free, fh_fail};
-
-typedef struct there { fh_cuda_device *device; fh_cuda_multiplier *multiplier; fh_dots_device does; } there;
-
-static fh_status there_open(there *t, const fh_rows *shapes, size_t n, fh_err *err)
-{
-    *t = (there){0};
-    emu.seed = fh_rng_u64(&rng);
-    fh_status rc = fh_cuda_backend()->device_open(&t->device, 0, &host, err);
-    if (rc == FH_OK) rc = fh_cuda_backend()->multiplier_new(&t->multiplier, t->device, shapes, n, err);
-    if (rc == FH_OK) t->does = fh_cuda_backend()->multiplier_use(t->multiplier);
-    return rc;
-}
-
-static void there_close(there *t)
-{
-    fh_cuda_backend()->multiplier_free(t->multiplier);
-    fh_cuda_backend()->device_close(t->device);
-    assert_int_equal(emu_allocated(), 0);
-}
 
 /* The same bits, or neither is a number. */
 static void same_floats(const float *want, const float *got, size_t n, const char *what)
