@@ -1,6 +1,6 @@
 /* base/lanes.h: sixteen lanes, and exp on them, for loops that are compiled once for each instruction set and give the same bits on each.
- * Included by every such set of loops after FN(name), TARGET, and WIDTH, the bytes of a register, are defined.  No fma (the build forbids
- * contraction).  Vectors are locals only, handed on by pointer, since passing them by value would depend on the ABI of the instruction set.
+ * Included by every such set of loops (base/each_isa.h).  No fma (the build forbids contraction).  Vectors are locals only, handed on by
+ * pointer, since passing them by value would depend on the ABI of the instruction set.
  */
 #ifndef FH_LANES_H
 #define FH_LANES_H

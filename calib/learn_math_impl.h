@@ -1,8 +1,19 @@
-/* calib/learn_math_impl.h: the arithmetic of learned routing between its products, included once for each instruction set by learn_math.c, which defines
- * FN(name), TARGET, ROOT, and WIDTH, the bytes of a register.  The lanes of a strip are states and never meet; every instruction set gives the same bits. */
+/* calib/learn_math_impl.h: the arithmetic of learned routing between its products, for each instruction set (base/each_isa.h).
+ * The lanes of a strip are states and never meet; every instruction set gives the same bits. */
 #include "base/lanes.h"
 
 #define FN_LANES (WIDTH / sizeof(float))
+#if WIDTH == 64
+#define ROOT(x) _mm512_sqrt_ps((__m512)x)
+#elif WIDTH == 32
+#define ROOT(x) _mm256_sqrt_ps((__m256)x)
+#elif defined(__x86_64__)
+#define ROOT(x) _mm_sqrt_ps((__m128)x)
+#elif defined(__aarch64__)
+#define ROOT(x) vsqrtq_f32((float32x4_t)x)
+#else
+#define ROOT(x) ((f32_ref){sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])})
+#endif
 
 /* b where the mask is set, a where it is not. */
 TARGET static inline void FN(blend)(FN(f32) *a, const FN(f32) *b, const FN(i32) *mask) { *a = (FN(f32))(((FN(i32))*b & *mask) | ((FN(i32))*a & ~*mask)); }
@@ -169,3 +180,4 @@ TARGET static void FN(adam)(float *x, float *m, float *v, const float *g, size_t
 
 static const fh_learn_math FN(table) = {FN(scores), FN(finish), FN(largest), FN(exponents), FN(gather), FN(above), FN(thin), FN(combine), FN(adam)};
 #undef FN_LANES
+#undef ROOT

@@ -22,49 +22,16 @@ typedef struct fh_turn_kernels {
     int32_t (*round)(int8_t *out, const float *x, size_t n, float by);
 } kernels;
 
-#define FN(name) name##_ref
-#define TARGET
-#define WIDTH 16
-#include "cluster/turn_impl.h"
-#undef FN
-#undef TARGET
-#undef WIDTH
-
-#if defined(__x86_64__)
-#define FN(name) name##_avx2
-#define TARGET __attribute__((target("avx2")))
-#define WIDTH 32
-#include "cluster/turn_impl.h"
-#undef FN
-#undef TARGET
-#undef WIDTH
-
-#define FN(name) name##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
-#define WIDTH 64
-#include "cluster/turn_impl.h"
-#undef FN
-#undef TARGET
-#undef WIDTH
-#endif
-
-/* That of the products: where they have 512 bits or 256, so has this. */
-static const kernels *pick(void)
-{
-#if defined(__x86_64__)
-    const char *isa = fh_int8_dots_pick()->isa;
-    if (!strncmp(isa, "avx512", 6)) return &turning_avx512;
-    if (!strncmp(isa, "avx2", 4)) return &turning_avx2;
-#endif
-    return &turning_ref;
-}
+#define FOR_EACH_ISA "cluster/turn_impl.h"
+#include "base/each_isa.h"
 
 /* ---- the map ------------------------------------------------------------------------------------------------------ */
 
 fh_status fh_turn_make(fh_turn *t, size_t ld, bool shuffle, fh_err *err)
 {
     fh_rng rng;
-    *t = (fh_turn){.ld = ld, .kernels = pick(), .from = shuffle ? fh_malloc(ld * sizeof *t->from) : NULL, .sign = fh_malloc(ld * sizeof *t->sign)};
+    const kernels *k = OF_ISA(turning, fh_int8_dots_pick()->isa);
+    *t = (fh_turn){.ld = ld, .kernels = k, .from = shuffle ? fh_malloc(ld * sizeof *t->from) : NULL, .sign = fh_malloc(ld * sizeof *t->sign)};
     if ((shuffle && !t->from) || !t->sign) {
         fh_turn_free(t);
         return fh_fail(err, FH_ENOMEM, "out of memory for rows of eight bits");

@@ -1,5 +1,5 @@
-/* cluster/turn_impl.h: turning and rounding, included once for each instruction set by turn.c, which defines FN(name), TARGET, and WIDTH, the bytes of a
- * register.  Sums and differences of the same pairs in the same order everywhere, the same bits. */
+/* cluster/turn_impl.h: turning and rounding, for each instruction set (base/each_isa.h).
+ * Sums and differences of the same pairs in the same order everywhere, the same bits. */
 
 #include "base/lanes.h"
 

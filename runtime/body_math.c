@@ -11,40 +11,10 @@ typedef double v8d __attribute__((vector_size(64)));
 typedef int64_t v8l __attribute__((vector_size(64)));
 typedef uint64_t v8lu __attribute__((vector_size(64)));
 
-#define FN(name) fh_body_##name##_ref
-#define TARGET
-#define WIDTH 16
-#include "runtime/body_math_impl.h"
-#undef FN
-#undef TARGET
-#undef WIDTH
+#define FOR_EACH_ISA "runtime/body_math_impl.h"
+#include "base/each_isa.h"
 
-#if defined(__x86_64__)
-#define FN(name) fh_body_##name##_avx2
-#define TARGET __attribute__((target("avx2")))
-#define WIDTH 32
-#include "runtime/body_math_impl.h"
-#undef FN
-#undef TARGET
-#undef WIDTH
-
-#define FN(name) fh_body_##name##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
-#define WIDTH 64
-#include "runtime/body_math_impl.h"
-#undef FN
-#undef TARGET
-#undef WIDTH
-#endif
-
-const fh_body_math *fh_body_math_choose(const char *isa)
-{
-#if defined(__x86_64__)
-    if (!strncmp(isa, "avx512", 6)) return &fh_body_table_avx512;
-    if (!strncmp(isa, "avx2", 4)) return &fh_body_table_avx2;
-#endif
-    return &fh_body_table_ref;
-}
+const fh_body_math *fh_body_math_choose(const char *isa) { return OF_ISA(table, isa); }
 
 void fh_body_widen(const fh_body_math *m, float *dst, fh_dtype from, const void *src, size_t n)
 {

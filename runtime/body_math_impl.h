@@ -1,5 +1,4 @@
-/* runtime/body_math_impl.h: the arithmetic of the body between its matrix products, included once for each instruction set by
- * body_math.c, which defines FN(name), TARGET, and WIDTH, the bytes of a register.
+/* runtime/body_math_impl.h: the arithmetic of the body between its matrix products, for each instruction set (base/each_isa.h).
  *
  * 16 lanes everywhere, one order of sums: every instruction set gives the same bits (base/lanes.h).
  */
