@@ -159,17 +159,21 @@ static void many_neon(float *out, const float *z, const float *x, size_t ld, con
 static const fh_dots neon = {"neon", one_neon, many_neon};
 #endif
 
+unsigned fh_bits_permitted(void)
+{
+    const char *asked = getenv("FH_ISA");
+    if (!asked) return 512;
+    return strcmp(asked, "ref") == 0 ? 0 : strcmp(asked, "avx2") == 0 ? 256 : 512;
+}
+
 const fh_dots *fh_dots_pick(void)
 {
 #if defined(__x86_64__)
-    const char *asked = getenv("FH_ISA");
-    bool up_to_512 = !asked || strcmp(asked, "avx512") == 0, up_to_256 = up_to_512 || strcmp(asked, "avx2") == 0;
-    if (asked && strcmp(asked, "ref") != 0 && !up_to_256) up_to_512 = up_to_256 = true; /* a name of another part's kernels */
-    if (up_to_512 && __builtin_cpu_supports("avx512f")) return &avx512;
-    if (up_to_256 && __builtin_cpu_supports("avx2")) return &avx2;
+    unsigned bits = fh_bits_permitted();
+    if (bits >= 512 && __builtin_cpu_supports("avx512f")) return &avx512;
+    if (bits >= 256 && __builtin_cpu_supports("avx2")) return &avx2;
 #elif defined(__aarch64__)
-    const char *asked = getenv("FH_ISA");
-    if (!asked || strcmp(asked, "ref") != 0) return &neon;
+    if (fh_bits_permitted()) return &neon;
 #endif
     return &ref;
 }

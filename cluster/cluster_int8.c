@@ -5,7 +5,6 @@
 #include "cluster/cluster_private.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 void fh_pack_int8(const fh_int8_dots *dots, int8_t *panel, const int8_t *row, size_t column, size_t ld)
@@ -183,14 +182,12 @@ static const fh_int8_dots neon_dotprod = {"neon dotprod", false, tile_sdot, scor
 const fh_int8_dots *fh_int8_dots_pick(void)
 {
 #if defined(__x86_64__)
-    const char *asked = getenv("FH_ISA");
-    bool up_to_256 = !asked || strcmp(asked, "ref") != 0, up_to_512 = up_to_256 && (!asked || strcmp(asked, "avx2") != 0);
-    if (up_to_512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+    unsigned bits = fh_bits_permitted();
+    if (bits >= 512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) return &vnni;
-    if (up_to_256 && __builtin_cpu_supports("avx2")) return &avx2;
+    if (bits >= 256 && __builtin_cpu_supports("avx2")) return &avx2;
 #elif defined(__aarch64__)
-    const char *asked = getenv("FH_ISA");
-    if (fh_has_sdot() && (!asked || strcmp(asked, "ref") != 0)) return &neon_dotprod;
+    if (fh_has_sdot() && fh_bits_permitted()) return &neon_dotprod;
 #endif
     return &ref;
 }

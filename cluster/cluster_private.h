@@ -25,6 +25,9 @@ typedef struct fh_dots {
 /* The best that the machine has, or what FH_ISA (ref, avx2, avx512, neon) asks for where the machine has it. */
 const fh_dots *fh_dots_pick(void);
 
+/* Bits of the widest registers that FH_ISA permits, 0 where it asks for plain C; a name of other parts' kernels permits all. */
+unsigned fh_bits_permitted(void);
+
 /* ---- the state of one clustering ----------------------------------------------------------------------------- */
 
 /* Where candidates are looked for, and whether the n rows of x are there already. */
