@@ -2,27 +2,6 @@
 
 #include "runtime/body_private.h"
 
-static fh_kv *new_kv(const fh_body *b)
-{
-    fh_err err;
-    fh_kv *kv;
-    ok(fh_kv_new(&kv, b, &err), err);
-    return kv;
-}
-
-/* ids through the body in pieces of `step` tokens. */
-static void run_in_steps(const golden *g, fh_pool *pool, const uint32_t *ids, uint32_t n, uint32_t step, float *hidden)
-{
-    fh_err err;
-    fh_kv *kv = new_kv(g->body);
-    for (uint32_t i = 0; i < n; i += step) {
-        uint32_t some = n - i < step ? n - i : step;
-        ok(fh_body_forward(g->body, pool, 1, &kv, &some, ids + i, hidden + i * g->d, &err), err);
-    }
-    assert_int_equal(fh_kv_length(kv), n);
-    fh_kv_free(kv);
-}
-
 /* ---- what the reference says ------------------------------------------------------------------------------------- */
 
 static void check_case(golden *g, const char *name)
@@ -35,24 +14,14 @@ static void check_case(golden *g, const char *name)
     fh_kv *kv[8];
     uint32_t lens[8];
     assert_true(g->b <= 8);
-    for (size_t i = 0; i < g->b; i++) kv[i] = new_kv(g->body), lens[i] = (uint32_t)g->t;
+    for (size_t i = 0; i < g->b; i++) kv[i] = new_kv(g->body, FH_F32), lens[i] = (uint32_t)g->t;
     ok(fh_body_forward(g->body, pool, g->b, kv, lens, g->ids, hidden, &err), err);
     ok(fh_dense_logits(&g->dense, pool, hidden, rows, logits, &err), err);
     double off = farthest(hidden, g->hidden, rows * g->d) / spread(g->hidden, rows * g->d);
     double logits_off = farthest(logits, g->logits, rows * g->v) / spread(g->logits, rows * g->v);
     if (!(off <= 1e-4) || !(logits_off <= 1e-4)) fail_msg("%s: hidden off by %g of their spread, logits by %g", name, off, logits_off);
 
-    /* Greedy, one token at a time on the cache of a prompt of eight. */
-    const uint32_t eight = 8, one = 1;
-    fh_kv_truncate(kv[0], 0);
-    ok(fh_body_forward(g->body, pool, 1, kv, &eight, g->ids, hidden, &err), err);
-    memmove(hidden, hidden + 7 * g->d, g->d * sizeof *hidden);
-    for (size_t i = 0; i < g->n_greedy; i++) {
-        ok(fh_dense_logits(&g->dense, pool, hidden, 1, logits, &err), err);
-        uint32_t best = best_of(logits, g->v);
-        if (best != g->greedy[i]) fail_msg("%s: greedy token %zu is %u, the reference says %u", name, i, best, g->greedy[i]);
-        ok(fh_body_forward(g->body, pool, 1, kv, &one, &best, hidden, &err), err);
-    }
+    check_greedy(g, name, pool, kv[0], g->n_greedy, hidden, logits);
     for (size_t i = 0; i < g->b; i++) fh_kv_free(kv[i]);
     free(hidden);
     free(logits);
@@ -89,7 +58,7 @@ static void states_of_prose_7m_are_the_references(void **state)
     float *wanted = floats_of(reference, "hidden"), *hidden = malloc(WINDOWS * WINDOW * d * sizeof *hidden);
     fh_kv *kv[WINDOWS];
     uint32_t lens[WINDOWS];
-    for (size_t i = 0; i < WINDOWS; i++) kv[i] = new_kv(body), lens[i] = WINDOW;
+    for (size_t i = 0; i < WINDOWS; i++) kv[i] = new_kv(body, FH_F32), lens[i] = WINDOW;
     ok(fh_body_forward(body, NULL, WINDOWS, kv, lens, ids, hidden, &err), err);
     double off = farthest(hidden, wanted, WINDOWS * WINDOW * d) / spread(wanted, WINDOWS * WINDOW * d);
     if (!(off <= 2e-4)) fail_msg("off by %g of their spread", off);
@@ -109,14 +78,14 @@ static const double REORDERED = 1e-5;
 
 static void prefill_equals_steps_of_any_size(void **state)
 {
-    for (size_t i = 0; i < CASES; i++) {
+    for (size_t i = 0; i < OURS; i++) {
         golden g;
         open_case(&g, cases[i]);
         size_t n = g.t * g.d;
         float *whole = malloc(n * sizeof *whole), *steps = malloc(n * sizeof *steps);
-        run_in_steps(&g, NULL, g.ids, (uint32_t)g.t, (uint32_t)g.t, whole);
+        run_in_steps(&g, FH_F32, g.ids, (uint32_t)g.t, (uint32_t)g.t, whole);
         for (uint32_t step = 1; step < g.t; step += step < 4 ? 1 : 7) {
-            run_in_steps(&g, NULL, g.ids, (uint32_t)g.t, step, steps);
+            run_in_steps(&g, FH_F32, g.ids, (uint32_t)g.t, step, steps);
             double off = farthest(steps, whole, n) / spread(whole, n);
             if (!(off <= REORDERED)) fail_msg("%s: steps of %u are off by %g", cases[i], step, off);
         }
@@ -140,7 +109,7 @@ static void a_ragged_batch_equals_each_sequence_alone(void **state)
     fh_kv *kv[N];
     for (size_t i = 0; i < N; i++) {
         lens[i] = i % 5 == 0 ? 1 : (uint32_t)(1 + fh_rng_below(&rng, MOST));
-        kv[i] = new_kv(g.body);
+        kv[i] = new_kv(g.body, FH_F32);
         for (uint32_t j = 0; j < lens[i]; j++) ids[rows++] = (uint32_t)fh_rng_below(&rng, g.v);
     }
     assert_true(rows > 1100);
@@ -149,7 +118,7 @@ static void a_ragged_batch_equals_each_sequence_alone(void **state)
     size_t row = 0;
     for (size_t i = 0; i < N; i++) {
         assert_int_equal(fh_kv_length(kv[i]), lens[i]);
-        run_in_steps(&g, NULL, ids + row, lens[i], lens[i], alone);
+        run_in_steps(&g, FH_F32, ids + row, lens[i], lens[i], alone);
         double off = farthest(alone, batch + row * g.d, lens[i] * g.d) / spread(batch, rows * g.d);
         if (!(off <= REORDERED)) fail_msg("sequence %zu of %u tokens is off by %g", i, lens[i], off);
         row += lens[i];
@@ -166,7 +135,7 @@ static void a_ragged_batch_equals_each_sequence_alone(void **state)
         assert_int_equal(g.d, 32);
         memcpy(again, ids + row, lens[i] * sizeof *again);
         again[lens[i]] = next[i];
-        run_in_steps(&g, NULL, again, lens[i] + 1, lens[i] + 1, more);
+        run_in_steps(&g, FH_F32, again, lens[i] + 1, lens[i] + 1, more);
         double off = farthest(more + lens[i] * g.d, step + i * g.d, g.d) / spread(batch, rows * g.d);
         if (!(off <= REORDERED)) fail_msg("the next token of sequence %zu is off by %g", i, off);
         row += lens[i];
@@ -186,7 +155,7 @@ static void a_cache_cut_back_and_filled_again_gives_the_same_bits(void **state)
     open_case(&g, "llama");
     const uint32_t all = 40, rest = 40 - 13;
     float *first = malloc(all * g.d * sizeof *first), *again = malloc(all * g.d * sizeof *again);
-    fh_kv *kv = new_kv(g.body);
+    fh_kv *kv = new_kv(g.body, FH_F32);
     ok(fh_body_forward(g.body, NULL, 1, &kv, &all, g.ids, first, &err), err);
     fh_kv_truncate(kv, 13);
     assert_int_equal(fh_kv_length(kv), 13);
@@ -209,7 +178,7 @@ static void a_cache_cut_back_and_filled_again_gives_the_same_bits(void **state)
 static void any_number_of_threads_gives_the_same_bits(void **state)
 {
     enum { N = 9 };
-    for (size_t k = 0; k < CASES; k++) {
+    for (size_t k = 0; k < OURS; k++) {
         golden g;
         fh_err err;
         open_case(&g, cases[k]);
@@ -227,7 +196,7 @@ static void any_number_of_threads_gives_the_same_bits(void **state)
             fh_kv *kv[N];
             ok(fh_pool_new(&pool, threads, &err), err);
             seen[1] = fh_score_ranges(g.body);
-            for (size_t i = 0; i < N; i++) kv[i] = new_kv(g.body), fh_kv_watch(kv[i], seen[threads > 1]);
+            for (size_t i = 0; i < N; i++) kv[i] = new_kv(g.body, FH_F32), fh_kv_watch(kv[i], seen[threads > 1]);
             ok(fh_body_forward(g.body, pool, N, kv, lens, ids, threads == 1 ? wanted : got, &err), err);
             ok(fh_dense_logits(&g.dense, pool, threads == 1 ? wanted : got, rows, threads == 1 ? wanted_logits : got_logits, &err), err);
             if (threads > 1) {
@@ -493,7 +462,7 @@ static void gemma2_is_what_its_description_says(void **state)
     fh_body_source source = {.config = &c, .tensors = g.checkpoint.tensors};
     ok(fh_body_open(&body, &source, "gemma2", &err), err);
     const uint32_t n = G_T;
-    fh_kv *kv = new_kv(body);
+    fh_kv *kv = new_kv(body, FH_F32);
     fh_score_range *seen = fh_score_ranges(body), *plain = fh_score_ranges(body);
     fh_kv_watch(kv, seen);
     ok(fh_body_forward(body, NULL, 1, &kv, &n, g.ids, hidden, &err), err);
@@ -530,7 +499,7 @@ static void dynamic_rope_takes_its_base_from_the_length_of_the_call(void **state
         fh_body_source source = {.config = &c, .tensors = g.checkpoint.tensors};
         ok(fh_body_open(&body, &source, "dynamic", &err), err);
         if (k == 0) assert_int_equal(fh_body_max_position(body), 32);
-        fh_kv *kv = new_kv(body);
+        fh_kv *kv = new_kv(body, FH_F32);
         hidden[k] = malloc(n * g.d * sizeof **hidden);
         ok(fh_body_forward(body, NULL, 1, &kv, &n, g.ids, hidden[k], &err), err);
         fh_kv_free(kv);
@@ -551,7 +520,7 @@ static void tokens_and_positions_out_of_range_are_refused_and_change_nothing(voi
     fh_err err;
     open_case(&g, "llama");
     open_case(&other, "llama3-rope");
-    fh_kv *kv = new_kv(g.body), *foreign = new_kv(other.body);
+    fh_kv *kv = new_kv(g.body, FH_F32), *foreign = new_kv(other.body, FH_F32);
     float *hidden = malloc(257 * g.d * sizeof *hidden);
     uint32_t ids[257] = {0}, n = 4;
     ids[2] = (uint32_t)g.v;

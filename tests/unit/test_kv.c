@@ -1,11 +1,9 @@
 /* The key-value cache: typed, cut back, forked, filled in pieces. */
-#include "tests/unit/body_cases.h"
+#include "tests/unit/golden_families.h"
 
 #include "runtime/body_private.h"
 
-static const char *const cases[] = {"llama",          "llama3-rope", "llama-linear-bias", "qwen3", "gemma3-softcap", "neox-sequential",
-                                    "mistral-window", "qwen2",       "qwen2-yarn",        "gemma3", "pythia",        "gpt2"};
-enum { CASES = sizeof cases / sizeof *cases, OURS = 6, MOST = 230 };
+enum { MOST = 230 };
 
 static const fh_dtype types[] = {FH_F32, FH_F16, FH_I8};
 /* Of the states' spread.  float32: sums in another order, through a few layers; seen is 2e-5.  The others: a value that other sums put
@@ -17,26 +15,13 @@ static const double SAME[] = {5e-5, 1e-2, 5e-2};
 typedef struct text { golden g; uint32_t ids[MOST], n; } text;
 static bool open_text(text *t, size_t which)
 {
-    char dir[100];
     fh_rng rng;
-    snprintf(dir, sizeof dir, "%sgolden/%s", which < OURS ? "tests/" : "", cases[which]);
-    if (!golden_open(&t->g, which < OURS ? dir : shared(dir))) {
-        if (which < OURS) fail_msg("%s is missing", dir);
-        return false;
-    }
+    if (!open_any_case(&t->g, which)) return false;
     fh_rng_seed(&rng, which, 0);
     t->n = (uint32_t)fh_min(MOST, fh_body_max_position(t->g.body));
     assert_true(t->n > 3 * FH_PAGE_TOKENS);
     for (size_t i = 0; i < t->n; i++) t->ids[i] = (uint32_t)fh_rng_below(&rng, t->g.v);
     return true;
-}
-
-static fh_kv *new_kv(const fh_body *b, fh_dtype type)
-{
-    fh_err err;
-    fh_kv *kv;
-    ok(fh_kv_new_of(&kv, b, type, &err), err);
-    return kv;
 }
 
 static fh_kv *fork_of(const fh_kv *from, uint32_t length)
@@ -47,22 +32,7 @@ static fh_kv *fork_of(const fh_kv *from, uint32_t length)
     return kv;
 }
 
-/* n tokens on top of a cache, `step` at a time: their states. */
-static void go_on(const golden *g, fh_kv *kv, const uint32_t *ids, uint32_t n, uint32_t step, float *hidden)
-{
-    fh_err err;
-    for (uint32_t i = 0; i < n; i += step) {
-        uint32_t some = n - i < step ? n - i : step;
-        ok(fh_body_forward(g->body, NULL, 1, &kv, &some, ids + i, hidden + i * g->d, &err), err);
-    }
-}
-
 static unsigned sharing(const fh_kv *kv, size_t page) { return atomic_load(&kv->pages[page]->sequences); }
-
-static void say_missing(size_t found)
-{
-    if (found < CASES) print_message("skipped %zu of %d families: set FH_SHARED to the directory that holds golden/\n", CASES - found, (int)CASES);
-}
 
 static void decoding_and_prefill_in_pieces_equal_one_prefill_for_every_family_and_type(void **state)
 {
@@ -89,7 +59,7 @@ static void decoding_and_prefill_in_pieces_equal_one_prefill_for_every_family_an
         free(pieces);
         golden_close(&t.g);
     }
-    say_missing(found);
+    say_missing(found, CASES);
 }
 
 /* A token on top of many keys is shared out by spans of 2048 of them; with windowed layers most spans are empty. */
@@ -168,7 +138,7 @@ static void a_sequence_cut_back_anywhere_goes_on_as_if_it_had_never_been_longer(
         free(again);
         golden_close(&t.g);
     }
-    say_missing(found);
+    say_missing(found, CASES);
 }
 
 /* What speculative decoding does: several guessed tokens at once, those after the first wrong one taken back. */
@@ -405,7 +375,7 @@ static void rounded_caches_are_off_by_as_much_as_documented(void **state)
         for (size_t y = 0; y < 3; y++) free(hidden[y]);
         golden_close(&t.g);
     }
-    say_missing(found);
+    say_missing(found, CASES);
 }
 
 static void a_page_takes_what_its_type_takes(void **state)
