@@ -165,6 +165,8 @@ typedef struct observing {
     size_t lens, seen_at;         /* the one under way, and where its results begin */
 } observing;
 
+enum { EXPS = 128 }; /* at a time */
+
 static void truth_task(void *ctx, size_t i, unsigned worker)
 {
     observing *c = ctx;
@@ -174,10 +176,14 @@ static void truth_task(void *ctx, size_t i, unsigned worker)
     float logits[FH_MAX_TOP];
     double sum = 0, first = 0;
     best_of(z, vocab, dead, c->top, c->best + i * c->top, logits);
-    for (size_t t = 0; t < vocab; t++) {
-        if (dead && dead[t]) continue;
-        double e = exp((double)z[t] - logits[0]);
-        sum += e, first += e * ((double)z[t] - logits[0]);
+    for (size_t from = 0, n; from < vocab; from += n) {
+        double e[EXPS];
+        n = fh_min(EXPS, vocab - from);
+        fh_exp_each(e, z + from, n, logits[0]);
+        for (size_t t = 0; t < n; t++) {
+            if (dead && dead[from + t]) continue;
+            sum += e[t], first += e[t] * ((double)z[from + t] - logits[0]);
+        }
     }
     c->truth[i] = (truth){.lse = log(sum) + logits[0], .entropy = fmax(log(sum) - first / sum, 0), .margin = c->top > 1 ? logits[0] - logits[1] : 0};
     c->truth[i].bad = !isfinite(c->truth[i].lse);
@@ -194,10 +200,10 @@ typedef struct tally {
 
 static bool better(float a, uint32_t a_id, float b, uint32_t b_id) { return a > b || (a == b && a_id < b_id); }
 
-static void count_token(tally *t, uint32_t id, float f, float z, double lse, float m)
+/* e = exp(f - m), p of the dense head. */
+static void count_token(tally *t, uint32_t id, float f, float z, double e, double p)
 {
     if (f == -INFINITY) return;
-    double e = exp((double)f - m), p = exp((double)z - lse);
     t->mass += p, t->pf += p * (double)f, t->count++;
     t->e += e, t->ed += e * ((double)f - z);
     if (t->n == t->most) { /* full: the worst of these gives way */
@@ -212,6 +218,18 @@ static void count_token(tally *t, uint32_t id, float f, float z, double lse, flo
     size_t at = t->n++;
     for (; at && better(f, id, t->again[at - 1].logit, t->again[at - 1].id); at--) t->again[at] = t->again[at - 1];
     t->again[at] = (again){.logit = f, .id = id};
+}
+
+/* Tokens ids [n], n <= EXPS, with f [n]; FH_NO_TOKEN is none, and those of `but` [V] (or NULL) are not counted. */
+static void count_tokens(tally *t, const uint32_t *ids, const float *f, size_t n, const uint8_t *but, const float *z, double lse, float m)
+{
+    double e[EXPS], p[EXPS];
+    float dense[EXPS];
+    for (size_t i = 0; i < n; i++) dense[i] = ids[i] == FH_NO_TOKEN ? -INFINITY : z[ids[i]];
+    fh_exp_each(e, f, n, m);
+    fh_exp_each(p, dense, n, lse);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] != FH_NO_TOKEN && !(but && but[ids[i]])) count_token(t, ids[i], f[i], dense[i], e[i], p[i]);
 }
 
 /* The answer with these candidates, exact logits in the place of encoded ones where they are scored again. */
@@ -273,7 +291,7 @@ static void lens_task(void *ctx, size_t i, unsigned worker)
     }
     tally t = {.again = c->again + worker * c->most_again, .most = v->exact_rows || v->no_rerank ? 0 : p->rerank, .best = -INFINITY, .best_id = FH_NO_TOKEN};
     for (uint32_t id = 0; id < p->vocab; id++)
-        if (fixed[id]) count_token(&t, id, f[slots[id]], z[id], is->lse, m);
+        if (fixed[id]) count_tokens(&t, &id, f + slots[id], 1, NULL, z, is->lse, m);
     uint32_t done = 0;
     for (size_t q = 0; q < v->n_probes; q++) {
         uint32_t probes = v->probes[q] < p->clusters ? v->probes[q] : p->clusters;
@@ -281,8 +299,8 @@ static void lens_task(void *ctx, size_t i, unsigned worker)
         for (; done < probes; done++) {
             if (threshold > 0 && done && !fh_is_close(s[order[0]], s[order[done]], threshold)) break;
             size_t slot = (size_t)order[done] * p->cap;
-            for (size_t j = slot; j < slot + p->cap; j++)
-                if (perm[j] != FH_NO_TOKEN && !fixed[perm[j]]) count_token(&t, perm[j], f[j], z[perm[j]], is->lse, m);
+            for (size_t j = slot; j < slot + p->cap; j += EXPS)
+                count_tokens(&t, perm + j, f + j, fh_min(EXPS, slot + p->cap - j), fixed, z, is->lse, m);
         }
         fh_seen *seen = &c->seen[i * c->seen_each + c->seen_at + q];
         *seen = answer(&t, c, v->head, h, z, is, m, p->vocab - p->n_dead), seen->probed = done;

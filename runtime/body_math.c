@@ -53,6 +53,8 @@ double fh_log_sum_exp(const float *x, size_t n)
     return top + log(m->exp_sum_double(x, n, top));
 }
 
+void fh_exp_each(double *out, const float *x, size_t n, double shift) { fh_body_math_choose(fh_isa_name())->exp_double(out, x, n, shift); }
+
 enum { DRAW_BLOCK = 256 };
 
 size_t fh_softmax_draw(float *x, size_t n, double random)

@@ -272,44 +272,65 @@ TARGET static void FN(sigmoid)(float *x, size_t n, float a, bool tanh_of_cubic)
     }
 }
 
-/* The sum of exp(x - shift) in double: as exp16, Taylor to the eleventh power (the next term is below 7e-15). */
-TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
+/* x = exp(x) in double, x of 700 at most: as exp16, Taylor to the eleventh power (the next term is below 7e-15); 0 below -700. */
+TARGET static inline void FN(exp8)(v8d *x)
 {
     const FN(f64) zero = {0}, low = zero - 700.0, magic = zero + 6755399441055744.0; /* 1.5 * 2^52 */
-    v8d sum = {0};
+    for (size_t part = 0; part < sizeof *x; part += WIDTH) {
+        FN(f64) v;
+        memcpy(&v, (const char *)x + part, sizeof v);
+        FN(i64) under = v < low;
+        FN(f64) t = v * 1.4426950408889634 + magic, k = t - magic;
+        FN(f64) r = v - k * 0.693145751953125; /* ln 2 in two parts, the first with 19 bits */
+        r = r - k * 1.4286068203094173e-06;
+        FN(f64) p = r * (1.0 / 39916800) + 1.0 / 3628800;
+        p = p * r + 1.0 / 362880;
+        p = p * r + 1.0 / 40320;
+        p = p * r + 1.0 / 5040;
+        p = p * r + 1.0 / 720;
+        p = p * r + 1.0 / 120;
+        p = p * r + 1.0 / 24;
+        p = p * r + 1.0 / 6;
+        p = p * r + 0.5;
+        p = p * r + 1.0;
+        p = p * r + 1.0;
+        FN(u64) scale = ((FN(u64))t << 52) + 0x3ff0000000000000u;
+        p = p * (FN(f64))scale;
+        p = (FN(f64))((FN(i64))p & ~under);
+        memcpy((char *)x + part, &p, sizeof p);
+    }
+}
+
+/* Eight values less shift; past the end -INFINITY. */
+TARGET static inline void FN(load_doubles)(v8d *to, const float *x, size_t n, double shift)
+{
+    float s[8];
+    v8f f;
+    if (n < 8) {
+        for (size_t j = 0; j < 8; j++) s[j] = j < n ? x[j] : -INFINITY;
+        x = s;
+    }
+    memcpy(&f, x, sizeof f);
+    *to = __builtin_convertvector(f, v8d) - shift;
+}
+
+TARGET static void FN(exp_double)(double *out, const float *x, size_t n, double shift)
+{
     for (size_t i = 0; i < n; i += 8) {
-        float s[8];
-        v8f f;
-        if (i + 8 <= n) memcpy(&f, x + i, sizeof f);
-        else {
-            for (size_t j = 0; j < 8; j++) s[j] = i + j < n ? x[i + j] : -INFINITY;
-            memcpy(&f, s, sizeof f);
-        }
-        v8d all = __builtin_convertvector(f, v8d) - shift;
-        for (size_t part = 0; part < sizeof all; part += WIDTH) {
-            FN(f64) v;
-            memcpy(&v, (const char *)&all + part, sizeof v);
-            FN(i64) under = v < low;
-            FN(f64) t = v * 1.4426950408889634 + magic, k = t - magic;
-            FN(f64) r = v - k * 0.693145751953125; /* ln 2 in two parts, the first with 19 bits */
-            r = r - k * 1.4286068203094173e-06;
-            FN(f64) p = r * (1.0 / 39916800) + 1.0 / 3628800;
-            p = p * r + 1.0 / 362880;
-            p = p * r + 1.0 / 40320;
-            p = p * r + 1.0 / 5040;
-            p = p * r + 1.0 / 720;
-            p = p * r + 1.0 / 120;
-            p = p * r + 1.0 / 24;
-            p = p * r + 1.0 / 6;
-            p = p * r + 0.5;
-            p = p * r + 1.0;
-            p = p * r + 1.0;
-            FN(u64) scale = ((FN(u64))t << 52) + 0x3ff0000000000000u;
-            p = p * (FN(f64))scale;
-            p = (FN(f64))((FN(i64))p & ~under);
-            memcpy((char *)&all + part, &p, sizeof p);
-        }
-        sum = sum + all;
+        v8d v;
+        FN(load_doubles)(&v, x + i, n - i, shift);
+        FN(exp8)(&v);
+        memcpy(out + i, &v, fh_min(8, n - i) * sizeof *out);
+    }
+}
+
+TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
+{
+    v8d sum = {0}, v;
+    for (size_t i = 0; i < n; i += 8) {
+        FN(load_doubles)(&v, x + i, n - i, shift);
+        FN(exp8)(&v);
+        sum = sum + v;
     }
     double s[8];
     memcpy(s, &sum, sizeof s);
@@ -321,5 +342,5 @@ TARGET static double FN(exp_sum_double)(const float *x, size_t n, double shift)
 
 static const fh_body_math FN(table) = {
     FN(widen_bf16),  FN(widen_f16), FN(widen_q8),  FN(widen_i8),   FN(max), FN(exp_sum), FN(accumulate), FN(sum),
-    FN(sum_squares), FN(scale),     FN(add), FN(mul),     FN(sigmoid),    FN(exp_sum_double),
+    FN(sum_squares), FN(scale),     FN(add), FN(mul),     FN(sigmoid),    FN(exp_double), FN(exp_sum_double),
 };

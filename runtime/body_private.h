@@ -26,6 +26,7 @@ typedef struct fh_body_math {
     void (*add)(float *y, const float *x, size_t n);
     void (*mul)(float *y, const float *x, size_t n);
     void (*sigmoid)(float *x, size_t n, float a, bool tanh_of_cubic);
+    void (*exp_double)(double *out, const float *x, size_t n, double shift); /* out = exp(x - shift) */
     double (*exp_sum_double)(const float *x, size_t n, double shift);
 } fh_body_math;
 const fh_body_math *fh_body_math_choose(const char *isa); /* "ref", "avx2", "avx512"; "neon" is what the plain table is compiled to */

@@ -226,6 +226,7 @@ static void every_instruction_set_gives_the_same_bits(void **state)
     static const char *const names[] = {"avx2", "avx512"};
     const fh_body_math *ref = fh_body_math_choose("ref");
     float x[N], w[N], a[N], b[N], half[N];
+    double one[N], other[N];
     uint16_t words[N];
     fh_rng rng;
     fh_rng_seed(&rng, 7, 0);
@@ -248,6 +249,8 @@ static void every_instruction_set_gives_the_same_bits(void **state)
             assert_true(m->sum(x, n) == ref->sum(x, n));
             assert_true(m->sum_squares(x, n, 0.3f) == ref->sum_squares(x, n, 0.3f));
             assert_true(m->exp_sum_double(x, n, 3) == ref->exp_sum_double(x, n, 3));
+            m->exp_double(one, x, n, 0.7), ref->exp_double(other, x, n, 0.7);
+            assert_memory_equal(one, other, n * sizeof *one);
             memcpy(a, x, sizeof a), memcpy(b, x, sizeof b);
             assert_true(m->exp_sum(a, n, 1.5f) == ref->exp_sum(b, n, 1.5f));
             assert_memory_equal(a, b, sizeof a);
@@ -287,8 +290,19 @@ static void exponentials_and_activations_are_those_of_the_library(void **state)
         if (!(fabs(q - 0.5 * y * (1 + erf(y / sqrt(2)))) <= 1e-6 * (1e-3 + fabs(y)))) fail_msg("gelu(%g) is %g", x, q);
         if (!(fabs(l - y / (1 + exp(-1.702 * y))) <= 1e-6 * (1e-3 + fabs(y)))) fail_msg("quick_gelu(%g) is %g", x, l);
     }
+    for (double x = -745; x < 700; x += 0.0371) {
+        float f[3] = {0, (float)x, -INFINITY};
+        double e[4] = {0, 0, 0, 3};
+        fh_exp_each(e, f, 3, 0.25);
+        double wanted = (float)x - 0.25 < -700 ? 0 : exp((float)x - 0.25);
+        if (!(fabs(e[1] - wanted) <= 1e-14 * wanted)) fail_msg("exp(%g - 0.25) is %g", x, e[1]);
+        assert_true(e[2] == 0 && e[3] == 3);
+    }
     float bad[20];
+    double worse[20];
     for (size_t i = 0; i < 20; i++) bad[i] = i == 7 ? NAN : 0;
+    fh_exp_each(worse, bad, 20, 0);
+    assert_true(isnan(worse[7]) && worse[6] == 1);
     assert_true(isnan(m->exp_sum(bad, 20, 0)));
     float silent = NAN, relu[2] = {-1, 2};
     fh_body_activate(m, FH_ACT_RELU, &silent, 1);
