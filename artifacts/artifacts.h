@@ -74,5 +74,7 @@ fh_status fh_vllm_verify(const char *dir, const fh_job *job, fh_json **report, f
  * was measured where routing was learned, which takes centroids away from the means, 1 where they are the means.  FH_ECHECK below FH_VLLM_AFFINITY. */
 #define FH_VLLM_AFFINITY 0.75
 fh_status fh_vllm_belongs(const fh_vllm *v, const fh_checkpoint *c, const fh_job *job, double *affinity, fh_err *err);
+/* What it is, into a report: "format", "architecture" unless NULL, "vocab", "hidden", "k", "cap", "probes". */
+void fh_vllm_describe(fh_json *report, const fh_vllm *v, const char *architecture);
 
 #endif

@@ -85,12 +85,10 @@ out:
 /* Are the states in `file` those of these parameters and this model? */
 static fh_status states_current(bool *current, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
 {
-    fh_stage_state state;
-    fh_json *record = NULL;
+    fh_json *record;
     *current = false;
-    fh_status rc = fh_work_state(e->work, file, NULL, &state, NULL, err);
-    if (rc < 0 || state != FH_STAGE_CURRENT) return rc;
-    if ((rc = fh_work_record(e->work, file, &record, err)) < 0) return rc;
+    fh_status rc = fh_current_record(&record, e, file, NULL, err);
+    if (rc < 0 || !record) return rc;
     const fh_json *asked = fh_json_get(fh_json_get(record, "params"), "asked");
     *current = true;
     for (const fh_json *want = fh_json_first(params); want && *current; want = fh_json_next(want)) {

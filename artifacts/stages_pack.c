@@ -197,6 +197,17 @@ fh_status fh_current_record(fh_json **out, fh_stage_env *e, const char *file, co
     return rc < 0 || state != FH_STAGE_CURRENT ? rc : fh_work_record(e->work, file, out, err);
 }
 
+fh_status fh_current_json(fh_json **out, fh_stage_env *e, const char *file, const fh_json *params, fh_err *err)
+{
+    fh_stage_state state;
+    char *path = fh_work_path(e->work, file);
+    *out = NULL;
+    fh_status rc = path && params ? fh_work_state(e->work, file, params, &state, NULL, err) : fh_fail(err, FH_ENOMEM, "%s: out of memory", file);
+    if (rc == FH_OK && state == FH_STAGE_CURRENT) rc = fh_json_read(out, path, 64 << 20, err);
+    fh_free(path);
+    return rc;
+}
+
 fh_status fh_cluster_ensure(fh_stage_env *e, const fh_stage_cluster_params *p, size_t v, size_t d, bool *current, fh_json **report, fh_err *err)
 {
     fh_json *record = NULL, *params = NULL;

@@ -24,18 +24,14 @@ static fh_status plan_of(fh_json **out, fh_stage_env *e, const fh_stage_calibrat
 {
     static const char *const inputs[] = {FH_FILE_MODEL, FH_FILE_CLUSTERS, FH_FILE_STATES};
     fh_json *params = plan_params(p, route), *body = NULL;
-    char *path = fh_work_path(e->work, FILE_PLAN);
-    fh_stage_state state = FH_STAGE_STALE;
-    fh_status rc = path && params ? fh_work_state(e->work, FILE_PLAN, params, &state, NULL, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0) goto out;
-    if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 1 << 20, err); goto out; }
+    fh_status rc = fh_current_json(out, e, FILE_PLAN, params, err);
+    if (rc < 0 || *out) goto out;
     if ((rc = fh_stage_plan(e, p, &body, err)) < 0) goto out;
     if ((rc = fh_result_of(e, FILE_PLAN, "plan", &params, inputs, sizeof inputs / sizeof *inputs, body, err)) < 0) goto out;
     *out = body, body = NULL;
 out:
     fh_json_free(params);
     fh_json_free(body);
-    fh_free(path);
     return rc;
 }
 

@@ -79,14 +79,11 @@ out:
 static fh_status quality(fh_json **out, fh_stage_env *e, const fh_facts *f, uint32_t rerank, const uint32_t *probes, size_t n_probes, size_t most, fh_err *err)
 {
     fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *body = NULL;
-    char *path = fh_work_path(e->work, FILE_QUALITY);
-    fh_stage_state state;
-    fh_status rc = path ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
     for (size_t i = 0; i < n_probes; i++) fh_json_add_u64(list, NULL, probes[i]);
     fh_json_add_u64(params, "rerank", rerank);
     fh_json_add_u64(params, "positions", most);
-    if (rc < 0 || (rc = fh_work_state(e->work, FILE_QUALITY, params, &state, NULL, err)) < 0) goto out;
-    if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 64 << 20, err); goto out; }
+    fh_status rc = fh_current_json(out, e, FILE_QUALITY, params, err);
+    if (rc < 0 || *out) goto out;
     double began = fh_now();
     if ((rc = curve_of(&body, e, f, rerank, probes, n_probes, most, err)) < 0) goto out;
     static const char *const inputs[] = {FH_FILE_HEAD, FH_FILE_MODEL, FH_FILE_STATES, FH_FILE_QUANTIZED};
@@ -96,7 +93,6 @@ static fh_status quality(fh_json **out, fh_stage_env *e, const fh_facts *f, uint
 out:
     fh_json_free(params);
     fh_json_free(body);
-    fh_free(path);
     return rc;
 }
 
@@ -181,9 +177,6 @@ static fh_status measure_times(fh_json **out, fh_stage_env *e, const uint32_t *p
 static fh_status times(fh_json **out, fh_stage_env *e, const uint32_t *probes, size_t n, const fh_stage_sweep_params *p, fh_err *err)
 {
     fh_json *params = fh_json_object(), *list = fh_json_add_array(params, "probes"), *body = NULL;
-    char *path = fh_work_path(e->work, FILE_TIMES);
-    fh_stage_state state = FH_STAGE_STALE;
-    fh_status rc = path ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
     for (size_t i = 0; i < n; i++) fh_json_add_u64(list, NULL, probes[i]);
     fh_json_add_string(params, "isa", fh_isa_name());
     fh_json_add_u64(params, "threads", fh_pool_threads(fh_job_pool(e->job)));
@@ -191,8 +184,9 @@ static fh_status times(fh_json **out, fh_stage_env *e, const uint32_t *probes, s
     fh_json_add_u64(params, "runs", p->runs ? p->runs : RUNS);
     fh_json_add_u64(params, "prompt", p->prompt ? p->prompt : SPOKEN);
     fh_json_add_u64(params, "tokens", p->tokens_spoken ? p->tokens_spoken : SPOKEN);
-    if (rc < 0 || (!p->again && (rc = fh_work_state(e->work, FILE_TIMES, params, &state, NULL, err)) < 0)) goto out;
-    if (state == FH_STAGE_CURRENT) { rc = fh_json_read(out, path, 64 << 20, err); goto out; }
+    *out = NULL;
+    fh_status rc = p->again ? FH_OK : fh_current_json(out, e, FILE_TIMES, params, err);
+    if (rc < 0 || *out) goto out;
     double began = fh_now();
     if ((rc = measure_times(&body, e, probes, n, p, err)) < 0) goto out;
     static const char *const inputs[] = {FH_FILE_MODEL, FH_FILE_QUANTIZED};
@@ -202,7 +196,6 @@ static fh_status times(fh_json **out, fh_stage_env *e, const uint32_t *probes, s
 out:
     fh_json_free(params);
     fh_json_free(body);
-    fh_free(path);
     return rc;
 }
 

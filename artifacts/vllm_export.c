@@ -341,13 +341,7 @@ static fh_json *report_of(const export_job *x, double began)
     static const char *const links[] = {"copy", "hard", "sym"};
     fh_json *r = fh_json_object();
     fh_json_add_string(r, "dir", x->p->output);
-    fh_json_add_string(r, "format", "vllm");
-    fh_json_add_string(r, "architecture", fh_vllm_architecture(&x->model.config));
-    fh_json_add_u64(r, "vocab", x->v.vocab);
-    fh_json_add_u64(r, "hidden", x->v.hidden);
-    fh_json_add_u64(r, "k", x->v.k);
-    fh_json_add_u64(r, "cap", x->v.cap);
-    fh_json_add_u64(r, "probes", x->v.probes);
+    fh_vllm_describe(r, &x->v, fh_vllm_architecture(&x->model.config));
     fh_json_add_u64(r, "special", x->h.n_always);
     fh_json_add_bool(r, "promised", x->promised);
     fh_json_add_string(r, "fingerprint", x->h.fingerprint);

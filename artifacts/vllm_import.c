@@ -49,12 +49,7 @@ fh_status fh_stage_import(fh_stage_env *e, const char *dir, fh_json **report, fh
     fh_stage_log(e, "import", began);
 
     fh_json *r = fh_json_object();
-    fh_json_add_string(r, "format", "vllm");
-    fh_json_add_u64(r, "vocab", v.vocab);
-    fh_json_add_u64(r, "hidden", v.hidden);
-    fh_json_add_u64(r, "k", v.k);
-    fh_json_add_u64(r, "cap", v.cap);
-    fh_json_add_u64(r, "probes", v.probes);
+    fh_vllm_describe(r, &v, NULL);
     fh_json_add_u64(r, "special", v.n_special);
     fh_json_add_double(r, "objective", made.objective);
     fh_json_add_double(r, "affinity", affinity);

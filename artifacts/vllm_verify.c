@@ -103,6 +103,17 @@ fh_status fh_vllm_belongs(const fh_vllm *v, const fh_checkpoint *c, const fh_job
                    c->dir, 100 * *affinity, 100 * FH_VLLM_AFFINITY);
 }
 
+void fh_vllm_describe(fh_json *report, const fh_vllm *v, const char *architecture)
+{
+    fh_json_add_string(report, "format", "vllm");
+    if (architecture) fh_json_add_string(report, "architecture", architecture);
+    fh_json_add_u64(report, "vocab", v->vocab);
+    fh_json_add_u64(report, "hidden", v->hidden);
+    fh_json_add_u64(report, "k", v->k);
+    fh_json_add_u64(report, "cap", v->cap);
+    fh_json_add_u64(report, "probes", v->probes);
+}
+
 fh_status fh_vllm_verify(const char *dir, const fh_job *job, fh_json **report, fh_err *err)
 {
     double began = fh_now(), affinity;
@@ -115,13 +126,7 @@ fh_status fh_vllm_verify(const char *dir, const fh_job *job, fh_json **report, f
     fh_fingerprint(print, &head, NULL, c.config.final_softcap);
     fh_json *r = fh_json_object();
     const fh_json *promise = fh_json_get(v.record, "promise");
-    fh_json_add_string(r, "format", "vllm");
-    fh_json_add_string(r, "architecture", fh_vllm_architecture(&c.config));
-    fh_json_add_u64(r, "vocab", v.vocab);
-    fh_json_add_u64(r, "hidden", v.hidden);
-    fh_json_add_u64(r, "k", v.k);
-    fh_json_add_u64(r, "cap", v.cap);
-    fh_json_add_u64(r, "probes", v.probes);
+    fh_vllm_describe(r, &v, fh_vllm_architecture(&c.config));
     fh_json_add_bool(r, "probes_said", v.probes_said);
     fh_json_add_u64(r, "special", v.n_special);
     fh_json_add_string(r, "fingerprint", print);
