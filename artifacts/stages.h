@@ -56,6 +56,8 @@ typedef struct fh_stage_calibrate_params {
     const fh_encodings *encodings; /* NULL: those of quantized.safetensors */
     fh_device_kind device;         /* that multiplies states with rows: the same promise */
 } fh_stage_calibrate_params;
+/* A point of a curve as an object of `curve`; it belongs to the list. */
+fh_json *fh_add_point(fh_json *list, const fh_point *p);
 /* calibrate: calibration.json; may choose the routing and, where it is let, the encodings, then routing.safetensors and quantized.safetensors are made
  * anew.  FH_ECHECK where a target cannot be reached; *report then holds the best found. */
 fh_status fh_stage_calibrate(fh_stage_env *e, const fh_stage_calibrate_params *p, fh_json **report, fh_err *err);

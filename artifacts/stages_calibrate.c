@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-void fh_add_point(fh_json *list, const fh_point *p)
+fh_json *fh_add_point(fh_json *list, const fh_point *p)
 {
     fh_json *j = fh_json_add_object(list, NULL);
     fh_json_add_u64(j, "probes", p->probes);
@@ -15,6 +15,7 @@ void fh_add_point(fh_json *list, const fh_point *p)
     fh_json_add_double(j, "agreement", p->agreement);
     fh_json_add_double(j, "mass", p->mass);
     fh_json_add_double(j, "kl", p->kl);
+    return j;
 }
 
 static const char *const promised[FH_PROMISES] = {"containment", "agreement", "mass"};

@@ -142,7 +142,6 @@ fh_json *fh_cluster_record_params(const fh_stage_cluster_params *p, uint32_t k, 
 /* And back. */
 fh_stage_cluster_params fh_cluster_params_of(const fh_json *params);
 fh_stage_route_params fh_route_params_of(const fh_json *params); /* the name is borrowed, and NULL where it was not asked for */
-void fh_add_point(fh_json *list, const fh_point *p); /* as an object of `curve` */
 fh_json *fh_calibrate_record_params(const fh_stage_calibrate_params *p);
 /* The object in a JSON file that is current, with these parameters; *out is NULL where it is missing or stale.
  * params NULL: the caller had no memory for them, FH_ENOMEM. */

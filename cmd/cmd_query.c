@@ -35,15 +35,7 @@ static fh_status curve(const args *a, const fh_model *m, const float *states, si
     fh_json_add_u64(r, "positions", n);
     rows = fh_json_add_array(r, "curve");
     for (size_t i = 0; i < count; i++) {
-        fh_json *j = fh_json_add_object(rows, NULL);
-        fh_json_add_u64(j, "probes", points[i].probes);
-        fh_json_add_double(j, "top1", points[i].top1);
-        fh_json_add_double(j, "top3", points[i].top3);
-        fh_json_add_double(j, "top5", points[i].top5);
-        fh_json_add_double(j, "top10", points[i].top10);
-        fh_json_add_double(j, "agreement", points[i].agreement);
-        fh_json_add_double(j, "mass", points[i].mass);
-        fh_json_add_double(j, "kl", points[i].kl);
+        fh_json *j = fh_add_point(rows, &points[i]);
         fh_json_add_double(j, "step_bytes", fh_head_step_bytes(m->head, points[i].probes, a->no_hot ? 0 : fh_head_get_info(m->head)->n_hot));
     }
     *report = r;
