@@ -3,7 +3,8 @@
 
 fh_status fh_cuda_decode(fh_cuda_device *d, const attention_params *p, fh_err *err)
 {
-    TRY(fh_launch(attention_split, p->n * p->kv_heads * p->splits, ATT_THREADS, attention_shared(p->d), d->stream, *p, false), "starting attention");
+    void (*split)(attention_params) = p->d <= 256 ? attention_split<8> : attention_split<ATT_MOST_DIM / 32>;
+    TRY(fh_launch(split, p->n * p->kv_heads * p->splits, ATT_THREADS, attention_shared(p->d), d->stream, *p, false), "starting attention");
     TRY(fh_launch(attention_combine, p->n * p->heads, ATT_THREADS, 0, d->stream, *p, false), "starting attention");
     return FH_OK;
 }

@@ -12,7 +12,8 @@
  * down to 2^-24 of it, is still a normal number (exp(-87)).
  *
  * A block takes one sequence, one key head, one split: its four warps take pages in turn, an octet of lanes a key; the queries that share the key head read
- * it together. */
+ * it together.  Heads of more than 256 values have a kernel of their own, so that what a lane sums is registers in both (of sm_90: 255 of them and 8 bytes of
+ * stack up to 256, as when there was one kernel; 160 and none above). */
 #ifndef FH_ATTENTION_CUH
 #define FH_ATTENTION_CUH
 
@@ -20,17 +21,16 @@
 
 enum : uint32_t {
     ATT_THREADS = 128, ATT_WARPS = ATT_THREADS / 32,
-    ATT_TOGETHER = 4,      /* queries of one key head that a pass takes: their sums are registers */
-    ATT_EACH = ATT_MOST_DIM / 32 /* values of a head that a lane sums */
+    ATT_TOGETHER = 4       /* queries of one key head that a pass takes: their sums are registers */
 };
 #define ATT_SAFE FH_UNIFIED_SAFE
 
-/* What one warp, then one block, knows of ATT_TOGETHER queries. */
-struct softmax_part { float top[ATT_TOGETHER], sum[ATT_TOGETHER], value[ATT_TOGETHER][ATT_EACH]; bool outside[ATT_TOGETHER]; };
+/* What one warp, then one block, knows of ATT_TOGETHER queries.  EACH: values of a head that a lane sums; heads of up to 32 * EACH. */
+template <uint32_t EACH> struct softmax_part { float top[ATT_TOGETHER], sum[ATT_TOGETHER], value[ATT_TOGETHER][EACH]; };
 
 /* Keys [first, last) of a page, by one warp.  q [ATT_TOGETHER, d] in shared memory, scaled. */
-template <bool UNIFIED> static __device__ void attend_page(const attention_params &c, const void *page, uint32_t kv_head, uint32_t first, uint32_t last,
-                                                           const float *q, softmax_part &s)
+template <bool UNIFIED, uint32_t EACH> static __device__ void attend_page(const attention_params &c, const void *page, uint32_t kv_head, uint32_t first,
+                                                                          uint32_t last, const float *q, softmax_part<EACH> &s)
 {
     uint32_t lane = threadIdx.x % 32, octet = lane / 8, t = lane % 8;
     const unsigned char *keys = block_at(c.layout, page, c.offset, kv_head), *values = block_at(c.layout, page, c.offset, c.kv_heads + kv_head);
@@ -53,7 +53,7 @@ template <bool UNIFIED> static __device__ void attend_page(const attention_param
             if (!UNIFIED && top > s.top[i]) {
                 float keep = expf(s.top[i] - top); /* 0 the first time */
                 s.sum[i] *= keep;
-                for (uint32_t e = 0; e < ATT_EACH; e++) s.value[i][e] *= keep;
+                for (uint32_t e = 0; e < EACH; e++) s.value[i][e] *= keep;
             }
             s.top[i] = fmaxf(s.top[i], top);
             float weight = there ? expf(score[i] - (UNIFIED ? c.constant : s.top[i])) : 0;
@@ -61,8 +61,8 @@ template <bool UNIFIED> static __device__ void attend_page(const attention_param
                 float w = __shfl_sync(0xffffffffu, weight, 8 * k);
                 s.sum[i] += w;
                 if (four + k < first || four + k >= last) continue;
-                FH_UNROLL(8)
-                for (uint32_t e = 0; e < ATT_EACH; e++)
+                FH_UNROLL(16)
+                for (uint32_t e = 0; e < EACH; e++)
                     if (lane + 32 * e < c.d) s.value[i][e] = fmaf(w, block_value(c.layout, values, c.d, four + k, lane + 32 * e), s.value[i][e]);
             }
         }
@@ -70,29 +70,30 @@ template <bool UNIFIED> static __device__ void attend_page(const attention_param
 }
 
 /* One split for some queries: every warp's part. */
-template <bool UNIFIED> static __device__ void attend_split(const attention_params &c, void *const *pages, uint32_t kv_head, uint32_t first,
-                                                            uint32_t last, const float *q, softmax_part &s)
+template <bool UNIFIED, uint32_t EACH> static __device__ void attend_split(const attention_params &c, void *const *pages, uint32_t kv_head, uint32_t first,
+                                                                           uint32_t last, const float *q, softmax_part<EACH> &s)
 {
     for (uint32_t i = 0; i < ATT_TOGETHER; i++) {
         s.top[i] = __uint_as_float(0xff800000u), s.sum[i] = 0;
-        for (uint32_t e = 0; e < ATT_EACH; e++) s.value[i][e] = 0;
+        for (uint32_t e = 0; e < EACH; e++) s.value[i][e] = 0;
     }
     for (uint32_t page = first / ATT_PAGE + threadIdx.x / 32; page * ATT_PAGE < last; page += ATT_WARPS) {
         uint32_t begin = page * ATT_PAGE;
-        attend_page<UNIFIED>(c, pages[page], kv_head, first > begin ? first - begin : 0, min(last - begin, static_cast<uint32_t>(ATT_PAGE)), q, s);
+        attend_page<UNIFIED, EACH>(c, pages[page], kv_head, first > begin ? first - begin : 0, min(last - begin, static_cast<uint32_t>(ATT_PAGE)), q, s);
     }
 }
 
 /* The warps' parts of query i put together and stored: relative to the constant, where nothing was rescaled, else to the largest score. Says whether the
  * split left the safe range. room [ATT_WARPS * (d + 2)]. */
-template <bool UNIFIED> static __device__ bool store_part(const attention_params &c, const softmax_part &s, uint32_t i, float *room, float *to, bool store)
+template <bool UNIFIED, uint32_t EACH> static __device__ bool store_part(const attention_params &c, const softmax_part<EACH> &s, uint32_t i, float *room,
+                                                                         float *to, bool store)
 {
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, each = c.d + 2;
     float *mine = room + warp * each;
     __syncthreads();
     if (lane == 0) mine[0] = s.top[i], mine[1] = s.sum[i];
-    FH_UNROLL(8)
-    for (uint32_t e = 0; e < ATT_EACH; e++)
+    FH_UNROLL(16)
+    for (uint32_t e = 0; e < EACH; e++)
         if (lane + 32 * e < c.d) mine[2 + lane + 32 * e] = s.value[i][e];
     __syncthreads();
     float top = room[0];
@@ -112,7 +113,7 @@ template <bool UNIFIED> static __device__ bool store_part(const attention_params
     return outside;
 }
 
-static __global__ void __launch_bounds__(ATT_THREADS) attention_split(attention_params c)
+template <uint32_t EACH> static __global__ void __launch_bounds__(ATT_THREADS) attention_split(attention_params c)
 {
     float *q = reinterpret_cast<float *>(fh_shared()), *room = q + ATT_TOGETHER * c.d;
     uint32_t split = blockIdx.x % c.splits, kv_head = blockIdx.x / c.splits % c.kv_heads, n = blockIdx.x / c.splits / c.kv_heads, group = c.heads / c.kv_heads;
@@ -132,24 +133,24 @@ static __global__ void __launch_bounds__(ATT_THREADS) attention_split(attention_
         for (uint32_t i = threadIdx.x; i < ATT_TOGETHER * c.d; i += ATT_THREADS)
             q[i] = i < some * c.d ? queries[head * c.d + i] * c.scale : 0;
         __syncthreads();
-        softmax_part s;
+        softmax_part<EACH> s;
         bool again[ATT_TOGETHER] = {};
         bool any = !c.unified;
         if (c.unified) {
-            attend_split<true>(c, pages, kv_head, first, end, q, s);
+            attend_split<true, EACH>(c, pages, kv_head, first, end, q, s);
             FH_UNROLL(4)
             for (uint32_t i = 0; i < ATT_TOGETHER; i++) {
-                again[i] = i < some && store_part<true>(c, s, i, room, to + i * step, i < some);
+                again[i] = i < some && store_part<true, EACH>(c, s, i, room, to + i * step, i < some);
                 any = any || again[i];
                 if (again[i] && threadIdx.x == 0) atomicAdd(c.recomputed, static_cast<fh_u64>(1));
             }
         }
         if (!any) continue;
         __syncthreads();
-        attend_split<false>(c, pages, kv_head, first, end, q, s);
+        attend_split<false, EACH>(c, pages, kv_head, first, end, q, s);
         FH_UNROLL(4)
         for (uint32_t i = 0; i < ATT_TOGETHER; i++) {
-            if (i < some) store_part<false>(c, s, i, room, to + i * step, again[i] || !c.unified);
+            if (i < some) store_part<false, EACH>(c, s, i, room, to + i * step, again[i] || !c.unified);
         }
     }
 }

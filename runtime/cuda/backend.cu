@@ -197,10 +197,10 @@ static size_t plan_shared(head_params *c)
     return SHARED_FIXED + fh_max(static_cast<size_t>(c->tile) * c->layout.bytes, finish_bytes(c->kept, c->hidden));
 }
 
-fh_status fh_cuda_too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err)
+fh_status fh_cuda_too_wide(const fh_cuda_device *d, const char *what, uint32_t n, size_t shared, fh_err *err)
 {
-    return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): a hidden size of %u takes %zu bytes of shared memory, it has %zu: use --device cpu",
-                         d->ordinal, d->info.name, hidden, shared, d->shared);
+    return d->host->fail(err, FH_EUNSUPPORTED, "CUDA device %d (%s): %s %u takes %zu bytes of shared memory, it has %zu: use --device cpu",
+                         d->ordinal, d->info.name, what, n, shared, d->shared);
 }
 
 /* One state and what its reranking keeps have to fit. */
@@ -210,7 +210,7 @@ static fh_status check_width(const fh_cuda_device *d, const fh_cuda_source *s, f
     c.hidden = s->parts->hidden, c.batch = 1, c.kept = static_cast<uint32_t>(fh_min(FH_CUDA_KEPT, s->parts->rerank + 1ull));
     c.rows.dtype = s->parts->tokens.dtype, c.centroids.dtype = s->parts->centroids.dtype;
     size_t shared = plan_shared(&c);
-    return shared > d->shared ? fh_cuda_too_wide(d, c.hidden, shared, err) : FH_OK;
+    return shared > d->shared ? fh_cuda_too_wide(d, "a hidden size of", c.hidden, shared, err) : FH_OK;
 }
 
 static fh_status copy_head(fh_cuda_head *h, const fh_cuda_source *s, fh_err *err)
@@ -289,7 +289,7 @@ static fh_status fill_device(fh_cuda_head *h, size_t shared, fh_err *err)
     fh_cuda_device *d = h->device;
     int each = 0;
     if (h->blocks && h->blocks_for == shared) return FH_OK;
-    if (shared > d->shared) return fh_cuda_too_wide(d, h->fixed.hidden, shared, err);
+    if (shared > d->shared) return fh_cuda_too_wide(d, "a hidden size of", h->fixed.hidden, shared, err);
     int bytes = static_cast<int>(shared);
     TRY(cudaFuncSetAttribute(head_together, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
     TRY(cudaFuncSetAttribute(head_stage1, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");

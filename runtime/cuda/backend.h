@@ -72,7 +72,7 @@ typedef struct fh_cuda_attention {
     const float *q;                                 /* [n, heads, d] */
     const void *const *pages;                       /* [n, most_pages]: pages [2][kv_heads][16][d], keys and then values; those past a length may be NULL */
     const uint32_t *lengths;                        /* [n] keys, the query's own the last; 1 to 16 * most_pages */
-    size_t n, heads, kv_heads, d, most_pages, splits; /* heads is a multiple of kv_heads; d at most 256; splits 0: as many as fill the device */
+    size_t n, heads, kv_heads, d, most_pages, splits; /* heads is a multiple of kv_heads; d at most 512; splits 0: as many as fill the device */
     uint32_t window;                                /* keys that a query sees; 0: all */
     fh_dtype dtype;                                 /* of pages: f32, f16 or bf16 */
     float scale, softcap, constant;                 /* softcap 0: none; constant: what all splits of a unified maximum are relative to */
@@ -123,7 +123,7 @@ typedef struct fh_cuda_table {
     /* Times of `runs` products of n states, as attend times, with what its `put` put there and with whatever states are there: nothing is copied within. */
     fh_status (*multiplier_time)(fh_cuda_multiplier *m, void *there, size_t n, size_t runs, double *seconds, fh_err *err);
     /* The body is borrowed until body_free, for its switches and rope; its weights are copied. FH_ENOMEM says how much it needs and how much is free;
-     * FH_EUNSUPPORTED: attention heads of more than 256 values. */
+     * FH_EUNSUPPORTED: attention heads of more than 512 values. */
     fh_status (*body_new)(fh_cuda_body **out, fh_cuda_device *d, const fh_body *body, fh_err *err);
     void (*body_free)(fh_cuda_body *c);             /* accepts NULL; after the caches */
     uint64_t (*body_bytes)(const fh_cuda_body *c);  /* of device memory, without the caches */

@@ -86,7 +86,7 @@ enum : uint32_t { PREFILL_ROWS = 32 };  /* queries, of positions and of heads th
 /* Positions of a tile. */
 static inline uint32_t prefill_positions(uint32_t group) { return group >= PREFILL_ROWS ? 1 : PREFILL_ROWS / group; }
 
-enum : uint32_t { ATT_MOST_DIM = 256, ATT_PAGE = FH_PAGE_TOKENS };
+enum : uint32_t { ATT_MOST_DIM = 512, ATT_PAGE = FH_PAGE_TOKENS };
 
 /* Value j of key (or of a key's value) `key` in a block. */
 static __device__ __forceinline__ float block_value(const fh_pages &is, const unsigned char *block, uint32_t d, uint32_t key, uint32_t j)

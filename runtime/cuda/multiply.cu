@@ -66,7 +66,7 @@ static fh_status check_rows(const fh_cuda_device *d, const fh_rows *m, fh_err *e
     if (!m->rows || !m->cols || m->rows > INT32_MAX || m->cols > INT32_MAX / 8)
         return d->host->fail(err, FH_EUSAGE, "a matrix of %zu rows of %zu: no such shape", m->rows, m->cols);
     head_params one = plan(static_cast<uint32_t>(m->cols), m->dtype, 1);
-    return shared_bytes(&one) > d->shared ? fh_cuda_too_wide(d, one.hidden, shared_bytes(&one), err) : FH_OK;
+    return shared_bytes(&one) > d->shared ? fh_cuda_too_wide(d, "a hidden size of", one.hidden, shared_bytes(&one), err) : FH_OK;
 }
 
 void fh_cuda_multiplier_free(fh_cuda_multiplier *m)

@@ -170,7 +170,7 @@ static inline uint32_t device_stride(const fh_rows *m) { return static_cast<uint
  * for by the caller. */
 fh_status fh_cuda_copy_rows(fh_cuda_device *d, uint64_t *total, head_rows *out, buffer *b, buffer *scales, const fh_rows *m, const void *from_scales,
                             fh_err *err);
-fh_status fh_cuda_too_wide(const fh_cuda_device *d, uint32_t hidden, size_t shared, fh_err *err);
+fh_status fh_cuda_too_wide(const fh_cuda_device *d, const char *what, uint32_t n, size_t shared, fh_err *err);
 /* FH_ENOMEM, saying how much `what` needs and how much is free, where that is too little. */
 fh_status fh_cuda_fits(fh_cuda_device *d, const char *what, uint64_t bytes, fh_err *err);
 /* Everything that a launch for `call` (at most FH_CUDA_BATCH states) needs, with the states on the device; results will be in h->results, ids and then

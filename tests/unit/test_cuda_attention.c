@@ -110,6 +110,9 @@ static const shape shapes[] = {
     {3, 4, 4, 80, {16, 33, 64}, 20, FH_F32, 0.3f, 0},
     {1, 10, 2, 256, {100}, 0, FH_BF16, 0.0625f, 50},
     {2, 14, 2, 20, {200, 3}, 7, FH_F16, 0.2f, 2},
+    {2, 5, 1, 512, {70, 33}, 0, FH_F16, 0.0442f, 0},
+    {1, 6, 2, 257, {50}, 19, FH_BF16, 0.0625f, 30},
+    {2, 4, 4, 481, {17, 65}, 40, FH_F32, 0.05f, 0},
 };
 
 static void every_shape_is_softmax_whichever_maximum(void **state)
@@ -144,14 +147,16 @@ static void what_leaves_the_range_is_done_again_and_counted(void **state)
     fh_cuda_device *d;
     uint64_t recomputed, parts;
     assert_int_equal(fh_cuda_backend()->device_open(&d, 0, &host, NULL), FH_OK);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        caches c = make((shape){2, 6, 2, 32, {150, 70}, 0, FH_F32, 1, 0}, cases[i].keys);
+    for (size_t i = 0; i < 2 * sizeof cases / sizeof *cases; i++) {
+        bool wide = i >= sizeof cases / sizeof *cases; /* once more with heads of 16 times the values, scores of the same size */
+        size_t k = i % (sizeof cases / sizeof *cases);
+        caches c = make((shape){2, 6, 2, wide ? 512 : 32, {150, 70}, 0, FH_F32, wide ? 0.25f : 1, 0}, cases[k].keys);
         float *out = malloc(c.a.n * c.a.heads * c.a.d * sizeof *out);
-        c.a.unified = true, c.a.constant = cases[i].constant, c.a.splits = 4;
+        c.a.unified = true, c.a.constant = cases[k].constant, c.a.splits = 4;
         attend(d, &c, out, &recomputed, &parts);
         check(&c, out);
-        if (cases[i].all) assert_true(recomputed >= parts - 6 * 3); /* the shorter sequence has empty splits, which are none */
-        else if (cases[i].none) assert_int_equal(recomputed, 0);
+        if (cases[k].all) assert_true(recomputed >= parts - 6 * 3); /* the shorter sequence has empty splits, which are none */
+        else if (cases[k].none) assert_int_equal(recomputed, 0);
         else assert_true(recomputed > 0 && recomputed < parts);
         free(out);
         drop(&c);
@@ -186,7 +191,7 @@ static void misuse_is_refused(void **state)
     caches c = make((shape){1, 4, 2, 2, {5}, 0, FH_F32, 1, 0}, 1);
     c.a.q = c.q, c.a.pages = (const void *const *)c.pages, c.a.lengths = c.lengths;
     fh_cuda_attention wrong[] = {c.a, c.a, c.a, c.a};
-    wrong[0].kv_heads = 3, wrong[1].d = 257, wrong[2].dtype = FH_I8, wrong[3].most_pages = 0;
+    wrong[0].kv_heads = 3, wrong[1].d = 513, wrong[2].dtype = FH_I8, wrong[3].most_pages = 0;
     for (size_t i = 0; i < 4; i++) assert_int_equal(fh_cuda_backend()->attend(d, &wrong[i], out, &recomputed, &parts, 0, NULL, &err), FH_EUSAGE);
     drop(&c);
     fh_cuda_backend()->device_close(d);

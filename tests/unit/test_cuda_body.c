@@ -1,36 +1,9 @@
 /* The body's own CUDA sources, run thread by thread on an emulated device: the reference's states and the CPU's. */
 #include "tests/unit/golden_families.h"
 
-#include "runtime/body_private.h"
 #include "runtime/head.h"
-#include "tests/unit/cuda_there.h"
+#include "tests/unit/cuda_body.h"
 #include "tests/unit/head_world.h"
-
-/* Address sanitizer takes some twenty times as long to change fibers: every path, on fewer tokens. */
-#ifdef __SANITIZE_ADDRESS__
-enum { BRIEF = 1 };
-#else
-enum { BRIEF = 0 };
-#endif
-
-/* ---- a body there ------------------------------------------------------------------------------------------------- */
-
-typedef struct there { fh_cuda_device *device; fh_cuda_body *body; } there;
-
-static void there_open(there *t, fh_body *b)
-{
-    fh_err err;
-    ok(device_there(&t->device, &err), err);
-    ok(fh_cuda_backend()->body_new(&t->body, t->device, b, &err), err);
-    b->device = fh_cuda_backend()->body_does(t->body);
-}
-
-static void there_close(there *t, fh_body *b)
-{
-    b->device = NULL;
-    fh_cuda_backend()->body_free(t->body);
-    device_gone(t->device);
-}
 
 /* ---- what the reference says ------------------------------------------------------------------------------------------ */
 
@@ -71,13 +44,6 @@ static void other_families_are_the_references_too(void **state)
 }
 
 /* ---- one pass for everything --------------------------------------------------------------------------------------------- */
-
-/* Sums of some hundred float32 in another order, through a few layers, as in test_body.c. */
-static const double REORDERED = 1e-5;
-
-/* Of caches that round, a value that lies between two of theirs may fall to either side: the CPU's own error of that type is the bound
- * (docs/measurements/kv-cache.md), for which half a step of the largest value of a group stands here. */
-static double kv_bound(fh_dtype type) { return type == FH_F32 ? REORDERED : type == FH_F16 ? 1e-3 : 2e-2; }
 
 static void steps_of_any_size_on_any_cache_are_the_cpus(void **state)
 {
@@ -463,9 +429,9 @@ static void too_little_memory_and_heads_too_wide_are_said(void **state)
     if (!strstr(err.text, "the body needs ") || !strstr(err.text, " MiB are free")) fail_msg("%s", err.text);
     emu.memory = memory;
     size_t head_dim = g.body->head_dim;
-    g.body->head_dim = 257;
+    g.body->head_dim = 513;
     assert_int_equal(fh_cuda_backend()->body_new(&c, d, g.body, &err), FH_EUNSUPPORTED);
-    if (!strstr(err.text, "attention heads of 257 values")) fail_msg("%s", err.text);
+    if (!strstr(err.text, "attention heads of 513 values")) fail_msg("%s", err.text);
     g.body->head_dim = head_dim;
     device_gone(d);
     golden_close(&g);
