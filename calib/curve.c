@@ -44,16 +44,19 @@ fh_status fh_dense_best(const fh_dense *dense, const float *states, const size_t
     size_t d = dense->rows.cols;
     if (k < 1 || k > FH_MAX_TOP) return fh_fail(err, FH_EUSAGE, "top-k %zu is out of range (1..%d)", k, FH_MAX_TOP);
     fh_matrix rows = {0};
-    float *h = fh_malloc(BLOCK * d * sizeof *h), *z = fh_malloc((size_t)BLOCK * dense->vocab * sizeof *z);
-    if (!h || !z) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
+    float *h = NULL, *z = NULL;
     if ((rc = fh_matrix_of_dense(&rows, dense, err)) < 0) goto out;
+    bool there = fh_matrix_seeks(&rows, k);
+    h = fh_malloc(BLOCK * d * sizeof *h), z = there ? NULL : fh_malloc((size_t)BLOCK * dense->vocab * sizeof *z);
+    if (!h || (!z && !there)) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t m = fh_min(BLOCK, n - at);
         if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
         gather(h, states, positions, at, m, d);
-        if ((rc = fh_matrix_multiply(&rows, fh_job_pool(job), h, m, z, err)) < 0) goto out;
         best_job b = {dense, z, k, ids + at * k};
-        fh_pool_run(fh_job_pool(job), m, best_task, &b);
+        if (there) rc = fh_matrix_best(&rows, h, m, k, b.ids, err);
+        else if ((rc = fh_matrix_multiply(&rows, fh_job_pool(job), h, m, z, err)) == FH_OK) fh_pool_run(fh_job_pool(job), m, best_task, &b);
+        if (rc < 0) goto out;
         fh_job_progress(job, "the dense head", (double)(at + m), (double)n, "positions");
     }
 out:
@@ -65,53 +68,79 @@ out:
 
 /* ---- ranks ------------------------------------------------------------------------------------------------- */
 
-typedef struct rank_job { const fh_head *head; const fh_ladder *ladder; const float *scores; size_t k; const uint32_t *ids; uint32_t *ranks, *steps; } rank_job;
+/* What fh_matrix_ranks says, from scores [m, K]. */
+typedef struct rank_job { const float *scores; size_t clusters; bool through_bf16; fh_cluster_ranks_of of; } rank_job;
 static void rank_task(void *ctx, size_t i, unsigned worker)
 {
     rank_job *r = ctx;
-    const fh_head_parts *p = fh_head_get_parts(r->head);
-    const uint32_t *slots = fh_head_slots(r->head);
-    const float *s = r->scores + i * p->clusters;
+    const float *s = r->scores + i * r->clusters;
     float best = s[0];
-    for (uint32_t c = 1; r->steps && c < p->clusters; c++) if (s[c] > best) best = s[c];
-    bool unsure = p->through_bf16; /* scores are often equal there, and which of equals is probed is not said: count the worst */
-    for (size_t j = 0; j < r->k; j++) {
-        uint32_t id = r->ids[i * r->k + j], rank = 0;
-        r->ranks[i * r->k + j] = 0;
-        if (r->steps) r->steps[i * r->k + j] = 0;
-        if (id == FH_NO_TOKEN) continue;
-        uint32_t own = slots[id] / p->cap;
+    for (size_t c = 1; c < r->clusters; c++) if (s[c] > best) best = s[c];
+    r->of.top[i] = best;
+    bool unsure = r->through_bf16; /* scores are often equal there, and which of equals is probed is not said: count the worst */
+    for (size_t j = i * r->of.k; j < (i + 1) * r->of.k; j++) {
+        uint32_t own = r->of.of[j], rank = 0;
+        r->of.ranks[j] = 0, r->of.scores[j] = -INFINITY;
+        if (own == FH_NO_TOKEN) continue;
         for (uint32_t c = 0; c < own; c++) rank += s[c] >= s[own];
-        for (uint32_t c = own + 1; c < p->clusters; c++) rank += unsure ? s[c] >= s[own] : s[c] > s[own];
-        r->ranks[i * r->k + j] = rank;
-        if (r->steps && rank) r->steps[i * r->k + j] = fh_ladder_step(r->ladder, best - s[own]);
+        for (uint32_t c = own + 1; c < r->clusters; c++) rank += unsure ? s[c] >= s[own] : s[c] > s[own];
+        r->of.ranks[j] = rank, r->of.scores[j] = s[own];
     }
     (void)worker;
+}
+
+/* What a block of positions is ranked with. */
+typedef struct ranking { fh_matrix centroids; float *h, *s, *scores, top[BLOCK]; uint32_t *own; size_t k; bool there; } ranking; /* own, scores [BLOCK, k] */
+
+static fh_status ranking_open(ranking *r, const fh_head *head, const fh_dots_device *device, size_t k, fh_err *err)
+{
+    const fh_head_parts *p = fh_head_get_parts(head);
+    fh_status rc = fh_matrix_of_head(&r->centroids, head, false, device, err);
+    if (rc < 0) return rc;
+    r->k = k, r->there = fh_matrix_seeks(&r->centroids, k);
+    r->h = fh_malloc(BLOCK * (size_t)p->hidden * sizeof *r->h), r->s = r->there ? NULL : fh_malloc((size_t)BLOCK * p->clusters * sizeof *r->s);
+    r->own = fh_malloc(BLOCK * k * sizeof *r->own), r->scores = fh_malloc(BLOCK * k * sizeof *r->scores);
+    return r->h && (r->s || r->there) && r->own && r->scores ? FH_OK : fh_fail(err, FH_ENOMEM, "out of memory");
+}
+
+static void ranking_close(ranking *r)
+{
+    fh_matrix_close(&r->centroids);
+    fh_free(r->h);
+    fh_free(r->s);
+    fh_free(r->own);
+    fh_free(r->scores);
+}
+
+/* ranks [m, k] of the clusters r->own, with r->scores and r->top. */
+static fh_status rank_block(ranking *r, size_t m, uint32_t *ranks, fh_pool *pool, fh_err *err)
+{
+    rank_job j = {.scores = r->s, .of = {.k = r->k, .of = r->own, .ranks = ranks, .scores = r->scores, .top = r->top}};
+    if (r->there) return fh_matrix_ranks(&r->centroids, r->h, m, &j.of, err);
+    const fh_head_parts *p = fh_head_get_parts(r->centroids.head);
+    fh_status rc = fh_matrix_multiply(&r->centroids, pool, r->h, m, r->s, err);
+    j.clusters = p->clusters, j.through_bf16 = p->through_bf16;
+    if (rc == FH_OK) fh_pool_run(pool, m, rank_task, &j);
+    return rc;
 }
 
 fh_status fh_cluster_ranks(const fh_head *head, const fh_dots_device *device, const fh_ladder *ladder, const float *states, const size_t *positions, size_t n,
                            size_t k, const uint32_t *ids, uint32_t *ranks, uint32_t *steps, const fh_job *job, fh_err *err)
 {
-    fh_status rc = FH_OK;
-    fh_matrix centroids = {0};
+    ranking r = {0};
     const fh_head_parts *p = fh_head_get_parts(head);
-    size_t d = p->hidden;
-    float *h = fh_malloc(BLOCK * d * sizeof *h), *s = fh_malloc((size_t)BLOCK * p->clusters * sizeof *s);
-    if (!h || !s) { rc = fh_fail(err, FH_ENOMEM, "out of memory"); goto out; }
-    if ((rc = fh_matrix_of_head(&centroids, head, false, device, err)) < 0) goto out;
-    for (size_t at = 0; at < n; at += BLOCK) {
-        size_t m = fh_min(BLOCK, n - at);
-        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); goto out; }
-        gather(h, states, positions, at, m, d);
-        if ((rc = fh_matrix_multiply(&centroids, fh_job_pool(job), h, m, s, err)) < 0) goto out;
-        rank_job r = {head, ladder, s, k, ids + at * k, ranks + at * k, steps ? steps + at * k : NULL};
-        fh_pool_run(fh_job_pool(job), m, rank_task, &r);
+    const uint32_t *slots = fh_head_slots(head);
+    fh_status rc = ranking_open(&r, head, device, k, err);
+    for (size_t at = 0; rc == FH_OK && at < n; at += BLOCK) {
+        size_t m = fh_min(BLOCK, n - at), first = at * k;
+        if (fh_job_stopped(job)) { rc = fh_fail(err, FH_EINTERRUPTED, "interrupted"); break; }
+        gather(r.h, states, positions, at, m, p->hidden);
+        for (size_t i = 0; i < m * k; i++) r.own[i] = ids[first + i] == FH_NO_TOKEN ? FH_NO_TOKEN : slots[ids[first + i]] / p->cap;
+        if ((rc = rank_block(&r, m, ranks + first, fh_job_pool(job), err)) < 0) break;
+        for (size_t i = 0; steps && i < m * k; i++) steps[first + i] = ranks[first + i] ? fh_ladder_step(ladder, r.top[i / k] - r.scores[i]) : 0;
         fh_job_progress(job, "ranking clusters", (double)(at + m), (double)n, "positions");
     }
-out:
-    fh_matrix_close(&centroids);
-    fh_free(h);
-    fh_free(s);
+    ranking_close(&r);
     return rc;
 }
 

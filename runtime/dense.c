@@ -125,9 +125,31 @@ static fh_status put(fh_matrix *out, const fh_matrix *m, const fh_rows *rows, co
     return m->device ? m->device->put(m->device->ctx, &out->there, rows, scales, err) : FH_OK;
 }
 
+/* Which tokens rows are of, so that the device can find the best: live ones. */
+static fh_status mark(fh_matrix *m, fh_err *err)
+{
+    const fh_dense *dense = m->dense;
+    size_t n = dense->rows.rows;
+    uint32_t *ids = fh_malloc(n * sizeof *ids);
+    float *bias = dense->bias ? fh_malloc(n * sizeof *bias) : NULL;
+    fh_status rc = ids && (bias || !dense->bias) ? FH_OK : fh_fail(err, FH_ENOMEM, "dense head: out of memory for %zu rows", n);
+    for (size_t r = 0; rc == FH_OK && r < n; r++) {
+        size_t token = dense->token_of ? dense->token_of[r] : r;
+        bool counts = token < dense->vocab && !(dense->dead && dense->dead[token]);
+        ids[r] = counts ? (uint32_t)token : FH_NO_TOKEN;
+        if (bias) bias[r] = counts ? dense->bias[token] : 0;
+    }
+    if (rc == FH_OK) rc = m->device->mark(m->device->ctx, m->there, ids, bias, err);
+    fh_free(ids);
+    fh_free(bias);
+    return rc;
+}
+
 fh_status fh_matrix_of_dense(fh_matrix *out, const fh_dense *dense, fh_err *err)
 {
-    return put(out, &(fh_matrix){.dense = dense, .device = dense->device}, &dense->rows, NULL, err);
+    fh_status rc = put(out, &(fh_matrix){.dense = dense, .device = dense->device}, &dense->rows, NULL, err);
+    if (rc == FH_OK && fh_matrix_seeks(out, 1) && (rc = mark(out, err)) < 0) fh_matrix_close(out);
+    return rc;
 }
 
 fh_status fh_matrix_of_head(fh_matrix *out, const fh_head *head, bool slots, const fh_dots_device *device, fh_err *err)
@@ -141,6 +163,27 @@ void fh_matrix_close(fh_matrix *m)
 {
     if (m->device) m->device->take(m->device->ctx, m->there);
     *m = (fh_matrix){0};
+}
+
+bool fh_matrix_seeks(const fh_matrix *m, size_t k)
+{
+    if (!m->device || k > m->device->found) return false;
+    return m->head ? !m->slots : !(m->dense->softcap > 0);
+}
+
+fh_status fh_matrix_best(const fh_matrix *m, const float *states, size_t n, size_t k, uint32_t *ids, fh_err *err)
+{
+    const fh_dots_device *device = m->device;
+    size_t d = m->dense->rows.cols;
+    fh_status rc = FH_OK;
+    for (size_t at = 0; rc == FH_OK && at < n; at += device->most)
+        rc = device->best(device->ctx, m->there, states + at * d, fh_min(device->most, n - at), k, ids + at * k, err);
+    return rc;
+}
+
+fh_status fh_matrix_ranks(const fh_matrix *m, const float *states, size_t n, const fh_cluster_ranks_of *of, fh_err *err)
+{
+    return fh_head_ranks(m->head, m->device, m->there, states, n, of, err);
 }
 
 fh_status fh_matrix_multiply(const fh_matrix *m, fh_pool *pool, const float *states, size_t n, float *out, fh_err *err)

@@ -102,6 +102,9 @@ void fh_head_centroid_scores(const fh_head *head, fh_pool *pool, const fh_state 
 /* fh_head_slot_logits, or fh_head_cluster_scores, by products that a device makes with what was put there (NULL: here). */
 fh_status fh_head_measure(const fh_head *head, bool slots, const fh_dots_device *device, void *there, fh_pool *pool, const float *states, size_t batch,
                           float *out, fh_err *err);
+/* fh_matrix_ranks, by a device. */
+fh_status fh_head_ranks(const fh_head *head, const fh_dots_device *device, void *there, const float *states, size_t batch, const fh_cluster_ranks_of *of,
+                        fh_err *err);
 uint32_t fh_head_probes(const fh_head *head, uint32_t asked);
 float fh_head_threshold(const fh_head *head, uint32_t asked); /* 0: none */
 /* scratch->chosen [m, P], n_chosen [m]: the best clusters of each state, as a query of so many probes has them. */

@@ -59,9 +59,11 @@ fh_status fh_head_dense_logits(const fh_head *head, fh_scratch *scratch, const f
 typedef struct block_job {
     const fh_head *head; fh_pool *pool;
     const fh_dots_device *device; void *there;
-    float *out; size_t width;     /* out [batch, width] */
+    float *out; size_t width;     /* out [batch, width]; or what fh_head_ranks is asked for, and width 0 */
+    const fh_cluster_ranks_of *of;
 } block_job;
-typedef void block_fn(const block_job *j, const fh_state *const *states, const float *dots, size_t m, float *out);
+/* m states from number `first` on, `these` [m, D] through bf16 where the head has them so. */
+typedef fh_status block_fn(const block_job *j, const fh_state *const *states, const float *these, size_t first, size_t m, fh_err *err);
 
 static void round_to_bf16(float *to, const float *from, size_t n)
 {
@@ -72,7 +74,7 @@ static fh_status each_block(const block_job *j, const float *states, size_t batc
 {
     fh_status rc = FH_OK;
     void *room = NULL;
-    float *rounded = NULL, *dots = NULL;
+    float *rounded = NULL;
     size_t d = j->head->parts.hidden, block = j->device ? fh_min(FH_BLOCK, j->device->most) : FH_BLOCK;
     bool through_bf16 = j->head->parts.through_bf16;
     if ((!j->device && fh_head_has_integers(j->head) && !(room = fh_aligned(FH_BLOCK * fh_state_bytes(d)))) ||
@@ -84,14 +86,12 @@ static fh_status each_block(const block_job *j, const float *states, size_t batc
         fh_state state[FH_BLOCK];
         const fh_state *each[FH_BLOCK];
         size_t m = fh_min(block, batch - first);
-        float *out = j->out + first * j->width;
         for (size_t s = 0; s < m; s++) each[s] = &state[s];
         const float *these = states + first * d;
         if (through_bf16) round_to_bf16(rounded, these, m * d), these = rounded;
         if ((rc = fh_head_states(j->head, state, these, first, m, room, err)) < 0) break;
-        if (j->device && (rc = j->device->multiply(j->device->ctx, j->there, these, m, &dots, err)) < 0) break;
-        fn(j, each, dots, m, out);
-        if (through_bf16) round_to_bf16(out, out, m * j->width);
+        if ((rc = fn(j, each, these, first, m, err)) < 0) break;
+        if (through_bf16 && j->width) round_to_bf16(j->out + first * j->width, j->out + first * j->width, m * j->width);
     }
 out:
     fh_free(rounded);
@@ -99,24 +99,55 @@ out:
     return rc;
 }
 
-static void slot_block(const block_job *b, const fh_state *const *states, const float *dots, size_t m, float *out)
+/* *dots [m, rows]: the device's; NULL where products are made here. */
+static fh_status dots_there(const block_job *b, const float *states, size_t m, float **dots, fh_err *err)
 {
-    const fh_head_parts *p = &b->head->parts;
-    slots_job j = {.head = b->head, .rows = &p->tokens, .scales = p->token_scales, .states = states, .m = m, .ldo = b->width, .dots = dots, .out = out};
-    run_slots(&j, b->pool);
+    *dots = NULL;
+    return b->device ? b->device->multiply(b->device->ctx, b->there, states, m, dots, err) : FH_OK;
 }
 
-static void centroid_block(const block_job *b, const fh_state *const *states, const float *dots, size_t m, float *out)
+static fh_status slot_block(const block_job *b, const fh_state *const *states, const float *these, size_t first, size_t m, fh_err *err)
 {
+    const fh_head_parts *p = &b->head->parts;
+    float *dots;
+    fh_status rc = dots_there(b, these, m, &dots, err);
+    slots_job j = {.head = b->head, .rows = &p->tokens, .scales = p->token_scales, .states = states, .m = m, .ldo = b->width, .dots = dots,
+                   .out = b->out + first * b->width};
+    if (rc == FH_OK) run_slots(&j, b->pool);
+    return rc;
+}
+
+static fh_status centroid_block(const block_job *b, const fh_state *const *states, const float *these, size_t first, size_t m, fh_err *err)
+{
+    float *dots, *out = b->out + first * b->width;
+    fh_status rc = dots_there(b, these, m, &dots, err);
+    if (rc < 0) return rc;
     if (!dots) fh_head_centroid_scores(b->head, b->pool, states, m, out);
     for (size_t i = 0; dots && i < m * b->width; i++) out[i] = fh_settle(dots[i]);
+    return FH_OK;
+}
+
+static fh_status rank_block(const block_job *b, const fh_state *const *states, const float *these, size_t first, size_t m, fh_err *err)
+{
+    const fh_cluster_ranks_of *r = b->of;
+    size_t at = first * r->k;
+    (void)states;
+    return b->device->ranks(b->device->ctx, b->there, these, m, r->k, r->of + at, b->head->parts.through_bf16, r->ranks + at, r->scores + at, r->top + first,
+                            err);
+}
+
+fh_status fh_head_ranks(const fh_head *head, const fh_dots_device *device, void *there, const float *states, size_t batch, const fh_cluster_ranks_of *of,
+                        fh_err *err)
+{
+    block_job j = {.head = head, .device = device, .there = there, .of = of};
+    return each_block(&j, states, batch, rank_block, err);
 }
 
 fh_status fh_head_measure(const fh_head *head, bool slots, const fh_dots_device *device, void *there, fh_pool *pool, const float *states, size_t batch,
                           float *out, fh_err *err)
 {
     const fh_head_parts *p = &head->parts;
-    block_job j = {head, pool, device, there, out, (size_t)p->clusters * (slots ? p->cap : 1)};
+    block_job j = {.head = head, .pool = pool, .device = device, .there = there, .out = out, .width = (size_t)p->clusters * (slots ? p->cap : 1)};
     return each_block(&j, states, batch, slots ? slot_block : centroid_block, err);
 }
 

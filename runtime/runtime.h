@@ -146,6 +146,16 @@ fh_status fh_matrix_of_dense(fh_matrix *out, const fh_dense *dense, fh_err *err)
 /* What fh_head_cluster_scores gives, or with `slots` what fh_head_slot_logits does.  device NULL: here. */
 fh_status fh_matrix_of_head(fh_matrix *out, const fh_head *head, bool slots, const fh_dots_device *device, fh_err *err);
 fh_status fh_matrix_multiply(const fh_matrix *m, fh_pool *pool, const float *states, size_t n, float *out, fh_err *err);
+/* Can its device say k of each state's best tokens, or k ranks, with all products left there?  Not of a soft-capped dense head, whose tanhf is the host's;
+ * of a head its centroids only. */
+bool fh_matrix_seeks(const fh_matrix *m, size_t k);
+/* What fh_matrix_seeks said yes to.  The dense head's k best live tokens, ids [n, k]: equal logits by the smaller id, no number last of all; FH_NO_TOKEN where
+ * there are fewer. */
+fh_status fh_matrix_best(const fh_matrix *m, const float *states, size_t n, size_t k, uint32_t *ids, fh_err *err);
+/* Clusters of[n, k] (FH_NO_TOKEN: none) among all: the score of each, how many go before it (larger ones, equal ones of a smaller number; of a head through
+ * bf16 all equal ones), and the best score of all. */
+typedef struct fh_cluster_ranks_of { size_t k; const uint32_t *of; uint32_t *ranks; float *scores, *top; } fh_cluster_ranks_of; /* [n, k], top [n] */
+fh_status fh_matrix_ranks(const fh_matrix *m, const float *states, size_t n, const fh_cluster_ranks_of *of, fh_err *err);
 void fh_matrix_close(fh_matrix *m);
 /* log(sum of exp(x)) in double; the same bits on every instruction set. */
 double fh_log_sum_exp(const float *x, size_t n);

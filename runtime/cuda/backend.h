@@ -23,12 +23,13 @@ extern "C" {
 #endif
 
 /* Grows whenever this file changes what it means: a shared object of another build is refused. */
-enum { FH_CUDA_ABI = 4 };
+enum { FH_CUDA_ABI = 5 };
 #define FH_CUDA_SHAPES \
     (1000000 * sizeof(fh_head_parts) + 1000 * sizeof(fh_head_call) + sizeof(fh_cluster_search) + 10 * sizeof(fh_dots_device) + sizeof(fh_err) + \
      1000 * sizeof(struct fh_body) + 100 * sizeof(fh_layer) + 10 * sizeof(fh_config) + sizeof(fh_body_call))
 enum {
     FH_CUDA_BATCH = 64,   /* states of one launch: as many as a word has bits */
+    FH_CUDA_FOUND = 64,   /* tokens of one state that are looked for in its products, or ranked */
     FH_CUDA_KEPT = 2048   /* candidates of one state that are ranked on the device: k, and R + k - 1 more where the head reranks */
 };
 

@@ -158,6 +158,23 @@ fh_status fh_cuda_blas_open(fh_cuda_device *d, fh_err *err); /* FH_ENOTFOUND: th
 void fh_cuda_blas_close(fh_cuda_device *d);
 fh_status fh_cuda_blas(fh_cuda_device *d, const blas_params *p, fh_err *err);
 
+/* What is looked for in dots [batch, rows] (seek.cu): nothing is allocated, copied or waited for. */
+enum : uint32_t { SEEK_ROWS = 4096 };   /* of which one block finds the best */
+struct best_params {
+    const float *dots; uint32_t rows, batch, k, parts;  /* parts: rows / SEEK_ROWS, rounded up */
+    const uint32_t *ids; const float *bias;             /* [rows]: FH_NO_TOKEN where a row does not count; or NULL */
+    fh_u64 *keys;                                       /* [batch, parts, k] */
+    uint32_t *best;                                     /* [batch, k]: FH_NO_TOKEN where fewer count */
+};
+struct rank_params {
+    const float *dots; uint32_t rows, batch, k;
+    bool through_bf16;                                  /* scores are rounded, and equal ones all come before */
+    const uint32_t *of;                                 /* [batch, k]: FH_NO_TOKEN: rank 0 */
+    uint32_t *ranks; float *scores, *top;               /* [batch, k], [batch, k], [batch] */
+};
+fh_status fh_cuda_best(fh_cuda_device *d, const best_params *p, fh_err *err);
+fh_status fh_cuda_ranks(fh_cuda_device *d, const rank_params *p, fh_err *err);
+
 /* to [n] = from, 0 where that is not finite: the head's integers are made of finite states, whatever becomes of its answer (rows.cu). */
 fh_status fh_cuda_take(fh_cuda_device *d, const float *from, float *to, uint32_t n, fh_err *err);
 

@@ -362,9 +362,12 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 }
 cudaError_t cudaStreamDestroy(cudaStream_t s) { delete s; return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) { return called(s->captured ? cudaErrorInvalidValue : cudaSuccess); }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t s)
+static uint64_t brought;
+uint64_t emu_brought(void) { return brought; }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s)
 {
     cudaError_t e = called(cudaSuccess);
+    if (kind == cudaMemcpyDeviceToHost) brought += bytes;
     return e != cudaSuccess ? e : perform(s, [=]() -> cudaError_t { if (bytes) memcpy(to, from, bytes); return cudaSuccess; });
 }
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t s)

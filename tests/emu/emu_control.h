@@ -24,6 +24,7 @@ long emu_calls(void);             /* calls of the runtime API since the last emu
 void emu_fail_at(long n);         /* the n-th from now on fails (1: the next); 0: none */
 size_t emu_allocated(void);       /* bytes of device and pinned memory that are not freed */
 uint64_t emu_launches(void);
+uint64_t emu_brought(void);       /* bytes that were copied to the host */
 void emu_aligned(const void *p, size_t bytes); /* ends the program where p is not a multiple of `bytes` */
 
 #ifdef __cplusplus

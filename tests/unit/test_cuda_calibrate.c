@@ -110,7 +110,9 @@ static void a_rehearsal_is_the_same_there(void **state)
         assert_int_equal(open_there(&t, x, &err), FH_OK);
         moved.device = &t.does;
         assert_int_equal(fh_rehearse(out[0], &x->states, NULL, &x->dense, head, &p, NULL, &err), FH_OK);
+        uint64_t before = emu_brought();
         assert_int_equal(fh_rehearse(out[1], &x->states, NULL, &moved, head, &p, NULL, &err), FH_OK);
+        if (!adaptive) assert_int_equal(emu_brought() - before, N * (3 * (4 + 8) + 4)); /* of 3 tokens ids, ranks and scores, and the best score: no products */
         for (size_t i = 0; i < OUT; i++) {
             const fh_rehearsed *a = &out[0][i], *b = &out[1][i];
             assert_true(a->promised == b->promised && a->probes == b->probes && a->n_hot == b->n_hot && a->threshold == b->threshold);

@@ -182,6 +182,141 @@ static void logits_depend_on_no_other_state(void **state)
     free(states);
 }
 
+/* ---- what is looked for in products ---------------------------------------------------------------------------------------- */
+
+/* The k best of a state's logits by looking at all of them k times. */
+static void plain_best(const float *z, const uint8_t *dead, uint32_t v, size_t k, uint32_t *ids)
+{
+    for (size_t j = 0; j < k; j++) {
+        ids[j] = FH_NO_TOKEN;
+        for (uint32_t t = 0; t < v; t++) {
+            bool taken = (dead && dead[t]) || isnan(z[t]);
+            for (size_t i = 0; i < j; i++) taken = taken || ids[i] == t;
+            if (!taken && (ids[j] == FH_NO_TOKEN || z[t] > z[ids[j]])) ids[j] = t;
+        }
+    }
+}
+
+static void same_best(const fh_dense *here, const fh_dense *moved, const float *states, size_t n, size_t k, const char *what)
+{
+    fh_matrix a, b;
+    fh_err err = {0};
+    float *z = malloc(n * here->vocab * sizeof *z);
+    uint32_t *want = malloc(n * k * sizeof *want), *got = malloc(n * k * sizeof *got);
+    memset(got, 0x5a, n * k * sizeof *got);
+    assert_int_equal(fh_matrix_of_dense(&a, here, &err), FH_OK);
+    assert_false(fh_matrix_seeks(&a, 1));
+    assert_int_equal(fh_matrix_multiply(&a, NULL, states, n, z, &err), FH_OK);
+    for (size_t i = 0; i < n; i++) plain_best(z + i * here->vocab, here->dead, here->vocab, k, want + i * k);
+    if (fh_matrix_of_dense(&b, moved, &err) < 0) fail_msg("%s: %s", what, err.text);
+    assert_true(fh_matrix_seeks(&b, k));
+    uint64_t before = emu_brought();
+    if (fh_matrix_best(&b, states, n, k, got, &err) < 0) fail_msg("%s: %s", what, err.text);
+    assert_int_equal(emu_brought() - before, n * k * sizeof *got); /* and no products */
+    for (size_t i = 0; i < n * k; i++)
+        if (got[i] != want[i]) fail_msg("%s: state %zu, number %zu of %zu is token %u, not %u", what, i / k, i % k, k, got[i], want[i]);
+    fh_matrix_close(&b), fh_matrix_close(&a);
+    free(z), free(want), free(got);
+}
+
+static void the_best_tokens_are_those_of_the_logits(void **state)
+{
+    static const struct { shape is; size_t n, k; } cases[] = {
+        {{9001, 3, 50, FH_F32, FH_F32, FH_F32, .ties = true}, 5, 9},                    /* three parts, all but full of equal logits */
+        {{8192, 2, 64, FH_F32, FH_F32, FH_BF16, .bias = true, .dead = true}, 3, 50},    /* two whole ones */
+        {{4097, 5, 33, FH_F32, FH_F32, FH_F16, .dead = true, .ties = true}, 2, 64},     /* one row more than a part */
+        {{300, 40, 7, FH_I8, FH_I8, FH_BF16, .bias = true, .dead = true}, 67, 1},
+        {{7, 1, 7, FH_F32, FH_F32, FH_F32, .dead = true}, 3, 20},                       /* fewer than are asked for */
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        world w;
+        there t;
+        fh_err err = {0};
+        size_t n = cases[c].n, k = cases[c].k;
+        world_open(&w, cases[c].is);
+        float *states = make_states(&w, n);
+        memset(states + (n - 1) * w.is.d, 0, w.is.d * sizeof *states); /* all its logits are equal, but for biases */
+        w.rows[1 * w.is.d] = NAN, w.rows[3 * w.is.d] = INFINITY, w.rows[5 * w.is.d] = -INFINITY;
+        fh_dense here = {.rows = {w.rows, FH_F32, w.is.v, w.is.d, w.is.d * sizeof(float)}, .bias = w.bias, .vocab = w.is.v, .dead = w.is_dead}, moved;
+        fh_dense slots = {.rows = w.parts.exact, .token_of = w.permutation, .bias = w.bias, .vocab = w.is.v, .dead = w.is_dead};
+        const fh_rows shapes[] = {here.rows, slots.rows};
+        if (there_open(&t, shapes, 2, &err) < 0) fail_msg("%s", err.text);
+        moved = here, moved.device = &t.does;
+        same_best(&here, &moved, states, n, k, "rows by token");
+        here.dead = moved.dead = NULL;
+        here.vocab = moved.vocab = w.is.v - 2; /* the last rows are padding */
+        same_best(&here, &moved, states, n, k, "rows beyond the vocabulary");
+        moved = slots, moved.device = &t.does;
+        same_best(&slots, &moved, states, n, k, "rows by slot");
+        there_close(&t);
+        world_close(&w);
+        free(states);
+    }
+}
+
+static void the_ranks_of_clusters_are_those_of_their_scores(void **state)
+{
+    static const struct { shape is; bool through_bf16; size_t n, k; } cases[] = {
+        {{300, 16, 300, FH_F32, FH_F32, FH_F32, .ties = false}, false, 35, 3}, {{300, 16, 300, FH_BF16, FH_F32, FH_F32, .ties = true}, false, 4, 50},
+        {{600, 9, 257, FH_I8, FH_F32, FH_F32, .ties = false}, false, 66, 1},   {{600, 9, 513, FH_F16, FH_F32, FH_F32, .ties = true}, true, 5, 20},
+        {{64, 30, 32, FH_I4, FH_F32, FH_F32, .ties = false}, true, 2, 64},     {{5, 2, 1, FH_F32, FH_F32, FH_F32, .ties = false}, false, 1, 2},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        world w;
+        there t;
+        fh_err err = {0};
+        fh_matrix a, b;
+        size_t n = cases[c].n, k = cases[c].k, all = n * k, clusters = cases[c].is.k;
+        world_open(&w, cases[c].is);
+        w.head->parts.through_bf16 = cases[c].through_bf16;
+        float *states = make_states(&w, n), *s = malloc(n * clusters * sizeof *s), *scores = malloc(all * sizeof *scores), *top = malloc(n * sizeof *top);
+        uint32_t *of = malloc(all * sizeof *of), *ranks = malloc(all * sizeof *ranks);
+        memset(states + (n - 1) * w.is.d, 0, w.is.d * sizeof *states);
+        if (c == 0) ((float *)w.centroids)[2 * 16] = NAN, ((float *)w.centroids)[4 * 16] = -INFINITY;
+        for (size_t i = 0; i < all; i++) of[i] = i % 11 == 5 ? FH_NO_TOKEN : (uint32_t)fh_rng_below(&rng, clusters);
+        of[0] = (uint32_t)clusters - 1, of[all - 1] = 0;
+        assert_int_equal(fh_matrix_of_head(&a, w.head, false, NULL, &err), FH_OK);
+        assert_int_equal(fh_matrix_multiply(&a, NULL, states, n, s, &err), FH_OK);
+        if (there_open(&t, &w.parts.centroids, 1, &err) < 0 || fh_matrix_of_head(&b, w.head, false, &t.does, &err) < 0) fail_msg("%s", err.text);
+        assert_true(fh_matrix_seeks(&b, k) && !fh_matrix_seeks(&b, 65));
+        uint64_t before = emu_brought();
+        if (fh_matrix_ranks(&b, states, n, &(fh_cluster_ranks_of){k, of, ranks, scores, top}, &err) < 0) fail_msg("%s", err.text);
+        assert_int_equal(emu_brought() - before, all * 8 + n * 4);
+        for (size_t i = 0; i < all; i++) {
+            const float *x = s + i / k * clusters;
+            uint32_t rank = 0, own = of[i];
+            float best = -INFINITY;
+            for (uint32_t j = 0; j < clusters; j++) {
+                best = fmaxf(best, x[j]);
+                rank += own != FH_NO_TOKEN && j != own && (x[j] > x[own] || (x[j] == x[own] && (j < own || cases[c].through_bf16)));
+            }
+            if (ranks[i] != rank) fail_msg("case %zu: state %zu, number %zu has rank %u, not %u", c, i / k, i % k, ranks[i], rank);
+            assert_true(top[i / k] == best && (own == FH_NO_TOKEN || scores[i] == x[own]));
+        }
+        fh_matrix_close(&b), fh_matrix_close(&a);
+        there_close(&t);
+        world_close(&w);
+        free(states), free(s), free(scores), free(top), free(of), free(ranks);
+    }
+}
+
+/* Its tanhf is the host's. */
+static void soft_capped_logits_come_here(void **state)
+{
+    world w;
+    there t;
+    fh_err err = {0};
+    fh_matrix m;
+    world_open(&w, (shape){20, 3, 4, FH_F32, FH_F32, FH_F32, .softcap = 2});
+    assert_int_equal(there_open(&t, &w.parts.exact, 1, &err), FH_OK);
+    fh_dense dense = {.rows = w.parts.exact, .token_of = w.permutation, .softcap = 2, .vocab = 20, .device = &t.does};
+    assert_int_equal(fh_matrix_of_dense(&m, &dense, &err), FH_OK);
+    assert_false(fh_matrix_seeks(&m, 1));
+    fh_matrix_close(&m);
+    there_close(&t);
+    world_close(&w);
+}
+
 /* ---- refusals and failures -------------------------------------------------------------------------------------------- */
 
 static void misuse_and_too_little_memory_are_refused(void **state)
@@ -213,6 +348,18 @@ static void misuse_and_too_little_memory_are_refused(void **state)
     assert_int_equal(d->multiply(d->ctx, put, states, 0, &dots, &err), FH_EUSAGE);
     assert_int_equal(d->multiply(d->ctx, put, states, 65, &dots, &err), FH_EUSAGE);
     assert_int_equal(d->multiply(d->ctx, put, states, 64, &dots, &err), FH_OK);
+    uint32_t ids[65] = {0}, ranks[65];
+    float scores[65], top[1];
+    assert_int_equal(d->best(d->ctx, put, states, 1, 1, ids, &err), FH_EUSAGE); /* of what tokens? */
+    assert_non_null(strstr(err.text, "not known"));
+    assert_int_equal(d->mark(d->ctx, put, ids, NULL, &err), FH_OK);
+    assert_int_equal(d->best(d->ctx, put, states, 1, 0, ids, &err), FH_EUSAGE);
+    assert_int_equal(d->best(d->ctx, put, states, 1, 65, ids, &err), FH_EUSAGE);
+    assert_int_equal(d->best(d->ctx, put, states, 65, 1, ids, &err), FH_EUSAGE);
+    assert_int_equal(d->ranks(d->ctx, put, states, 1, 65, ids, false, ranks, scores, top, &err), FH_EUSAGE);
+    ids[0] = 20;
+    assert_int_equal(d->ranks(d->ctx, put, states, 1, 1, ids, false, ranks, scores, top, &err), FH_EUSAGE);
+    assert_non_null(strstr(err.text, "row 20 of 20"));
     encoded larger = make_rows(FH_BF16, 21, 32, false);
     void *other = NULL;
     assert_int_equal(d->put(d->ctx, &other, &larger.rows, NULL, &err), FH_OK); /* it fits; its products do not */
@@ -229,14 +376,20 @@ static void misuse_and_too_little_memory_are_refused(void **state)
     free(m.scales), free(larger.scales);
 }
 
-/* A matrix of rows of integers, put there and multiplied. */
+/* A matrix of rows of integers, put there and multiplied, and what is looked for in it. */
 static fh_status put_and_multiply(there *t, const encoded *m, const float *states, size_t n, fh_err *err)
 {
     void *put = NULL;
-    float *dots;
+    float *dots, scores[2 * 3], top[3];
+    static const uint32_t of[10] = {3, 1, 4, 2, 0, 9, 8, 7, 6, 5};
+    static const float bias[10] = {1, 2};
+    uint32_t ids[2 * 3];
     fh_status rc = there_open(t, &m->rows, 1, err);
     if (rc == FH_OK) rc = t->does.put(t->does.ctx, &put, &m->rows, m->scales, err);
     if (rc == FH_OK) rc = t->does.multiply(t->does.ctx, put, states, n, &dots, err);
+    if (rc == FH_OK) rc = t->does.mark(t->does.ctx, put, of, bias, err);
+    if (rc == FH_OK) rc = t->does.best(t->does.ctx, put, states, n, 2, ids, err);
+    if (rc == FH_OK) rc = t->does.ranks(t->does.ctx, put, states, n, 2, of, false, ids, scores, top, err);
     if (t->multiplier) t->does.take(t->does.ctx, put);
     return rc;
 }
@@ -295,6 +448,9 @@ int main(void)
         cmocka_unit_test(rows_that_are_not_numbers_are_not_numbers_there),
         cmocka_unit_test(logits_and_scores_are_the_same_there),
         cmocka_unit_test(logits_depend_on_no_other_state),
+        cmocka_unit_test(the_best_tokens_are_those_of_the_logits),
+        cmocka_unit_test(the_ranks_of_clusters_are_those_of_their_scores),
+        cmocka_unit_test(soft_capped_logits_come_here),
         cmocka_unit_test(misuse_and_too_little_memory_are_refused),
         cmocka_unit_test(a_device_that_fails_anywhere_is_a_clean_error),
         cmocka_unit_test(every_allocation_may_fail),
