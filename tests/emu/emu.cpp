@@ -184,13 +184,15 @@ unsigned __ballot_sync(unsigned mask, int predicate)
     return all;
 }
 
-/* Turns until all are done.  A warp is now and then passed over, so that warps drift apart as far as barriers let them. */
+/* Turns until all are done.  A warp is now and then passed over, for some turns or until nobody else can go on, so that warps drift apart as far as barriers
+ * let them. */
 static void take_turns(void)
 {
-    size_t n = fibers.size(), left = n, idle = 0;
+    size_t n = fibers.size(), left = n, idle = 0, passed = n, rests = 0;
     while (left) {
         uint64_t before = progress;
-        size_t first = roll() % n, step = (roll() % n) | 1, passed = roll() % 4 ? n : roll() % (n / WARP);
+        size_t first = roll() % n, step = (roll() % n) | 1;
+        if (!rests--) passed = roll() % 4 ? n : roll() % (n / WARP), rests = passed < n ? roll() % 16 : 0;
         while (step % 3 == 0 || step % 5 == 0 || step % 7 == 0) step += 2; /* block and thread counts have no other factors: every fiber has its turn */
         for (size_t i = 0; i < n; i++) {
             fiber *f = &fibers[(first + i * step) % n];
@@ -200,6 +202,7 @@ static void take_turns(void)
             left -= f->done;
         }
         idle = progress == before ? idle + 1 : 0;
+        if (idle) rests = 0;
         if (idle > PATIENCE) wrong("all threads wait for ever");
     }
 }
