@@ -276,6 +276,32 @@ static void time_near(FILE *out, fh_cuda_device *d)
 
 /* ---- products for measuring ------------------------------------------------------------------------------------------------- */
 
+/* The best tokens of products that lie here, and their ranks, as the device finds them without bringing any: rank j is the j-th best's. */
+static size_t found_otherwise(const fh_dots_device *does, void *there, const float *states, size_t n, size_t rows, const float *dots)
+{
+    enum { BEST = 7 };
+    fh_err err = {0};
+    uint64_t heap[BEST + 1], keys[BEST], room[BEST];
+    size_t k = fh_min(BEST, rows), bad = 0;
+    uint32_t *ids = malloc(rows * sizeof *ids), *want = malloc(n * k * sizeof *want), *got = malloc(n * k * sizeof *got);
+    uint32_t *ranks = malloc(n * k * sizeof *ranks);
+    float *values = malloc(n * k * sizeof *values), *scores = malloc(n * k * sizeof *scores), *top = malloc(n * sizeof *top);
+    for (size_t r = 0; r < rows; r++) ids[r] = (uint32_t)r;
+    for (size_t s = 0; s < n; s++) {
+        heap[0] = 0;
+        for (size_t r = 0; r < rows; r++) fh_heap_offer(heap, k, fh_key(fh_settle(dots[s * rows + r]), (uint32_t)r));
+        memcpy(keys, heap + 1, k * sizeof *keys);
+        fh_sort_keys(keys, k, room);
+        for (size_t j = 0; j < k; j++) want[s * k + j] = fh_key_id(keys[j]), values[s * k + j] = fh_key_value(keys[j]);
+    }
+    if (does->mark(does->ctx, there, ids, NULL, &err) < 0 || does->best(does->ctx, there, states, n, k, got, &err) < 0 ||
+        does->ranks(does->ctx, there, states, n, k, want, false, ranks, scores, top, &err) < 0)
+        fail_msg("%s", err.text);
+    for (size_t i = 0; i < n * k; i++) bad += got[i] != want[i] || ranks[i] != i % k || !(scores[i] == values[i]) || !(top[i / k] == values[i / k * k]);
+    free(ids), free(want), free(got), free(ranks), free(values), free(scores), free(top);
+    return bad;
+}
+
 /* Answers, of each `step`-th row against the definition; then times, where seconds is not NULL. */
 static void multiply_rows(fh_cuda_device *d, fh_dtype e, size_t rows, size_t cols, size_t n, size_t step, size_t runs, double *seconds)
 {
@@ -308,6 +334,7 @@ static void multiply_rows(fh_cuda_device *d, fh_dtype e, size_t rows, size_t col
             bad += !(want == got[s * rows + r]);
         }
     }
+    bad += found_otherwise(&does, there, states, n, rows, got);
     if (bad) fprintf(stderr, "products of %zu rows of %zu %s, %zu states: %zu different\n", rows, cols, fh_dtype_name(e), n, bad);
     compared += n * ((rows + step - 1) / step), different += bad;
     if (seconds && fh_cuda_backend()->multiplier_time(m, there, n, runs, seconds, &err) < 0) fail_msg("%s", err.text);

@@ -28,6 +28,27 @@ static void run_in_steps(const fh_body *b, size_t d, const uint32_t *ids, uint32
     fh_kv_free(kv);
 }
 
+/* got [t, D]: room. All at once, three at a time, one. */
+static void check_steps(const fh_body *body, const char *name, const uint32_t *ids, uint32_t t, const float *want, float *got, size_t *compared,
+                        size_t *different)
+{
+    size_t n = t * body->d;
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) squares += (double)want[i] * (double)want[i];
+    for (uint32_t step = t; step; step = step == t ? 3 : step == 3) {
+        double worst = 0;
+        memset(got, 0x5a, n * sizeof *got);
+        run_in_steps(body, body->d, ids, t, step, got);
+        for (size_t i = 0; i < n; i++) {
+            double off = fabs((double)got[i] - (double)want[i]);
+            if (!(off <= worst)) worst = off;
+        }
+        bool same = worst <= 1e-4 * sqrt(squares / (double)n);
+        *compared += n, *different += !same;
+        if (!same) fprintf(stderr, "%s, steps of %u: states off by %g\n", name, step, worst);
+    }
+}
+
 static void check_case(fh_cuda_device *device, const char *name, size_t *compared, size_t *different)
 {
     char path[200];
@@ -50,22 +71,9 @@ static void check_case(fh_cuda_device *device, const char *name, size_t *compare
     size_t d = (size_t)hidden->shape[2], n = t * d;
     uint32_t *ids = malloc(t * sizeof *ids);
     float *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got);
-    double squares = 0;
     for (uint32_t i = 0; i < t; i++) memcpy(&ids[i], (const uint8_t *)list->data + i * fh_dtype_size(list->dtype), 4);
     memcpy(want, hidden->data, n * sizeof *want);
-    for (size_t i = 0; i < n; i++) squares += (double)want[i] * (double)want[i];
-    for (uint32_t step = t; step; step = step == t ? 3 : step == 3) { /* all at once, three at a time, one */
-        double worst = 0;
-        memset(got, 0x5a, n * sizeof *got);
-        run_in_steps(body, d, ids, t, step, got);
-        for (size_t i = 0; i < n; i++) {
-            double off = fabs((double)got[i] - (double)want[i]);
-            if (!(off <= worst)) worst = off;
-        }
-        bool same = worst <= 1e-4 * sqrt(squares / (double)n);
-        *compared += n, *different += !same;
-        if (!same) fprintf(stderr, "%s, steps of %u: states off by %g\n", name, step, worst);
-    }
+    check_steps(body, name, ids, t, want, got, compared, different);
     body->device = NULL;
     fh_cuda_backend()->body_free(there);
     free(ids), free(want), free(got);
@@ -74,18 +82,14 @@ static void check_case(fh_cuda_device *device, const char *name, size_t *compare
     fh_tensors_close(expected);
 }
 
-void device_check_bodies(fh_cuda_device *d, size_t *compared, size_t *different)
-{
-    static const char *const cases[] = {"llama", "llama3-rope", "llama-linear-bias", "qwen3", "gemma3-softcap", "neox-sequential"};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_case(d, cases[i], compared, different);
-}
-
 /* ---- a body of random weights -------------------------------------------------------------------------------------------- */
 
-typedef struct made { fh_config config; fh_tensors *tensors; fh_body *body; uint8_t *data; uint16_t *row; } made;
+typedef struct made { fh_config config; fh_tensors *tensors; fh_body *body; uint8_t *data; const uint16_t *weights; uint16_t *row; } made;
 typedef struct made_shape { uint32_t d, layers, heads, kv_heads, head_dim, ffn; } made_shape;
 
 static const void *any_row(void *ctx, uint32_t id) { (void)id; return ctx; }
+/* A token's own: weights of the body, from another place for each. */
+static const void *its_row(void *ctx, uint32_t id) { const made *m = ctx; return m->weights + id; }
 
 /* One tensor's line of a safetensors header; its data follow one another. */
 static size_t declare(fh_buf *header, size_t at, const char *name, size_t rows, size_t columns)
@@ -126,6 +130,7 @@ static made make_body(made_shape is)
     memcpy(m.data, &length, 8), memcpy(m.data + 8, header.data, header.len);
     enum { RANDOM = 1 << 20 }; /* of which all weights are copies: small, so that nothing overflows */
     uint16_t *values = (uint16_t *)(void *)(m.data + 8 + header.len);
+    m.weights = values;
     for (size_t i = 0; i < at / 2; i++) values[i] = i < RANDOM ? fh_f32_to_bf16((float)(0.04 * fh_rng_double(&rng) - 0.02)) : values[i - RANDOM];
     for (size_t i = 0; i < is.d; i++) m.row[i] = fh_f32_to_bf16((float)(2 * fh_rng_double(&rng) - 1));
     fh_buf_printf(&config,
@@ -144,6 +149,38 @@ static void drop_body(made *m)
     fh_tensors_close(m->tensors);
     fh_config_free(&m->config);
     free(m->data), free(m->row);
+}
+
+/* Attention heads of more than 256 values, which none of the cases has, against this CPU. */
+static void check_wide_heads(fh_cuda_device *device, made_shape is, size_t *compared, size_t *different)
+{
+    enum { TOKENS = 70 };
+    fh_err err;
+    fh_cuda_body *there;
+    uint32_t ids[TOKENS] = {0};
+    char name[40];
+    made m = make_body(is);
+    fh_body_source source = {.config = &m.config, .tensors = m.tensors, .embedding_row = its_row, .ctx = &m, .embedding_dtype = FH_BF16};
+    float *want = malloc(TOKENS * is.d * sizeof *want), *got = malloc(TOKENS * is.d * sizeof *got);
+    snprintf(name, sizeof name, "heads of %u", is.head_dim);
+    for (uint32_t i = 0; i < TOKENS; i++) ids[i] = (7 * i + 3) % is.d;
+    need(fh_body_open(&m.body, &source, name, &err), &err);
+    run_in_steps(m.body, is.d, ids, TOKENS, TOKENS, want);
+    need(fh_cuda_backend()->body_new(&there, device, m.body, &err), &err);
+    m.body->device = fh_cuda_backend()->body_does(there);
+    check_steps(m.body, name, ids, TOKENS, want, got, compared, different);
+    m.body->device = NULL;
+    fh_cuda_backend()->body_free(there);
+    free(want), free(got);
+    drop_body(&m);
+}
+
+void device_check_bodies(fh_cuda_device *d, size_t *compared, size_t *different)
+{
+    static const char *const cases[] = {"llama", "llama3-rope", "llama-linear-bias", "qwen3", "gemma3-softcap", "neox-sequential"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_case(d, cases[i], compared, different);
+    check_wide_heads(d, (made_shape){64, 2, 5, 1, 512, 96}, compared, different);
+    check_wide_heads(d, (made_shape){64, 2, 6, 2, 344, 96}, compared, different);
 }
 
 /* ---- times ------------------------------------------------------------------------------------------------------------------ */
