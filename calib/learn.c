@@ -206,6 +206,10 @@ static fh_status passes(learner *l, float *centroids, uint32_t *assignment, less
     l->t = &s->masses;
     for (unsigned pass = 0; pass <= p->passes; pass++) {
         double loss = held_loss(l, s, order, job);
+        if (pass == 0 && !isfinite(loss)) {
+            rc = fh_fail(err, FH_ECHECK, "learned routing: the scores of its first centroids pass what float32 holds: are head and states of one model?");
+            goto out;
+        }
         if (pass == 0) out->loss_before = loss;
         fh_job_say(job, FH_DEBUG, "learned routing: pass %u of %u, loss on held-out states %.5f", pass, p->passes, loss);
         if (loss < least) least = loss, out->passes = pass, memcpy(l->best, l->c, cells * sizeof *l->c);

@@ -50,7 +50,7 @@ static fh_status cholesky(double *s, size_t d, const fh_job *job, fh_err *err)
 {
     double trace = 0;
     for (size_t i = 0; i < d; i++) trace += s[i * d + i];
-    if (!isfinite(trace)) return fh_fail(err, FH_EFORMAT, "the states are not finite: collect them again with 'fhtool hidden'");
+    if (!isfinite(trace)) return fh_fail(err, FH_EFORMAT, "the states' squares are not finite: collect the states again with 'fhtool hidden'");
     double ridge = fmax(FH_OUTPUT_RIDGE * trace / (double)d, 1e-30);
     for (size_t i = 0; i < d; i++) s[i * d + i] += ridge;
     for (struct column c = {s, d, 0}; c.j < d; c.j++) {

@@ -128,14 +128,18 @@ static void teach_task(void *ctx, size_t strip, unsigned worker)
     for (size_t i = 0; i < states; i++) find_likely(t, strip * FH_STRIP + i, z, i, list, listed, total[i]);
 }
 
-static fh_status add_masses(fh_sparse *t, size_t at, const float *q, uint32_t k, fh_err *err)
+static fh_status add_masses(fh_sparse *t, size_t at, const float *q, uint32_t k, size_t position, fh_err *err)
 {
     size_t n = t->first[at];
-    double kept = 0;
+    double kept = 0, all = 0;
     fh_status rc = fh_sparse_grow(t, n, k, err);
     if (rc < 0) return rc;
-    for (uint32_t c = 0; c < k; c++, q += FH_STRIP)
+    for (uint32_t c = 0; c < k; c++, q += FH_STRIP) {
+        all += *q;
         if (*q >= KEEP) t->index[n] = c, t->value[n++] = *q, kept += *q;
+    }
+    if (!isfinite(all))
+        return fh_fail(err, FH_ECHECK, "learned routing: the logits of position %zu pass what float32 holds: are head and states of one model?", position);
     for (size_t j = t->first[at]; j < n; j++) t->value[j] = (float)(t->value[j] / kept);
     t->first[at + 1] = n;
     return FH_OK;
@@ -200,7 +204,7 @@ fh_status fh_learn_targets(fh_sparse *masses, fh_sparse *likely, const fh_dense 
         fh_strips_scores(&t.scores, t.z);
         fh_pool_run(pool, (t.n + FH_STRIP - 1) / FH_STRIP, teach_task, &t);
         for (size_t i = 0; i < t.n; i++) {
-            if ((rc = add_masses(masses, at + i, t.q + i / FH_STRIP * k * FH_STRIP + i % FH_STRIP, k, err)) < 0) goto out;
+            if ((rc = add_masses(masses, at + i, t.q + i / FH_STRIP * k * FH_STRIP + i % FH_STRIP, k, positions[at + i], err)) < 0) goto out;
             if (likely && (rc = add_likely(likely, at + i, t.tokens + i * MOST, t.shares + i * MOST, t.n_likely[i], err)) < 0) goto out;
         }
         fh_job_progress(job, "routing targets", (double)(at + t.n), (double)n, "states");

@@ -100,8 +100,8 @@ typedef struct fh_turn { size_t ld; uint32_t *from; float *sign; const struct fh
  * the largest first).  ld is a multiple of FH_LANES. */
 fh_status fh_turn_make(fh_turn *t, size_t ld, bool shuffle, fh_err *err);
 void fh_turn_free(fh_turn *t);
-/* out [ld] of -127..127 and the returned scale > 0: x [ld] turned is about scale * out.  room [ld]; *sum (NULL: not wanted) is that of out.  The same bits on
- * every instruction set. */
+/* out [ld] of -127..127 and the returned scale > 0: x [ld] turned is about scale * out.  NaN where x turned passes float32, which makes every score of it
+ * NaN.  room [ld]; *sum (NULL: not wanted) is that of out.  The same bits on every instruction set. */
 float fh_turn_int8(const fh_turn *t, int8_t *out, int32_t *sum, const float *x, float *room);
 
 /* A panel is FH_PANEL clusters side by side: byte j of cluster c lies at j / 4 * 4 * FH_PANEL + 4 * c + j % 4. */

@@ -6,6 +6,7 @@
  */
 #include "cluster/cluster_private.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +59,7 @@ float fh_turn_int8(const fh_turn *t, int8_t *out, int32_t *sum, const float *x, 
 {
     const kernels *k = t->kernels;
     float most = 0;
+    bool finite = true;
     if (t->from) {
         for (size_t j = 0; j < t->ld; j++) room[j] = t->sign[j] * x[t->from[j]];
     } else {
@@ -67,12 +69,14 @@ float fh_turn_int8(const fh_turn *t, int8_t *out, int32_t *sum, const float *x, 
         size_t n = FH_LANES;
         while (2 * n <= t->ld - at) n *= 2;
         k->hadamard(room + at, n);
-        most = fmaxf(most, k->scale(room + at, n, (float)(1 / sqrt((double)n))));
+        float largest = k->scale(room + at, n, (float)(1 / sqrt((double)n)));
+        finite &= largest <= FLT_MAX, most = fmaxf(most, largest);
         at += n;
     }
     int32_t all = 0;
-    if (most > 0) all = k->round(out, room, t->ld, 127 / most);
+    bool some = finite && 127 / most <= FLT_MAX; /* below 1e-36 that quotient is infinite: such a row is as good as zero */
+    if (some) all = k->round(out, room, t->ld, 127 / most);
     else memset(out, 0, t->ld);
     if (sum) *sum = all;
-    return most > 0 ? most / 127 : 1;
+    return some ? most / 127 : finite ? 1 : NAN;
 }

@@ -52,22 +52,24 @@ TARGET static void FN(hadamard)(float *v, size_t n)
     }
 }
 
-/* x *= by; the largest size among them. */
+/* x *= by; the largest size among them, compared by its bits: NaN is above infinity. */
 TARGET static float FN(scale)(float *x, size_t n, float by)
 {
-    FN(f32) most = {0}, v;
+    FN(f32) v;
+    FN(i32) most = {0};
     for (size_t j = 0; j < n; j += sizeof v / sizeof *x) {
         memcpy(&v, x + j, sizeof v);
         v = v * by;
         memcpy(x + j, &v, sizeof v);
-        v = (FN(f32))((FN(u32))v & ~SIGN);
-        FN(i32) more = v > most;
-        most = (FN(f32))(((FN(i32))v & more) | ((FN(i32))most & ~more));
+        FN(i32) size = (FN(i32))((FN(u32))v & ~SIGN), more = size > most;
+        most = (size & more) | (most & ~more);
     }
-    float lane[WIDTH / sizeof *x], best = 0;
+    int32_t lane[WIDTH / sizeof *x], best = 0;
+    float largest;
     memcpy(lane, &most, sizeof lane);
     for (size_t j = 0; j < WIDTH / sizeof *x; j++) best = lane[j] > best ? lane[j] : best;
-    return best;
+    memcpy(&largest, &best, sizeof largest);
+    return largest;
 }
 
 /* x * by to the nearest integer, halves away from zero; their sum. */

@@ -124,16 +124,29 @@ static void turning_is_its_definition_on_every_instruction_set(void **state)
     unsetenv("FH_ISA");
 }
 
-static void a_row_of_zeros_has_a_scale(void **state)
+/* Zeros have a scale, and what is too small for one of its own is zeros; what passes float32 in any block while it is turned says so. */
+static void rows_of_nothing_and_of_too_much_are_zeros_with_a_scale_and_without(void **state)
 {
-    float x[16] = {0}, room[16];
-    int8_t q[16];
-    fh_turn t;
+    static const struct { float size; size_t first, n; bool fits; } rows[] = {
+        {0, 0, 48, true}, {1e-45f, 0, 48, true}, {1e-38f, 0, 48, true}, {1e-37f, 40, 1, true}, {3e38f, 0, 48, false}, {3e38f, 32, 16, false},
+        {INFINITY, 7, 1, false}, {NAN, 47, 1, false}};
     (void)state;
-    assert_int_equal(fh_turn_make(&t, 16, true, &err), FH_OK);
-    assert_true(fh_turn_int8(&t, q, NULL, x, room) > 0);
-    for (size_t j = 0; j < 16; j++) assert_int_equal(q[j], 0);
-    fh_turn_free(&t);
+    for (size_t k = 0; k < sizeof rows / sizeof *rows; k++)
+        for (size_t i = 0; i < sizeof isas / sizeof *isas * 2; i++) {
+            float x[48] = {0}, room[48];
+            int8_t q[48];
+            int32_t sum = 1;
+            fh_turn t;
+            setenv("FH_ISA", isas[i / 2], 1);
+            for (size_t j = 0; j < rows[k].n; j++) x[rows[k].first + j] = j % 3 ? rows[k].size : -rows[k].size;
+            assert_int_equal(fh_turn_make(&t, 48, i % 2, &err), FH_OK);
+            float by = fh_turn_int8(&t, q, &sum, x, room);
+            if (!(rows[k].fits ? by > 0 && isfinite(by) : isnan(by))) fail_msg("%zu values of %g have the scale %g", rows[k].n, rows[k].size, by);
+            for (size_t j = 0; j < 48; j++) assert_int_equal(q[j], 0);
+            assert_int_equal(sum, 0);
+            fh_turn_free(&t);
+        }
+    unsetenv("FH_ISA");
 }
 
 static void eight_bits_choose_what_floats_choose_and_the_same_on_every_instruction_set(void **state)
@@ -183,7 +196,7 @@ int main(void)
         cmocka_unit_test(products_are_the_sums_of_integers_on_every_instruction_set),
         cmocka_unit_test(turning_keeps_products_and_spreads_large_coordinates),
         cmocka_unit_test(turning_is_its_definition_on_every_instruction_set),
-        cmocka_unit_test(a_row_of_zeros_has_a_scale),
+        cmocka_unit_test(rows_of_nothing_and_of_too_much_are_zeros_with_a_scale_and_without),
         cmocka_unit_test(eight_bits_choose_what_floats_choose_and_the_same_on_every_instruction_set),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -149,6 +149,17 @@ static void too_few_states_are_said_to_be(void **state)
     assert_non_null(strstr(err.text, "511"));
 }
 
+static void centroids_whose_scores_pass_float32_are_refused(void **state)
+{
+    float c[K * D];
+    fh_learn_params p = {0};
+    fh_learn_report r;
+    (void)state;
+    for (int i = 0; i < K * D; i++) c[i] = i / D % 2 ? 3e38f : -3e38f;
+    assert_int_equal(fh_learn_routing(c, K, assignment, &dense, &h[0][0], positions, N, &p, NULL, &r, &err), FH_ECHECK);
+    assert_non_null(strstr(err.text, "first centroids"));
+}
+
 static void distance_between_mapped_rows_is_the_difference_of_logits_and_a_ridge(void **state)
 {
     static float y[V][D], map[D][D];
@@ -246,6 +257,7 @@ int main(void)
         cmocka_unit_test(odd_shapes_learn_too),
         cmocka_unit_test(rows_held_at_unit_length_stay_there_and_still_learn),
         cmocka_unit_test(too_few_states_are_said_to_be),
+        cmocka_unit_test(centroids_whose_scores_pass_float32_are_refused),
         cmocka_unit_test(distance_between_mapped_rows_is_the_difference_of_logits_and_a_ridge),
         cmocka_unit_test(a_map_of_no_states_or_of_damaged_ones_is_refused),
         cmocka_unit_test(a_thinned_corpus_is_taken_evenly_and_in_windows),

@@ -148,6 +148,25 @@ static void threads_and_instruction_sets_give_the_same_masses(void **state)
     fh_sparse_free(&first);
 }
 
+/* Rows that pass float32 when they are turned, and products that do. */
+static void logits_beyond_float32_are_refused_with_their_position(void **state)
+{
+    static const float by_rows[] = {1e38f, 1e30f, 1}, by_states[] = {1, 1e15f, 1};
+    (void)state;
+    for (size_t k = 0; k < 3; k++) {
+        fh_dense dense = make_world(64);
+        fh_sparse masses = {0};
+        double operations;
+        for (size_t i = 0; i < ROWS * 64; i++) w[i] *= by_rows[k];
+        for (size_t i = 0; i < 64; i++) h[positions[50] * 64 + i] *= by_states[k];
+        fh_status rc = fh_learn_targets(&masses, NULL, &dense, h, positions, N, assignment, K, &operations, NULL, &err);
+        assert_int_equal(rc, k < 2 ? FH_ECHECK : FH_OK);
+        if (k == 0) assert_non_null(strstr(err.text, "position 129 "));
+        if (k == 1) assert_non_null(strstr(err.text, "position 79 "));
+        fh_sparse_free(&masses);
+    }
+}
+
 #ifdef FH_FAULTS
 static void every_allocation_of_the_targets_may_fail(void **state)
 {
@@ -175,6 +194,7 @@ int main(void)
         cmocka_unit_test(masses_are_the_softmax_summed_by_cluster),
         cmocka_unit_test(the_best_rows_are_scored_as_they_are),
         cmocka_unit_test(threads_and_instruction_sets_give_the_same_masses),
+        cmocka_unit_test(logits_beyond_float32_are_refused_with_their_position),
 #ifdef FH_FAULTS
         cmocka_unit_test(every_allocation_of_the_targets_may_fail),
 #endif
