@@ -83,6 +83,10 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
     if ((rc = fh_parse_list(&probes, &how.n_probes, a->probes.set ? a->probes.v : "16,32,64,128,256,512", "sweep: --probes", 1, most, err)) < 0) goto out;
     settle(k, &how.n_k), settle(probes, &how.n_probes);
     if (how.n_probes > FH_BENCH_ROWS) { rc = fh_fail(err, FH_EUSAGE, "sweep: --probes: at most %d", FH_BENCH_ROWS); goto out; }
+    if (probes[0] > k[how.n_k - 1]) {
+        rc = fh_fail(err, FH_EUSAGE, "sweep: %u clusters at most, and none of --probes is as few (the fewest are %u): name fewer", k[how.n_k - 1], probes[0]);
+        goto out;
+    }
     how.k = k, how.probes = probes;
     rc = fh_open_work(&e, &a->common, true, job, err);
     if (rc == FH_OK) rc = fh_stage_sweep(&e, &how, &report, err);

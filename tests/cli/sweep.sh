@@ -102,4 +102,5 @@ cmp -s times.json s/k8-int8/times.json && die 'times were not taken again'
 fails 2 'none of int8' fh sweep tiny -C s --bits int8,int7
 fails 2 'whole number' fh sweep tiny -C s --k 1
 fails 2 'whole number' fh sweep tiny -C s --probes 0
+fails 2 'name fewer' fh sweep tiny -C s --k 8 --probes 9
 no_leftovers
