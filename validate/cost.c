@@ -100,8 +100,11 @@ static fh_status of_artifact(fh_shape *s, fh_setting *own, const char *path, con
 {
     fh_model m = {0};
     fh_fhead *f = NULL;
+    fh_head_layout h;
     fh_status rc = fh_fhead_open(&f, path, err);
+    if (rc == FH_OK) rc = fh_fhead_check_head(f, &h, err);
     bool bundled = rc == FH_OK && fh_fhead_find(f, "body.tensors");
+    if (rc == FH_OK) snprintf(s->model_type, sizeof s->model_type, "%s", h.model_type), s->tied = h.tied;
     fh_fhead_close(f);
     if (rc < 0 || (rc = fh_model_open(&m, path, NULL, FH_MODEL_HEAD | (bundled ? FH_MODEL_BODY : 0), job, err)) < 0) return rc;
     const fh_head_parts *p = fh_head_get_parts(m.head);
@@ -129,10 +132,10 @@ fh_status fh_shape_read(fh_shape *out, fh_setting *own, const char *path, const 
 
 fh_status fh_setting_fill(fh_setting *s, const fh_shape *shape, fh_err *err)
 {
-    if (s->cap > shape->vocab || s->k > shape->vocab)
-        return fh_fail(err, FH_EUSAGE, "%u clusters of %u tokens: the vocabulary has %u", s->k, s->cap, shape->vocab);
+    if (s->cap > shape->vocab) return fh_fail(err, FH_EUSAGE, "clusters of %u tokens: the vocabulary has %u", s->cap, shape->vocab);
     if (!s->k) s->k = s->cap ? (shape->vocab + s->cap - 1) / s->cap : (uint32_t)fh_max(2, shape->vocab / DEFAULT_CAP);
     if (s->k < 2) return fh_fail(err, FH_EUSAGE, "%u clusters: at least 2 are needed", s->k);
+    if (s->k > shape->vocab) return fh_fail(err, FH_EUSAGE, "%u clusters: the vocabulary has %u tokens", s->k, shape->vocab);
     s->cap = (shape->vocab + s->k - 1) / s->k;
     if (!s->probes) s->probes = s->k >= 16 ? s->k / 16 : 1;
     if (s->probes > s->k) return fh_fail(err, FH_EUSAGE, "%u of %u clusters probed: 1 to %u can be", s->probes, s->k, s->k);

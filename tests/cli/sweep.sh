@@ -18,8 +18,12 @@ assert all(a[k] == b[k] for k in ("vocab", "k", "dense_bytes", "step_bytes", "kv
 P
 fails 2 'probed' fh estimate tiny --probes 1,100
 fails 2 'give one of them' fh estimate tiny --k 4 --cap 4
+fails 2 'the vocabulary has' fh estimate tiny --k 1000
+fails 2 'the vocabulary has' fh estimate tiny --cap 1000
 fails 1 'nothing' fh estimate nothing
 fh build tiny -q -C built -o model.fhead --tokens 6000 --target-containment 0.9 > /dev/null
+fh pack -C built --head-only -o head.fhead -q > /dev/null
+[ "$(fh estimate head.fhead --no-measure | sed -n 's/^model_type  *//p')" = llama ] || die 'what model a head is of is not said'
 fh estimate model.fhead --runs 10 --json -q > own.json
 fh bench model.fhead --runs 10 --brief --no-batches --no-rivals -q --json --against-estimate own.json > bench.json
 python3 "$TOP/tests/cli/has_fields.py" 'against_estimate[].what:str' 'against_estimate[].estimated:num' 'against_estimate[].measured:num' \
