@@ -247,7 +247,8 @@ fh_status fh_rebuild(const fh_rebuild_params *p, const fh_job *job, fh_json **re
     if (rc < 0 || (rc = fh_recipe_parse(&r.recipe, text, len, p->recipe, err)) < 0 || (rc = fh_work_open(&r.e.work, p->work, true, err)) < 0) goto out;
     if (!p->output && !(own = fh_work_path(r.e.work, "rebuilt.fhead"))) { rc = no_memory(&r, err); goto out; }
     r.output = p->output ? p->output : own;
-    if ((rc = fh_keep_input(r.output, p->model, err)) < 0 || (rc = fh_keep_input(r.output, p->work, err)) < 0) goto out;
+    if ((rc = fh_keep_input(r.output, p->model, err)) < 0 || (rc = fh_keep_input(r.output, p->work, err)) < 0 ||
+        (rc = fh_out_check(r.output, p->no_clobber ? FH_NO_CLOBBER : 0, err)) < 0) goto out;
     if (strcmp(r.recipe.tool, "fhtool " FH_TOOL_VERSION))
         fh_job_say(job, FH_WARN, "%s: the artifact was made by %s, this is fhtool " FH_TOOL_VERSION, p->recipe, r.recipe.tool);
     if ((rc = p->from_text ? from_text(&r, report, err) : from_assignment(&r, report, err)) < 0) goto out;

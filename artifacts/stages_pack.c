@@ -322,7 +322,8 @@ fh_status fh_stage_build(fh_stage_env *e, const fh_build_params *p, fh_json **re
     fh_stage_env sub = {0}, *w = e; /* w: where the head is made */
     bool current;
     fh_status rc = fh_keep_input(p->output, p->model, err);
-    if (rc < 0 || (rc = fh_keep_input(p->output, fh_work_dir(e->work), err)) < 0 || (p->how.vllm && (rc = fit_vllm(&cluster, p->model, err)) < 0) ||
+    if (rc < 0 || (rc = fh_keep_input(p->output, fh_work_dir(e->work), err)) < 0 ||
+        (rc = fh_out_check(p->output, p->no_clobber ? FH_NO_CLOBBER : 0, err)) < 0 || (p->how.vllm && (rc = fit_vllm(&cluster, p->model, err)) < 0) ||
         (rc = fh_convert_current(e, p->model, &current, err)) < 0 || (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
     note_stage(stages, &r, "convert", !current);
 

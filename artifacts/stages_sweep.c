@@ -293,6 +293,15 @@ static fh_status write_results(const fh_sweep *s, const fh_json *report, const c
     return rc;
 }
 
+/* Whether results can go there, before they are worked for. */
+static fh_status check_results(const char *prefix, fh_err *err)
+{
+    char *name = fh_sprintf("%s.json", prefix);
+    fh_status rc = name ? fh_out_check(name, 0, err) : fh_fail(err, FH_ENOMEM, "out of memory");
+    fh_free(name);
+    return rc;
+}
+
 /* The model's name without its directories. */
 static char *base_name(const char *path)
 {
@@ -326,7 +335,7 @@ fh_status fh_stage_sweep(fh_stage_env *e, const fh_stage_sweep_params *p, fh_jso
     char *name = base_name(p->model), *text = NULL, *prefix = p->output ? fh_strdup(p->output) : fh_work_path(e->work, "sweep");
     s.points = fh_calloc(fh_max(p->n_k * p->n_probes * p->n_encodings, 1), sizeof *s.points);
     fh_status rc = name && prefix && s.points ? fh_convert_current(e, p->model, &current, err) : fh_fail(err, FH_ENOMEM, "out of memory");
-    if (rc < 0 || (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
+    if (rc < 0 || (rc = check_results(prefix, err)) < 0 || (!current && (rc = fh_stage_convert(e, p->model, &r, err)) < 0)) goto out;
     fh_json_free(r), r = NULL;
     if ((rc = fh_states_stage(e, FH_FILE_STATES, &p->text, &fresh, err)) < 0 || (rc = text_name(&text, e, err)) < 0) goto out;
     if ((rc = fh_shape_read(&s.shape, &none, p->model, e->job, err)) < 0 || (rc = fh_facts_load(&f, e, err)) < 0) goto out;

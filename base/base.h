@@ -130,6 +130,9 @@ enum {
     FH_PRIVATE = 8      /* nobody but the owner reads it, from its first byte on: mode 0600 */
 };
 fh_status fh_out_open(fh_out **out, const char *path, unsigned flags, fh_err *err);
+/* Whether fh_out_open would open it now, before work whose result is to go there: directory missing, not ours to write, there already. Nothing is left behind; a
+ * pipe or device, which is opened once, passes. */
+fh_status fh_out_check(const char *path, unsigned flags, fh_err *err);
 fh_status fh_out_write(fh_out *o, const void *data, size_t n, fh_err *err);                    /* append */
 fh_status fh_out_write_at(fh_out *o, uint64_t offset, const void *data, size_t n, fh_err *err); /* overwrite what was appended before */
 uint64_t fh_out_tell(const fh_out *o);                                                         /* bytes appended so far */

@@ -240,6 +240,16 @@ out:
     return rc;
 }
 
+fh_status fh_out_check(const char *path, unsigned flags, fh_err *err)
+{
+    struct stat st;
+    fh_out *o;
+    if (named_descriptor(path) >= 0 || (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))) return FH_OK;
+    fh_status rc = fh_out_open(&o, path, flags, err);
+    if (rc == FH_OK) fh_out_abandon(o);
+    return rc;
+}
+
 /* ---- ending ------------------------------------------------------------------------------------------------ */
 
 /* Rename without replacing: renameat2 where the file system has it, else a hard link, which also fails where the name is taken. */

@@ -20,6 +20,11 @@ fails 1 'work: is a directory: name a file in it' fh pack -q -C work -o work
 fails 1 'new/: is a directory' fh pack -q -C work -o new/
 fails 1 'no/such/x.fhead: .*directory .*does not exist' fh pack -q -C work -o no/such/x.fhead
 fails 1 'good.fhead/x.fhead: ' fh pack -q -C work -o good.fhead/x.fhead
+# Work whose result can go nowhere is not begun
+fails 1 'no/such/x.fhead: .*directory .*does not exist' fh build tiny -q -C early -o no/such/x.fhead --target-containment 0.9
+fails 1 'no/such/x.json: .*directory .*does not exist' fh sweep tiny -q -C early -o no/such/x
+[ ! -e early/head.safetensors ] || die 'work that cannot end well begins'
+fh build tiny -q -C fresh -o fresh/inside.fhead --tokens 6000 --target-containment 0.9 > /dev/null; [ -f fresh/inside.fhead ]
 ln -s /no/such/place/x.fhead far; fails 1 'far: ' fh pack -q -C work -o far
 ln -s loop2 loop1; ln -s loop1 loop2; fails 1 'loop1: .*(links|symbolic)' fh pack -q -C work -o loop1
 mkfifo pipe; fails 1 'pipe: ' timeout 20 "$FHTOOL" pack -q -C work -o pipe

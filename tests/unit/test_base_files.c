@@ -214,6 +214,13 @@ static void bad_output_paths_are_told_apart(void **state)
     expect_error(fh_file_write(at("no/such/out"), "x", 1, 0, &err), FH_ENOTFOUND, &err, "does not exist: make it first");
     expect_error(fh_file_write(at("file/out"), "x", 1, 0, &err), FH_EIO, &err, "not a directory");
     expect_error(fh_file_write(at("file"), "y", 1, FH_NO_CLOBBER, &err), FH_EFAIL, &err, "--no-clobber");
+    expect_error(fh_out_check("", 0, &err), FH_EUSAGE, &err, "empty path");
+    expect_error(fh_out_check(at("no/such/out"), 0, &err), FH_ENOTFOUND, &err, "does not exist: make it first");
+    expect_error(fh_out_check(at("file"), FH_NO_CLOBBER, &err), FH_EFAIL, &err, "--no-clobber");
+    assert_int_equal(fh_out_check(at("file"), 0, &err), FH_OK);
+    assert_int_equal(fh_out_check(at("free"), FH_NO_CLOBBER, &err), FH_OK);
+    assert_int_equal(fh_out_check("/dev/null", FH_NO_CLOBBER, &err), FH_OK);
+    assert_false(fh_file_exists(at("free")));
     expect_text(at("file"), "x");
     char name[300];
     memset(name, 'n', 299);
