@@ -14,7 +14,9 @@ show 'fhtool build prose-7m -C self -o self.fhead --text self --tokens 200000 --
 show 'fhtool calibrate -C self --text self --tokens 200000 --target-containment 0.99 | grep -E "^(probes|hot|positions|misses|bound|heldout|step_bytes|dense_bytes) "'
 echo
 echo '## On text that no stage saw'
-for t in test voyage; do show "fhtool query self.fhead --hidden $states/$t.safetensors --curve 8,16,30,64,128"; done
+own=$(fhtool inspect self.fhead --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["probes"])')
+curve=$(printf '%s\n' 8 16 30 "$own" 64 128 | sort -nu | paste -sd ,)
+for t in test voyage; do show "fhtool query self.fhead --hidden $states/$t.safetensors --curve $curve"; done
 show "fhtool query self.fhead --hidden $states/test.safetensors --curve 30 --no-hot"
 echo
 echo '## Other heads at the same K, on the same states'
