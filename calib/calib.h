@@ -181,15 +181,16 @@ typedef struct fh_learn_report {
 } fh_learn_report;
 /* Distil the dense head's cluster masses into centroids [K, D], which come in as the start and go out as the best found on the
  * states held out.  assignment [V] token -> cluster; tokens that move change it, the number of live and of dead ones in each cluster stays.  Moving needs memory
- * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads and any instruction set (docs/decisions/0035).
- * After an error both are worth nothing.  FH_ECHECK: too few
- * states. */
+ * for [V, D] float32 and no more than 1 KiB a state.  The same for any number of threads and any instruction set, as far as OpenBLAS gives the same on it: its
+ * products decide which pass is kept, and where tokens move (docs/decisions/0035).  After an error both are worth nothing.  FH_ECHECK: too few states, or logits
+ * that pass float32. */
 fh_status fh_learn_routing(float *centroids, uint32_t k, uint32_t *assignment, const fh_dense *dense, const float *states, const size_t *positions, size_t n,
                            const fh_learn_params *params, const fh_job *job, fh_learn_report *out, fh_err *err);
 /* A text's states say little about directions that another text's will have: what is added to their second moment, of its mean diagonal (decision 0036). */
 #define FH_OUTPUT_RIDGE 0.3
 /* map [D, D], 0 left of the diagonal: between rows mapped by it (w . map [0], w . map [1], ...) the square of the Euclidean distance is the mean square difference
- * of the logits they give over states [positions [0..n)] of width d, and FH_OUTPUT_RIDGE times the states' mean square times that of the rows themselves.  FH_ECHECK: no states; FH_EFORMAT: states that are not finite. */
+ * of the logits they give over states [positions [0..n)] of width d, and FH_OUTPUT_RIDGE times the states' mean square times that of the rows themselves.
+ * FH_ECHECK: no states; FH_EFORMAT: states whose squares are not finite. */
 fh_status fh_output_map(float *map, size_t d, const float *states, const size_t *positions, size_t n, const fh_job *job, fh_err *err);
 
 /* ---- statistics ------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ typedef struct speech {
     uint32_t drawn[VOICES];
 } speech;
 
-/* One token from the softmax at temperature 1, over live tokens.  (fh_sample draws from a sorted list, which top-k and top-p need; here sorting would cost more than the body.) */
+/* One token from the softmax at temperature 1, over live tokens.  (fh_sample draws from a sorted list, which top-k and top-p need; here sorting would cost
+ * more than the body.) */
 static void draw_task(void *ctx, size_t i, unsigned worker)
 {
     speech *s = ctx;

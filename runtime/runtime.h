@@ -159,10 +159,11 @@ fh_status fh_matrix_ranks(const fh_matrix *m, const float *states, size_t n, con
 void fh_matrix_close(fh_matrix *m);
 /* log(sum of exp(x)) in double; the same bits on every instruction set. */
 double fh_log_sum_exp(const float *x, size_t n);
-/* out [n] = exp(x - shift), no x more than 700 above shift; within 1e-14 of it; 0 where x is more than 700 below, NaN of NaN.  The same bits on every instruction set. */
+/* out [n] = exp(x - shift), no x more than 700 above shift; within 1e-14 of it; 0 where x is more than 700 below, NaN of NaN.  The same bits on
+ * every instruction set. */
 void fh_exp_each(double *out, const float *x, size_t n, double shift);
-/* An index drawn from softmax(x [n]), n of 1 or more, by random in [0, 1): the first whose cumulative probability is beyond it; never one whose logit is -infinity.  x is room
- * afterwards.  n where there is nothing to draw from: NaN or +infinity among x, or nothing above -infinity.  The same on every instruction set. */
+/* An index drawn from softmax(x [n]), n of 1 or more, by random in [0, 1): the first whose cumulative probability is beyond it; never one whose logit is
+ * -infinity.  x is room afterwards.  n where there is nothing to draw from: NaN or +infinity among x, or nothing above -infinity.  The same on every instruction set. */
 size_t fh_softmax_draw(float *x, size_t n, double random);
 
 /* ---- tokenizer --------------------------------------------------------------------------------------------- */

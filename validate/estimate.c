@@ -22,24 +22,24 @@ const char *const fh_build_stages[4] = {"hidden", "cluster", "route", "calibrate
 
 /* ---- the build ------------------------------------------------------------------------------------------------------ */
 
-/* Products take 1.3 times what sgemm needs for as many operations (other forms of matrices, sums, attention); an exponential takes a thread 12 ns;
- * clustering two threads 200 ns for each number of the head.  Fitted to a build of the demo model from 200,000 tokens on two cores of a quiet Zen 4 (hidden
- * 63 s, calibrate 25: 61 and 25 by this) and to clustering it and a head of 128256 x 2048 (1.1 and 39 s: 0.8 and 53).  Routing: products of eight bits
- * take a fifth of sgemm's time, an exponential of many side by side a thread 2 ns, a step of Adam 2 ns a number: 12 and 34 s of CPU for the demo model and,
- * from 9,024 states, that head: 11 and 36 by this. */
+/* A token that the model says itself takes 2.1 times what sgemm needs for its products (64 rows at a time, attention, weights widened), a state that is measured 1.7
+ * times; clustering two threads 200 ns for each number of the head; products of eight bits a fifth of sgemm's time, an exponential of many side by side a thread
+ * 2.6 ns, a step of Adam 3 ns a number.  Fitted on two cores of a quiet Zen 4 to builds of the demo model from 200,000 and 100,000 tokens (hidden 37 and 18.5 s,
+ * route 7.2 and 3.5, calibrate 24 and 12.4: 37, 19.6, 6.2, 3.1, 25 and 13 by this), and to clustering it and a head of 128256 x 2048 (1.1 and 39 s: 0.8 and 53)
+ * and learning the latter's routing from 9,024 states (18.8 s: 18.7). */
 static void build_costs(fh_estimate *e, size_t text)
 {
-    static const double around = 1.3, exponential = 12e-9, cluster = 2e-7, eight = 0.2, together = 2e-9, adam = 2e-9, asked = 0.1;
+    static const double said = 2.1, measured = 1.7, cluster = 2e-7, eight = 0.2, exponential = 2.6e-9, adam = 3e-9, asked = 0.1;
     enum { PASSES = FH_LEARN_PASSES, CHOICES = 4 };
     const fh_shape *s = &e->shape;
     double n = (double)text, a = n / 2, c = 0.15 * n, v = s->vocab, d = s->hidden, k = e->setting.k, threads = fmax(e->threads, 1);
     double flops = e->peak.gemm.gigabytes_per_second * 1e9, dense = 2 * v * d, routed = 2 * k * d;
     double body = e->sums[FH_WHOLE_BODY].flops - e->costs[FH_COST_ATTENTION].flops;
-    e->build_seconds[0] = n * (around * (body + dense) / flops + 2 * v * exponential / threads); /* once for the sum, once to draw */
+    e->build_seconds[0] = n * (said * (body + dense) / flops + v * exponential / threads);
     e->build_seconds[1] = cluster * v * d * 2 / threads;
     e->build_seconds[2] = a * ((eight * (dense + PASSES * routed) + asked * (PASSES + 1) * routed) / flops +
-                               ((v + PASSES * k) * together + PASSES * k * d / FH_LEARN_BATCH * adam) / threads);
-    e->build_seconds[3] = around * (n * (dense + (CHOICES / 2.0 + 1) * routed) + c * 2 * dense) / flops + c * 2 * v * exponential / threads;
+                               ((v + PASSES * k) * exponential + PASSES * k * d / FH_LEARN_BATCH * adam) / threads);
+    e->build_seconds[3] = measured * (n * (dense + (CHOICES / 2.0 + 1) * routed) + c * 2 * dense) / flops + c * 2 * v * exponential / threads;
     if (!(flops > 0)) for (int i = 0; i < 4; i++) e->build_seconds[i] = NAN;
     if (!s->layers) for (int i = 0; i < 4; i++) if (i != 1) e->build_seconds[i] = NAN; /* no body, no states */
     fh_cluster_params how = {.k = e->setting.k};
