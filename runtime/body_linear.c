@@ -3,7 +3,8 @@
  * One task computes one tile: at most FH_TILE_M rows times some columns of the result, into its worker's scratch, and then does with
  * it what the product asks for, so that biases, activations, gates and residuals cost no pass over memory of their own.  For
  * more than FH_FEW_ROWS rows the weights of the tile are widened to float32 and OpenBLAS multiplies; up to there the
- * kernels of the head read the weights as they are (measured on 256-wide bf16 layers, one thread of a Zen 4: 8 rows 650 us by the
+ * kernels of the head read the weights as they are, and FH_Q8_0 ones, for a single row, multiply integers by that row rounded to 16 bits in each block of 32
+ * (docs/decisions/0013) (measured on 256-wide bf16 layers, one thread of a Zen 4: 8 rows 650 us by the
  * kernels and 810 us by OpenBLAS, which packs both sides; at 16 rows they are equal).  So a token's numbers may differ
  * in their last bits with how many rows the call has; they never differ with the number of threads.
  */
@@ -27,12 +28,15 @@ static size_t tile_columns(size_t in)
 
 static size_t tile_rows(size_t n) { return fh_min(n, FH_TILE_M); }
 
+/* Room for a state rounded by blocks, at the end of the first worker's scratch. */
+static size_t rounded_floats(size_t in) { return fh_state_blocks_bytes(fh_round_up(in, FH_Q8_VALUES)) / sizeof(float); }
+
 size_t fh_linear_scratch(size_t n, size_t in)
 {
     size_t results = 2 * tile_rows(n) * FH_TILE_N; /* of a product and of its gate */
     /* [in, out] weights of few rows are widened 16 rows at a time. */
     size_t wide = n > FH_FEW_ROWS ? fh_max(WIDE_FLOATS, 16 * in) : (size_t)FH_PAGE_TOKENS * FH_TILE_N;
-    return results + wide;
+    return results + wide + rounded_floats(in);
 }
 
 typedef struct run {
@@ -42,6 +46,7 @@ typedef struct run {
     float *scratch;
     const fh_product *products;
     size_t count;
+    fh_state rounded;       /* x of a single row, where weights are FH_Q8_0 */
 } run;
 
 /* Weights of columns [first, first + count) of the result as [count, in] float32: where they lie if they are that already. */
@@ -63,9 +68,9 @@ static const float *widen(const fh_body *b, const fh_linear *w, size_t first, si
     return wide;
 }
 
-/* The tile y [n, ldy] of x W. */
+/* The tile y [n, ldy] of x W.  rounded: the only row of x, for FH_Q8_0. */
 static void multiply(const fh_body *b, const fh_linear *w, size_t first, size_t count, const float *x, size_t ldx, size_t n, bool few,
-                     float *y, size_t ldy, float *wide)
+                     const fh_state *rounded, float *y, size_t ldy, float *wide)
 {
     if (!few) {
         fh_gemm_nt_here(n, count, w->in, x, ldx, widen(b, w, first, count, wide), w->in, y, ldy);
@@ -82,6 +87,7 @@ static void multiply(const fh_body *b, const fh_linear *w, size_t first, size_t 
         fh_state states[FH_FEW_ROWS] = {{0}};
         const fh_state *at[FH_FEW_ROWS];
         for (size_t r = 0; r < n; r++) states[r].f = x + r * ldx, at[r] = &states[r];
+        if (w->dtype == FH_Q8_0 && rounded->block_q) at[0] = rounded;
         fh_rows rows = {w->data, w->dtype, w->out, w->in, fh_row_bytes(w->dtype, w->in)};
         fh_dots(b->kernels, &rows, NULL, NULL, first, count, at, n, y, ldy);
     }
@@ -108,8 +114,8 @@ static void one_tile(void *ctx, size_t task, unsigned worker)
     float *y = c->scratch + worker * c->scratch_each, *gate = y + tile_rows(c->n) * FH_TILE_N, *wide = gate + tile_rows(c->n) * FH_TILE_N;
     const float *x = c->x + row * c->ldx;
 
-    multiply(b, w, first, count, x, c->ldx, n, few, y, ldy, wide);
-    if (p->then == FH_THEN_GATE) multiply(b, p->gate, first, count, x, c->ldx, n, few, gate, ldy, wide);
+    multiply(b, w, first, count, x, c->ldx, n, few, &c->rounded, y, ldy, wide);
+    if (p->then == FH_THEN_GATE) multiply(b, p->gate, first, count, x, c->ldx, n, few, &c->rounded, gate, ldy, wide);
     for (size_t r = 0; r < n; r++) {
         float *from = y + r * ldy, *to = p->out + (row + r) * p->ld + first;
         if (p->then == FH_THEN_ADD) {
@@ -129,12 +135,16 @@ void fh_linear_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scrat
                    const fh_product *products, size_t count)
 {
     if (!n) return;
-    run c = {b, x, ldx, n, scratch_each, scratch, products, count};
+    run c = {b, x, ldx, n, scratch_each, scratch, products, count, {0}};
     size_t tasks = 0, bytes = 0;
+    bool rounded = false;
     for (size_t i = 0; i < count; i++) {
         const fh_linear *w = products[i].w;
         tasks += ((n - 1) / FH_TILE_M + 1) * ((w->out - 1) / tile_columns(w->in) + 1);
+        rounded = rounded || (n == 1 && w->dtype == FH_Q8_0) || (n == 1 && products[i].gate && products[i].gate->dtype == FH_Q8_0);
         bytes += w->out * fh_row_bytes(w->dtype, w->in) * (products[i].then == FH_THEN_GATE ? 2 : 1);
     }
+    size_t in = products->w->in;
+    if (rounded) fh_state_blocks(&c.rounded, x, in, scratch + scratch_each - rounded_floats(in));
     fh_pool_run(n * bytes < ALONE_BYTES ? NULL : pool, tasks, one_tile, &c);
 }

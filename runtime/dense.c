@@ -26,6 +26,7 @@ typedef struct run {
     float *logits, *scratch;
     size_t n, columns, across, each;
     bool measured;              /* by the kernels, however many states */
+    fh_state rounded;           /* the only state, where rows are FH_Q8_0 and nothing is measured */
 } run;
 
 /* Rows of a tile: what widens to 1 MiB, an L2 cache. */
@@ -61,6 +62,7 @@ static void multiply(const run *c, size_t first, size_t count, const float *x, s
     fh_state states[MEASURED] = {{0}};
     const fh_state *at[MEASURED];
     for (size_t i = 0; i < n; i++) states[i].f = x + i * d, at[i] = &states[i];
+    if (c->rounded.block_q) at[0] = &c->rounded;
     fh_dots(c->kernels, rows, NULL, NULL, first, count, at, n, y, c->columns);
 }
 
@@ -94,10 +96,11 @@ static fh_status run_tiles(run *c, fh_pool *pool, fh_err *err)
     c->kernels = fh_kernels_for(fh_kernels_shared(), rows->rows * rows->stride);
     c->columns = tile_rows(rows->cols);
     c->across = (rows->rows - 1) / c->columns + 1;
-    size_t wide, bytes;
+    size_t wide, bytes, state = rows->dtype == FH_Q8_0 && c->n == 1 && !c->measured && !c->dots ? fh_state_blocks_bytes(rows->cols) : 0;
     if (!fh_mul(c->columns, rows->cols, &wide) || !fh_add(wide, STATES * c->columns, &c->each) ||
-        !fh_mul(c->each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || (!c->dots && !(c->scratch = fh_malloc(bytes))))
+        !fh_mul(c->each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || !fh_add(bytes, state, &bytes) || (!c->dots && !(c->scratch = fh_malloc(bytes))))
         return fh_fail(err, FH_ENOMEM, "dense head: out of memory for tiles of %zu x %zu", c->columns, rows->cols);
+    if (state) fh_state_blocks(&c->rounded, c->states, rows->cols, c->scratch + c->each * fh_pool_threads(pool));
     fh_pool_run(pool, ((c->n - 1) / STATES + 1) * c->across, one_tile, c);
     fh_free(c->scratch);
     return FH_OK;

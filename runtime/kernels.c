@@ -3,6 +3,7 @@
 
 #include "runtime/runtime.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -132,7 +133,33 @@ void fh_state_quantize(fh_state *s, const float *x, size_t d, void *room)
     memset(hi + d, 0, padded - d);
     memset(lo + d, 0, padded - d);
     for (size_t i = 0; i < padded; i += 4) quads[i / 4] = -8 * (q[i] + q[i + 1] + q[i + 2] + q[i + 3]);
-    *s = (fh_state){x, q, hi, lo, quads, sum, (double)max / FH_STATE_MAX};
+    *s = (fh_state){x, q, hi, lo, quads, sum, (double)max / FH_STATE_MAX, NULL, NULL};
+}
+
+void fh_state_blocks(fh_state *s, const float *x, size_t d, void *room)
+{
+    float *scales = room;
+    int16_t *q = (int16_t *)(void *)(scales + d / FH_Q8_VALUES);
+    s->f = x, s->block_q = q, s->block_scale = scales;
+    for (size_t b = 0; b < d / FH_Q8_VALUES; b++, x += FH_Q8_VALUES, q += FH_Q8_VALUES) {
+        uint32_t bits[FH_Q8_VALUES], most = 0; /* of numbers without a sign, the order of floats is that of their bits */
+        memcpy(bits, x, sizeof bits);
+        for (size_t i = 0; i < FH_Q8_VALUES; i++) most = fh_max(most, bits[i] & 0x7fffffff);
+        float max, inverse;
+        memcpy(&max, &most, sizeof max);
+        if (!(max <= FLT_MAX)) scales[b] = NAN, inverse = 0;
+        else if (max < FLT_MIN * FH_BLOCK_MAX) scales[b] = 0, inverse = 0;
+        else scales[b] = max / FH_BLOCK_MAX, inverse = FH_BLOCK_MAX / max;
+        const float to_nearest_even = 0x1.8p23f; /* the integer is then in the last bits */
+        const uint32_t zero = 0x4b400000;
+        for (size_t i = 0; i < FH_Q8_VALUES; i++) {
+            float v = x[i] * inverse + to_nearest_even;
+            uint32_t u;
+            memcpy(&u, &v, sizeof u);
+            q[i] = (int16_t)(u - zero);
+        }
+        if (inverse == 0) memset(q, 0, FH_Q8_VALUES * sizeof *q);
+    }
 }
 
 /* ---- many rows -------------------------------------------------------------------------------------------------- */
@@ -161,7 +188,7 @@ void fh_dots(const fh_kernels *k, const fh_rows *rows, const void *scales, const
             k->groups(row, groups, count, rows->cols, states, m, out + begin, ldo);
             continue;
         }
-        fh_dot *dot = rows->dtype == FH_Q8_0 ? k->q8 : k->dot[rows->dtype];
+        fh_dot *dot = rows->dtype != FH_Q8_0 ? k->dot[rows->dtype] : m == 1 && states[0]->block_q ? k->q8_rounded : k->q8;
         dot(row, scale, count, rows->cols, states, m, out + begin, ldo);
     }
 }

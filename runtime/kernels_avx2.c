@@ -52,15 +52,15 @@ INLINE TARGET void prefetch_next(const uint8_t *p, bool far)
     else _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
-/* One row from begin to end times one state; `next` is what comes after the row. */
-INLINE TARGET float float_row(fh_dtype t, const uint8_t *row, const void *next, size_t d, const float *x)
+/* One row from begin to end times one state.  fetch: its own next bytes, and at last those of `next`, which comes after it. */
+INLINE TARGET float float_row(fh_dtype t, bool fetch, const uint8_t *row, const void *next, size_t d, const float *x)
 {
     size_t size = t == FH_F32 ? 4 : 2, full = d & ~(size_t)15, turn = full * size > FH_AHEAD ? full - FH_AHEAD / size : 0;
     uintptr_t ahead = (uintptr_t)row + FH_AHEAD;
     __m256 lo = _mm256_setzero_ps(), hi = lo;
     for (size_t i = 0, end = turn; i < full; end = full, ahead = (uintptr_t)next - turn * size)
         for (; i < end; i += 16) {
-            if (t == FH_F32 || i % 32 == 0) _mm_prefetch((const char *)(ahead + i * size), _MM_HINT_T0);
+            if (fetch && (t == FH_F32 || i % 32 == 0)) _mm_prefetch((const char *)(ahead + i * size), _MM_HINT_T0);
             lo = _mm256_fmadd_ps(load8(t, row, i), _mm256_loadu_ps(x + i), lo);
             hi = _mm256_fmadd_ps(load8(t, row, i + 8), _mm256_loadu_ps(x + i + 8), hi);
         }
@@ -120,7 +120,15 @@ INLINE TARGET void float_rows(fh_dtype t, bool far, const void *const *rows, siz
         if (far && m2 < m) float_block(t, 1, far, rows + r, d, states + m2, out + m2 * ldo + r, ldo, m2 == 0 ? next : NULL);
     }
     for (size_t r = 0; r < n; r++)
-        for (size_t s = r >= blocked ? 0 : far ? m : m2; s < m; s++) out[s * ldo + r] = float_row(t, rows[r], rows[r + 1], d, states[s]->f);
+        for (size_t s = r >= blocked ? 0 : far ? m : m2; s < m; s++) out[s * ldo + r] = float_row(t, true, rows[r], rows[r + 1], d, states[s]->f);
+}
+
+/* n rows that lie one behind the other (fh_straight), times one state. */
+INLINE TARGET void float_straight(fh_dtype t, bool cached, const void *const *rows, size_t n, size_t d, const fh_state *const *states, float *out)
+{
+    if (cached || d > FH_LONG_STRAIGHT) float_rows(t, true, rows, n, d, states, 1, out, n);
+    else
+        for (size_t r = 0; r < n; r++) out[r] = float_row(t, false, rows[r], NULL, d, states[0]->f);
 }
 
 FH_FLOAT_DOT(TARGET, fh_dot_f32_avx2, FH_F32, FH_LONG)
@@ -245,10 +253,10 @@ TARGET void fh_dot_i4_avx2(const void *const *rows, const void *const *scales, s
 
 static const fh_kernels cached = {
     "avx2", "", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx2},
-    fh_dot_q8_avx2, fh_dot_i4_avx2, NULL};
+    fh_dot_q8_avx2, fh_dot_q8_rounded_avx2, fh_dot_i4_avx2, NULL};
 const fh_kernels fh_kernels_avx2 = {
     "avx2", "", {[FH_F32] = fh_dot_f32_avx2, [FH_BF16] = fh_dot_bf16_avx2, [FH_F16] = fh_dot_f16_avx2, [FH_I8] = fh_dot_i8_avx2},
-    fh_dot_q8_avx2, fh_dot_i4_avx2, &cached};
+    fh_dot_q8_avx2, fh_dot_q8_rounded_avx2, fh_dot_i4_avx2, &cached};
 #else
 typedef int fh_kernels_avx2_not_here; /* ISO C wants a declaration */
 #endif

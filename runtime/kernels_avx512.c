@@ -87,21 +87,17 @@ INLINE TARGET __m256 sums8(const __m512 *a)
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), two));
 }
 
-/* Values i .. end of a row, end - i a multiple of 32.  fetch: prefetch what lies that far beyond `ahead`. */
-INLINE TARGET void float_part(fh_dtype t, int S, bool fetch, uintptr_t ahead, const uint8_t *row, size_t i, size_t end, const float *const *x, __m512 *acc)
+/* The same for one row. */
+INLINE TARGET float sum1(__m512 a)
 {
-    const size_t size = t == FH_F32 ? 4 : 2;
-    for (; i < end; i += 32) {
-        __m512 lo, hi;
-        if (fetch) prefetch_lines((const uint8_t *)ahead, i * size, (int)size / 2);
-        load32(t, false, row, i, &lo, &hi);
-        UNROLL for (int s = 0; s < S; s++) acc[s] = _mm512_fmadd_ps(lo, _mm512_loadu_ps(x[s] + i), acc[s]);
-        UNROLL for (int s = 0; s < S; s++) acc[s] = _mm512_fmadd_ps(hi, _mm512_loadu_ps(x[s] + i + 16), acc[s]);
-    }
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-/* n <= TOGETHER rows, one after the other, times S states.  alone: nothing is prefetched. */
-INLINE TARGET void float_stream(fh_dtype t, int S, bool alone, const void *const *rows, size_t n, size_t d, const fh_state *const *states,
+/* n <= TOGETHER rows, one after the other, times S states. */
+INLINE TARGET void float_stream(fh_dtype t, int S, const void *const *rows, size_t n, size_t d, const fh_state *const *states,
                                 float *out, size_t ldo)
 {
     __m512 sum[2][TOGETHER];
@@ -113,12 +109,15 @@ INLINE TARGET void float_stream(fh_dtype t, int S, bool alone, const void *const
         UNROLL for (int s = 0; s < S; s++) acc[s] = _mm512_setzero_ps();
         if (r < n) {
             const uint8_t *row = rows[r];
-            if (alone) {
-                float_part(t, S, false, 0, row, 0, full, x, acc);
-            } else {
-                float_part(t, S, true, (uintptr_t)row + FH_AHEAD, row, 0, turn, x, acc);
-                float_part(t, S, true, (uintptr_t)rows[r + 1] - turn * size, row, turn, full, x, acc);
-            }
+            uintptr_t ahead = (uintptr_t)row + FH_AHEAD;
+            for (size_t i = 0, end = turn; i < full; end = full, ahead = (uintptr_t)rows[r + 1] - turn * size)
+                for (; i < end; i += 32) {
+                    __m512 lo, hi;
+                    UNROLL for (size_t line = 0; line < size / 2; line++) _mm_prefetch((const char *)(ahead + i * size + 64 * line), _MM_HINT_T0);
+                    load32(t, false, row, i, &lo, &hi);
+                    UNROLL for (int s = 0; s < S; s++) acc[s] = _mm512_fmadd_ps(lo, _mm512_loadu_ps(x[s] + i), acc[s]);
+                    UNROLL for (int s = 0; s < S; s++) acc[s] = _mm512_fmadd_ps(hi, _mm512_loadu_ps(x[s] + i + 16), acc[s]);
+                }
             for (size_t i = full; i < d; i += 16) {
                 __mmask16 mask = upto16(d - i);
                 __m512 v = load_tail(t, row, i, mask);
@@ -186,13 +185,53 @@ INLINE TARGET void float_blocks(fh_dtype t, bool far, bool cached, const void *c
     }
 }
 
-/* Do n rows, and what is asked for next, lie one behind the other, over more than 64 KiB (which a cluster is not)?  There the processor's own prefetch
- * keeps up, and ours only stands in its queues: one thread, bf16 rows of 1024 and 2048 values from memory, in turns: 1.08 and 1.07 of the rate with it.  float32 is the
- * same, float16 0.97, rows of 256 and 576 values 1.03 and 1.01. */
-INLINE bool straight(const void *const *rows, size_t n, size_t bytes)
+/* Eight rows times one state; the eight after them, or what comes later of rows that are in the last cache, are brought into the
+ * second meanwhile. */
+INLINE TARGET void float_eight(fh_dtype t, bool cached, const void *const *rows, size_t d, const float *x, float *out)
 {
-    uintptr_t last = (uintptr_t)rows[n - 1], next = (uintptr_t)rows[n];
-    return n * bytes > 1 << 16 && last - (uintptr_t)rows[0] == (n - 1) * bytes && (next == last || next - last == bytes);
+    const uint8_t *row[8], *next = rows[8];
+    __m512 acc[8], lo, hi;
+    const size_t size = t == FH_F32 ? 4 : 2;
+    size_t i = 0;
+    UNROLL for (int r = 0; r < 8; r++) row[r] = rows[r], acc[r] = _mm512_setzero_ps();
+    for (; i + 32 <= d; i += 32) {
+        __m512 x_lo = _mm512_loadu_ps(x + i), x_hi = _mm512_loadu_ps(x + i + 16);
+        prefetch_far(next, 8 * size * i + (cached ? FH_CACHED_AHEAD : 0), 4 * (int)size);
+        UNROLL for (int r = 0; r < 8; r++) {
+            load32(t, false, row[r], i, &lo, &hi);
+            acc[r] = _mm512_fmadd_ps(lo, x_lo, acc[r]);
+            acc[r] = _mm512_fmadd_ps(hi, x_hi, acc[r]);
+        }
+    }
+    for (; i < d; i += 16) {
+        __mmask16 mask = upto16(d - i);
+        __m512 xs = _mm512_maskz_loadu_ps(mask, x + i);
+        UNROLL for (int r = 0; r < 8; r++) acc[r] = _mm512_fmadd_ps(load_tail(t, row[r], i, mask), xs, acc[r]);
+    }
+    _mm256_storeu_ps(out, sums8(acc));
+}
+
+/* n rows that probably lie one behind the other (fh_straight), times one state: one by one, eight at once if they are long. */
+INLINE TARGET void float_straight(fh_dtype t, bool cached, const void *const *rows, size_t n, size_t d, const fh_state *const *states, float *out)
+{
+    const size_t full = d & ~(size_t)31;
+    const float *x = states[0]->f;
+    size_t r = 0;
+    for (; (cached || d > FH_LONG_STRAIGHT) && r + 8 <= n; r += 8) float_eight(t, cached, rows + r, d, x, out + r);
+    for (; r < n; r++) {
+        const uint8_t *row = rows[r];
+        __m512 acc = _mm512_setzero_ps(), lo, hi;
+        for (size_t i = 0; i < full; i += 32) {
+            load32(t, false, row, i, &lo, &hi);
+            acc = _mm512_fmadd_ps(lo, _mm512_loadu_ps(x + i), acc);
+            acc = _mm512_fmadd_ps(hi, _mm512_loadu_ps(x + i + 16), acc);
+        }
+        for (size_t i = full; i < d; i += 16) {
+            __mmask16 mask = upto16(d - i);
+            acc = _mm512_fmadd_ps(load_tail(t, row, i, mask), _mm512_maskz_loadu_ps(mask, x + i), acc);
+        }
+        out[r] = sum1(acc);
+    }
 }
 
 /* far: see float_block. */
@@ -200,14 +239,13 @@ INLINE TARGET void float_rows(fh_dtype t, bool far, const void *const *rows, siz
                               float *out, size_t ldo)
 {
     size_t blocked = m < 4 && !far ? 0 : n & ~(size_t)3, m4 = far ? m : m & ~(size_t)3;
-    bool alone = t == FH_BF16 && !far && n && straight(rows, n, 2 * d);
     if (far && d <= FH_LONG) float_blocks(t, true, true, rows, blocked, d, states, m, out, ldo);
     else float_blocks(t, far, false, rows, blocked, d, states, m, out, ldo);
     for (size_t r = 0, count; r < n; r += count) {
         size_t s = r < blocked ? m4 : 0;
         count = fh_min(TOGETHER, (r < blocked ? blocked : n) - r);
-        for (; s + 2 <= m; s += 2) float_stream(t, 2, alone, rows + r, count, d, states + s, out + s * ldo + r, ldo);
-        if (s < m) float_stream(t, 1, alone, rows + r, count, d, states + s, out + s * ldo + r, ldo);
+        for (; s + 2 <= m; s += 2) float_stream(t, 2, rows + r, count, d, states + s, out + s * ldo + r, ldo);
+        if (s < m) float_stream(t, 1, rows + r, count, d, states + s, out + s * ldo + r, ldo);
     }
 }
 
@@ -486,16 +524,16 @@ TARGET_VNNI void fh_dot_i4_avx512_vnni(const void *const *rows, const void *cons
 
 static const fh_kernels cached = {
     "avx512", "", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx512},
-    fh_dot_q8_avx512, fh_dot_i4_avx512, NULL};
+    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512, fh_dot_i4_avx512, NULL};
 static const fh_kernels cached_vnni = {
     "avx512", "vnni", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx512_vnni},
-    fh_dot_q8_avx512, fh_dot_i4_avx512_vnni, NULL};
+    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512, fh_dot_i4_avx512_vnni, NULL};
 const fh_kernels fh_kernels_avx512 = {
     "avx512", "", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512},
-    fh_dot_q8_avx512, fh_dot_i4_avx512, &cached};
+    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512, fh_dot_i4_avx512, &cached};
 const fh_kernels fh_kernels_avx512_vnni = {
     "avx512", "vnni", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512_vnni},
-    fh_dot_q8_avx512, fh_dot_i4_avx512_vnni, &cached_vnni};
+    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512, fh_dot_i4_avx512_vnni, &cached_vnni};
 #else
 typedef int fh_kernels_avx512_not_here; /* ISO C wants a declaration */
 #endif

@@ -301,11 +301,11 @@ FH_TARGET_SDOT void fh_dot_i4_neon_dotprod(const void *const *rows, const void *
 
 const fh_kernels fh_kernels_neon = {
     "neon", "", {[FH_F32] = fh_dot_f32_neon, [FH_BF16] = fh_dot_bf16_neon, [FH_F16] = fh_dot_f16_neon, [FH_I8] = fh_dot_i8_neon},
-    fh_dot_q8_neon, fh_dot_i4_neon, NULL};
+    fh_dot_q8_neon, fh_dot_q8_rounded_neon, fh_dot_i4_neon, NULL};
 const fh_kernels fh_kernels_neon_dotprod = {
     "neon", "dotprod", {[FH_F32] = fh_dot_f32_neon, [FH_BF16] = fh_dot_bf16_neon, [FH_F16] = fh_dot_f16_neon,
                         [FH_I8] = fh_dot_i8_neon_dotprod},
-    fh_dot_q8_neon, fh_dot_i4_neon_dotprod, NULL};
+    fh_dot_q8_neon, fh_dot_q8_rounded_neon, fh_dot_i4_neon_dotprod, NULL};
 #else
 typedef int fh_kernels_neon_not_here; /* ISO C wants a declaration */
 #endif

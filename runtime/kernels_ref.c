@@ -97,4 +97,4 @@ void fh_dot_i4_ref(const void *const *rows, const void *const *scales, size_t n,
 
 const fh_kernels fh_kernels_ref = {
     "ref", "", {[FH_F32] = fh_dot_f32_ref, [FH_BF16] = fh_dot_bf16_ref, [FH_F16] = fh_dot_f16_ref, [FH_I8] = fh_dot_i8_ref},
-    fh_dot_q8_ref, fh_dot_i4_ref, NULL};
+    fh_dot_q8_ref, fh_dot_q8_rounded_ref, fh_dot_i4_ref, NULL};

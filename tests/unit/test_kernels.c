@@ -52,8 +52,10 @@ static bool same_bits(float a, float b)
     return memcmp(&a, &b, sizeof a) == 0;
 }
 
+typedef enum order { USELESS, FOLLOWS, LAST, MIXED } order; /* of rows, and what the hint after them is */
+
 /* n rows of d elements, the first at an odd address, `stride` apart, against `ref`. */
-static void compare(fh_dtype t, size_t n, size_t m, size_t d, size_t stride, int kind)
+static void compare(fh_dtype t, size_t n, size_t m, size_t d, size_t stride, int kind, order lie)
 {
     size_t bytes = n * stride + 1, size = fh_dtype_size(t);
     uint8_t *data = malloc(bytes + d * size);
@@ -62,13 +64,20 @@ static void compare(fh_dtype t, size_t n, size_t m, size_t d, size_t stride, int
     void *room = fh_aligned(m * fh_state_bytes(d));
     fh_state *states = malloc(m * sizeof *states);
     const fh_state **each = malloc(m * sizeof *each);
-    const void **rows = calloc(n + 1, sizeof *rows); /* the last one is a hint, here a useless one */
+    const void **rows = calloc(n + 1, sizeof *rows); /* the last one is a hint */
     memset(data, 0xff, bytes + d * size); /* NaN between the rows: it must not be seen */
     for (size_t r = 0; r < n; r++) {
         rows[r] = data + 1 + r * stride;
         fill_row(t, data + 1 + r * stride, d, kind);
         scales[r] = (float)ldexp(1 + fh_rng_double(&rng), (int)fh_rng_below(&rng, 20) - 15);
     }
+    rows[n] = lie == USELESS ? NULL : lie == LAST ? rows[n - 1] : data + 1 + n * stride;
+    if (lie == MIXED) /* what kernels make of the first and the last must not be believed of those between */
+        for (size_t r = 1; r + 1 < n; r++) {
+            size_t other = 1 + fh_rng_below(&rng, n - 2);
+            const void *row = rows[r];
+            rows[r] = rows[other], rows[other] = row;
+        }
     for (size_t s = 0; s < m; s++) {
         for (size_t i = 0; i < d; i++) x[s * d + i] = number(kind == 3 && s % 2 ? 0 : kind);
         fh_state_quantize(&states[s], x + s * d, d, (uint8_t *)room + s * fh_state_bytes(d));
@@ -90,19 +99,32 @@ static void compare(fh_dtype t, size_t n, size_t m, size_t d, size_t stride, int
     free(data), free(scales), free(x), free(want), free(got), free(states), free(rows), fh_free(room), free(each);
 }
 
+/* Rows without a gap, as a matrix has them: kernels may take them so, from 64 KiB on or always. */
+static void rows_one_behind_the_other_give_the_bits_of_the_definition(void **state)
+{
+    static const size_t lengths[] = {33, 256, 576, 2048, FH_LONG_STRAIGHT, FH_LONG_STRAIGHT + 1, FH_LONG_STRAIGHT + 32, 8192 + 16};
+    for (fh_dtype t = FH_F32; t <= FH_F16; t++)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+            for (order o = FOLLOWS; o <= MIXED; o++) {
+                size_t d = lengths[i], size = fh_dtype_size(t), n = 3 + fh_rng_below(&rng, 80);
+                compare(t, n, 1, d, d * size, 0, o);
+                compare(t, 64, 1 + fh_rng_below(&rng, 3), d, d * size, (int)(i % 3), o);
+            }
+}
+
 static void every_table_gives_the_bits_of_the_definition(void **state)
 {
     for (fh_dtype t = FH_F32; t <= FH_I8; t++)
         for (size_t d = 1; d <= 300; d++) {
             size_t n = 1 + fh_rng_below(&rng, 19), m = 1 + fh_rng_below(&rng, 9);
-            compare(t, n, m, d, d * fh_dtype_size(t) + fh_rng_below(&rng, 70), (int)(d % 6));
+            compare(t, n, m, d, d * fh_dtype_size(t) + fh_rng_below(&rng, 70), (int)(d % 6), USELESS);
         }
     for (fh_dtype t = FH_F32; t <= FH_I8; t++)
-        for (size_t m = 1; m <= 9; m++) compare(t, 64, m, 77, 77 * 4, 0);
+        for (size_t m = 1; m <= 9; m++) compare(t, 64, m, 77, 77 * 4, 0, USELESS);
     static const size_t lengths[] = {FH_LONG - 1, FH_LONG, FH_LONG + 1, FH_LONG + 16, 8192, 14336 + 5}; /* long ones are read side by side */
     for (fh_dtype t = FH_F32; t <= FH_I8; t++)
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
-            for (size_t m = 1; m <= 6; m++) compare(t, 1 + fh_rng_below(&rng, 13), m, lengths[i], lengths[i] * fh_dtype_size(t) + 3, 0);
+            for (size_t m = 1; m <= 6; m++) compare(t, 1 + fh_rng_below(&rng, 13), m, lengths[i], lengths[i] * fh_dtype_size(t) + 3, 0, USELESS);
 }
 
 /* int4 rows at odd addresses, scales at any even one, `m` states: every table against the definition, and that against a sum in double. */
@@ -197,6 +219,94 @@ static void q8_rows_give_the_bits_of_what_they_decode_to(void **state)
     }
 }
 
+/* FH_Q8_0 rows and a state rounded a block at a time: what kernels.h says, in the same bits on every table, and near the exact product. */
+static void q8_rows_and_a_rounded_state_give_the_bits_of_the_definition(void **state)
+{
+    size_t checked = 0;
+    for (size_t turn = 0; turn < 240; turn++) {
+        size_t n = 1 + fh_rng_below(&rng, 19), d = 32 * (1 + fh_rng_below(&rng, 20));
+        if (turn % 10 == 9) d += FH_LONG / 2 * fh_rng_below(&rng, 4);
+        size_t stride = fh_row_bytes(FH_Q8_0, d), blocks = d / 32;
+        uint8_t *data = malloc(n * stride + 1);
+        float *x = malloc(d * sizeof *x), *w = malloc(d * sizeof *w), *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got);
+        void *room = malloc(fh_state_blocks_bytes(d));
+        const void **rows = calloc(n + 1, sizeof *rows);
+        fh_state s = {0};
+        const fh_state *one = &s;
+        for (size_t i = 0; i < n * stride; i++) data[1 + i] = turn % 8 == 7 ? 0x80 : (uint8_t)fh_rng_u64(&rng);
+        for (size_t r = 0; r < n; r++) {
+            rows[r] = data + 1 + r * stride;
+            for (size_t b = 0; b < blocks; b++) {
+                uint16_t half = fh_f32_to_f16((float)ldexp(2 * fh_rng_double(&rng) - 1, (int)fh_rng_below(&rng, 40) - 24));
+                memcpy(data + 1 + r * stride + 34 * b, &half, 2);
+            }
+        }
+        for (size_t i = 0; i < d; i++) x[i] = turn % 8 == 7 ? -3e20f : number((int)(turn % 6));
+        if (turn % 16 == 3) memset(x, 0, 32 * sizeof *x);
+        fh_state_blocks(&s, x, d, room);
+        for (size_t b = 0; b < blocks; b++) {
+            float most = 0;
+            for (size_t i = 0; i < 32; i++) most = fmaxf(most, fabsf(x[32 * b + i]));
+            for (size_t i = 0; i < 32; i++) {
+                int q = s.block_q[32 * b + i];
+                assert_in_range(q + FH_BLOCK_MAX, 0, 2 * FH_BLOCK_MAX);
+                double off = fabs((double)x[32 * b + i] - q * (double)s.block_scale[b]);
+                if (!(off <= most / 32767.0 * 0.51 + (most < 3.9e-34 ? most : 0))) fail_msg("%a became %d times %a", (double)x[32 * b + i], q, (double)s.block_scale[b]);
+            }
+        }
+        const fh_kernels *k;
+        for (size_t i = 0; (k = fh_kernels_at(i)) != NULL; i++) {
+            for (const fh_kernels *each = k; each; each = each->cached) {
+                memset(got, 0xee, n * sizeof *got);
+                each->q8_rounded(rows, NULL, n, d, &one, 1, i ? got : want, n);
+                for (size_t j = 0; i && j < n; j++)
+                    if (!same_bits(want[j], got[j])) fail_msg("%s%s, n %zu, d %zu: result %zu is %a, not %a", k->name, k->variant, n, d, j, (double)got[j],
+                                                              (double)want[j]);
+            }
+        }
+        for (size_t r = 0; r < n; r++) {
+            double sum = 0, bound = 0;
+            fh_dec_row(FH_Q8_0, rows[r], NULL, d, w);
+            for (size_t b = 0; b < blocks; b++) {
+                double most = 0, weight = 0;
+                for (size_t i = 32 * b; i < 32 * b + 32; i++) {
+                    sum += (double)w[i] * x[i], most = fmax(most, fabs((double)x[i])), weight += fabs((double)w[i]);
+                }
+                bound += weight * (most * (0.51 / 32767 + (double)d * 1e-8) + 3.9e-34);
+            }
+            checked += bound > 0;
+            if (!(fabs((double)want[r] - sum) <= bound)) fail_msg("d %zu: row %zu is %a, exactly %a, bound %g", d, r, (double)want[r], sum, bound);
+        }
+        free(data), free(x), free(w), free(want), free(got), free(room), free(rows);
+    }
+    assert_true(checked > 1000);
+}
+
+/* A state that is no number, or so small that its scale would be none: NaN, and zero. */
+static void q8_rows_and_a_state_that_cannot_be_rounded(void **state)
+{
+    const float bad[] = {INFINITY, -INFINITY, NAN, 1e-36f, -1e-45f, 3e38f};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        uint8_t row[3 * 34];
+        uint32_t room[3 * 68 / 4];
+        const void *rows[] = {row, row};
+        float x[96] = {0}, out;
+        fh_state s = {0};
+        const fh_state *one = &s;
+        const fh_kernels *k;
+        for (size_t j = 0; j < sizeof row; j++) row[j] = j % 34 == 0 ? 0 : j % 34 == 1 ? 0x3c : 1; /* scale 1, all 1 */
+        x[40] = bad[i];
+        assert_int_equal(fh_state_blocks_bytes(96), sizeof room);
+        fh_state_blocks(&s, x, 96, room);
+        for (size_t t = 0; (k = fh_kernels_at(t)) != NULL; t++) {
+            k->q8_rounded(rows, NULL, 1, 96, &one, 1, &out, 1);
+            if (i < 3) assert_true(isnan(out));
+            else if (i < 5) assert_true(out == 0);
+            else assert_float_equal(out, 3e38f, 1e33f);
+        }
+    }
+}
+
 static void long_rows_of_extremes_do_not_overflow(void **state)
 {
     static const size_t lengths[] = {4095, 4097, 8192, 8193 + 16, 65535, 65536, 65537, 200000};
@@ -223,7 +333,7 @@ static void long_rows_of_extremes_do_not_overflow(void **state)
         }
         free(row), free(x), fh_free(room);
     }
-    for (fh_dtype t = FH_F32; t <= FH_I8; t++) compare(t, 5, 3, 65536, 65536 * 4, 3);
+    for (fh_dtype t = FH_F32; t <= FH_I8; t++) compare(t, 5, 3, 65536, 65536 * 4, 3, USELESS);
 }
 
 static void nothing_past_a_row_is_read(void **state)
@@ -372,8 +482,11 @@ int main(void)
     fh_rng_seed(&rng, 7, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_table_gives_the_bits_of_the_definition),
+        cmocka_unit_test(rows_one_behind_the_other_give_the_bits_of_the_definition),
         cmocka_unit_test(every_table_gives_the_bits_of_the_definition_for_int4),
         cmocka_unit_test(q8_rows_give_the_bits_of_what_they_decode_to),
+        cmocka_unit_test(q8_rows_and_a_rounded_state_give_the_bits_of_the_definition),
+        cmocka_unit_test(q8_rows_and_a_state_that_cannot_be_rounded),
         cmocka_unit_test(long_rows_of_extremes_do_not_overflow),
         cmocka_unit_test(nothing_past_a_row_is_read),
         cmocka_unit_test(a_state_keeps_fifteen_bits),
