@@ -7,6 +7,7 @@
 #include "artifacts/stages_private.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 typedef struct rebuilding {
     const fh_rebuild_params *p;
@@ -239,18 +240,24 @@ static fh_status compare(const rebuilding *r, fh_json *report, fh_err *err)
 fh_status fh_rebuild(const fh_rebuild_params *p, const fh_job *job, fh_json **report, fh_err *err)
 {
     double began = fh_now();
-    rebuilding r = {.p = p, .e = {.job = job}};
-    char *text = NULL, *own = NULL;
+    fh_rebuild_params here = *p; /* with the recipe's own name, where a release is given */
+    rebuilding r = {.p = &here, .e = {.job = job}};
+    char *text = NULL, *own = NULL, *inside = NULL;
     size_t len = 0;
+    struct stat st;
     *report = NULL;
-    fh_status rc = fh_file_read(&text, &len, p->recipe, 64 << 20, err);
-    if (rc < 0 || (rc = fh_recipe_parse(&r.recipe, text, len, p->recipe, err)) < 0 || (rc = fh_work_open(&r.e.work, p->work, true, err)) < 0) goto out;
+    fh_status rc = FH_OK;
+    if (!stat(p->recipe, &st) && S_ISDIR(st.st_mode)) {
+        if (!(inside = fh_path_join(p->recipe, FH_RELEASE_RECIPE))) rc = no_memory(&r, err);
+        else here.recipe = inside;
+    }
+    if (rc < 0 || (rc = fh_file_read(&text, &len, here.recipe, 64 << 20, err)) < 0 || (rc = fh_recipe_parse(&r.recipe, text, len, here.recipe, err)) < 0 || (rc = fh_work_open(&r.e.work, p->work, true, err)) < 0) goto out;
     if (!p->output && !(own = fh_work_path(r.e.work, "rebuilt.fhead"))) { rc = no_memory(&r, err); goto out; }
     r.output = p->output ? p->output : own;
     if ((rc = fh_keep_input(r.output, p->model, err)) < 0 || (rc = fh_keep_input(r.output, p->work, err)) < 0 ||
         (rc = fh_out_check(r.output, p->no_clobber ? FH_NO_CLOBBER : 0, err)) < 0) goto out;
     if (strcmp(r.recipe.tool, "fhtool " FH_TOOL_VERSION))
-        fh_job_say(job, FH_WARN, "%s: the artifact was made by %s, this is fhtool " FH_TOOL_VERSION, p->recipe, r.recipe.tool);
+        fh_job_say(job, FH_WARN, "%s: the artifact was made by %s, this is fhtool " FH_TOOL_VERSION, here.recipe, r.recipe.tool);
     if ((rc = p->from_text ? from_text(&r, report, err) : from_assignment(&r, report, err)) < 0) goto out;
     rc = compare(&r, *report, err);
     fh_json_add_double(*report, "total_seconds", fh_now() - began);
@@ -260,5 +267,6 @@ out:
     fh_recipe_free(&r.recipe);
     fh_free(text);
     fh_free(own);
+    fh_free(inside);
     return rc;
 }

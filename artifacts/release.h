@@ -81,7 +81,7 @@ fh_status fh_sign_check(const fh_pubkey *k, const char *path, const char *signat
 /* ---- recipes ------------------------------------------------------------------------------------------------------- */
 
 typedef struct fh_rebuild_params {
-    const char *recipe, *model, *output, *work; /* work: a work directory of its own */
+    const char *recipe, *model, *output, *work; /* recipe: the file, or the release's directory; work: a work directory of its own */
     bool from_text;                 /* all stages again, clustering and states too: the same bytes on one CPU type and library versions */
     const char *const *texts; size_t n_texts;
     bool no_clobber;

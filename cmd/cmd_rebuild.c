@@ -32,6 +32,7 @@ static fh_status run(void *p, const fh_job *job, fh_err *err)
 }
 
 const fh_command fh_cmd_rebuild = {"rebuild", "an artifact from its recipe, and whether it is the same", "RECIPE", 1, 1, options, sizeof(args), run,
-    "From the assignment that a release carries it is the same bit for bit on any machine; from the text, with clustering and states made\n"
-    "again, on the same CPU type and library versions.  Exit status 3 where it is not, or where the base model is another.",
+    "RECIPE: the recipe.json of a release, or the release's directory.  From the assignment that it carries the artifact is the\n"
+    "same bit for bit on any machine; from the text, with clustering and states made again, on the same CPU type and library\n"
+    "versions.  Exit status 3 where it is not, or where the base model is another.",
     "fhtool rebuild smollm-1.0/recipe.json --model ~/models/SmolLM2-135M"};

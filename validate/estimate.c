@@ -129,7 +129,9 @@ static fh_status measure(fh_estimate *e, const fh_estimate_params *p, const uint
             places++;
     for (size_t i = 0; rc == FH_OK && i < places; i++) {
         found[i] = *e, found[i].curve = curves + i * n;
-        rc = measure_one(&found[i], &in[i], p, probes, there, n, job, err);
+        fh_job again = job ? *job : (fh_job){0};
+        if (i) again.message = NULL; /* what is to be said is said of the first */
+        rc = measure_one(&found[i], &in[i], p, probes, there, n, &again, err);
     }
     if (rc == FH_OK) {
         fh_head_time *own = e->curve;

@@ -15,6 +15,8 @@ publish model.fhead tiny
 again tiny model.fhead
 rm -rf rw-tiny; again tiny model.fhead FH_ISA=ref
 rm -rf rw-tiny; again tiny model.fhead OPENBLAS_CORETYPE=Nehalem OPENBLAS_NUM_THREADS=1
+ok fh rebuild reg/tiny/1 --model tiny -C rw-tiny -o again-directory.fhead; same model.fhead again-directory.fhead
+mkdir none; fails 1 'none/recipe.json' fh rebuild none --model tiny -C rw-tiny -o never.fhead; [ ! -e never.fhead ]
 again tiny model.fhead LC_ALL=C # in the work directory of the run before
 ok fh rebuild reg/tiny/1/recipe.json --model tiny -C rw-text --from text; grep -q '^same  *yes' out.txt
 same model.fhead rw-text/rebuilt.fhead
