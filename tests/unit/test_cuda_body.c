@@ -175,6 +175,9 @@ static void *reencode(fh_linear *w, fh_dtype to, bool turned)
     return data;
 }
 
+/* The CPU rounds a state that comes alone to 16 bits before blocks of Q8_0 (docs/decisions/0013), the device does not. */
+static const double ROUNDED = 4e-4;
+
 static void weights_of_every_type_and_any_batch_give_the_cpus_states(void **state)
 {
     static const struct { fh_dtype dtype; bool turned, mixed; } kinds[] = {{FH_F32, false, false}, {FH_BF16, false, false}, {FH_F16, true, false},
@@ -209,7 +212,8 @@ static void weights_of_every_type_and_any_batch_give_the_cpus_states(void **stat
                 if (on_device) there_close(&t, g.body);
             }
             double off = farthest(got, wanted, n * g.d) / spread(wanted, n * g.d);
-            if (!(off <= REORDERED)) fail_msg("kind %zu, %u rows: off by %g", k, n, off);
+            double bound = kinds[k].dtype == FH_Q8_0 && n == 1 ? ROUNDED : REORDERED;
+            if (!(off <= bound)) fail_msg("kind %zu, %u rows: off by %g", k, n, off);
             free(wanted);
             free(got);
         }
