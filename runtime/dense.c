@@ -2,7 +2,7 @@
  *
  * A task is a tile of rows, widened to float32 once, against up to 256 states, multiplied by OpenBLAS; of few states the kernels read the
  * rows where they lie, which is all that a decoding step waits for.  Fixed tiles, so the same numbers for any number of threads; how many
- * states a call has may show in their last bits.  Where a head is measured it does not: there the kernels, or a device that sums as they do, multiply
+ * states a call has may show in their last bits, and of FH_Q8_0 rows in 1e-4 of their deviation, where a state is alone (docs/decisions/0013).  Where a head is measured it does not: there the kernels, or a device that sums as they do, multiply
  * however many states (docs/decisions/0034).
  */
 #include "runtime/body_private.h"
@@ -26,7 +26,8 @@ typedef struct run {
     float *logits, *scratch;
     size_t n, columns, across, each;
     bool measured;              /* by the kernels, however many states */
-    fh_state rounded;           /* the only state, where rows are FH_Q8_0 and nothing is measured */
+    bool round;                 /* a state that is alone, where rows are FH_Q8_0 */
+    fh_state rounded;           /* that state */
 } run;
 
 /* Rows of a tile: what widens to 1 MiB, an L2 cache. */
@@ -96,7 +97,7 @@ static fh_status run_tiles(run *c, fh_pool *pool, fh_err *err)
     c->kernels = fh_kernels_for(fh_kernels_shared(), rows->rows * rows->stride);
     c->columns = tile_rows(rows->cols);
     c->across = (rows->rows - 1) / c->columns + 1;
-    size_t wide, bytes, state = rows->dtype == FH_Q8_0 && c->n == 1 && !c->measured && !c->dots ? fh_state_blocks_bytes(rows->cols) : 0;
+    size_t wide, bytes, state = c->round && rows->dtype == FH_Q8_0 && c->n == 1 ? fh_state_blocks_bytes(rows->cols) : 0;
     if (!fh_mul(c->columns, rows->cols, &wide) || !fh_add(wide, STATES * c->columns, &c->each) ||
         !fh_mul(c->each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || !fh_add(bytes, state, &bytes) || (!c->dots && !(c->scratch = fh_malloc(bytes))))
         return fh_fail(err, FH_ENOMEM, "dense head: out of memory for tiles of %zu x %zu", c->columns, rows->cols);
@@ -116,7 +117,7 @@ void fh_dense_some(const fh_dense *head, const float *state, const uint32_t *row
 
 fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *states, size_t n, float *logits, fh_err *err)
 {
-    run c = {.head = head, .states = states, .logits = logits, .n = n};
+    run c = {.head = head, .states = states, .logits = logits, .n = n, .round = true};
     return run_tiles(&c, pool, err);
 }
 

@@ -1,6 +1,6 @@
 /* runtime/kernels.h: dot products of stored rows and states, one table of functions for each instruction set.
  *
- * The scalar C functions (kernels_ref.c) are the definition; every other table gives the same bits.
+ * The scalar C functions (kernels_ref.c) are the definition; every other table gives the same bits (but for which NaN it is).
  *
  *   float rows (f32, bf16, f16)   16 lanes of float32, lane j sums elements j, j + 16, j + 32, ... with fma in that order, row
  *                                 and state taken to go on with zeros up to a multiple of 16; then lane j + lane j + 8 (j < 8), j + 4, j
@@ -119,8 +119,8 @@ enum { FH_LONG = 2048 };
  * short rows are too near.  16384 rows of 256 bf16 values, one thread: a token takes 0.72 of the time without, at 16 and 32 KiB the same. */
 enum { FH_CACHED_AHEAD = 8192 };
 
-/* Do n rows of so many bytes, and what is asked for next, seem to lie one behind the other, over more than `above` bytes (64 KiB from memory, which a cluster is
- * not)?  Then the processor's own prefetch keeps up, and ours only takes its place in the queues.  Only ends are looked at: nothing but speed may depend on it. */
+/* Do n rows of so many bytes, and what is asked for next, seem to lie one behind the other, over more than `above` bytes (64 KiB from memory, which most
+ * clusters are not)?  Then the processor's own prefetch keeps up, and ours only takes its place in the queues.  Only ends are looked at: nothing but speed may depend on it. */
 static inline bool fh_straight(const void *const *rows, size_t n, size_t bytes, size_t above)
 {
     uintptr_t last = (uintptr_t)rows[n - 1], next = (uintptr_t)rows[n];

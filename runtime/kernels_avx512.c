@@ -5,6 +5,9 @@
  * best tenth of 2 MB stretches).  The out-of-order window reaches into the next row, so that latency costs little.  Only the
  * horizontal sums are taken for eight rows at once.
  *
+ * Where one row follows the other from end to end of a matrix, and for one state, nothing is prefetched (float_straight); long ones, and those that come from a
+ * cache, are taken eight at once.
+ *
  * Many states, or rows longer than FH_LONG: four rows times four states or one in registers; the rows come from memory once, by a
  * prefetch that runs through the next four in address order.  Tails are masked loads, which do not touch what is masked out.
  */
@@ -524,10 +527,10 @@ TARGET_VNNI void fh_dot_i4_avx512_vnni(const void *const *rows, const void *cons
 
 static const fh_kernels cached = {
     "avx512", "", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx512},
-    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512, fh_dot_i4_avx512, NULL};
+    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512_cached, fh_dot_i4_avx512, NULL};
 static const fh_kernels cached_vnni = {
     "avx512", "vnni", {[FH_F32] = dot_f32_cached, [FH_BF16] = dot_bf16_cached, [FH_F16] = dot_f16_cached, [FH_I8] = fh_dot_i8_avx512_vnni},
-    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512, fh_dot_i4_avx512_vnni, NULL};
+    fh_dot_q8_avx512, fh_dot_q8_rounded_avx512_cached, fh_dot_i4_avx512_vnni, NULL};
 const fh_kernels fh_kernels_avx512 = {
     "avx512", "", {[FH_F32] = fh_dot_f32_avx512, [FH_BF16] = fh_dot_bf16_avx512, [FH_F16] = fh_dot_f16_avx512, [FH_I8] = fh_dot_i8_avx512},
     fh_dot_q8_avx512, fh_dot_q8_rounded_avx512, fh_dot_i4_avx512, &cached};
