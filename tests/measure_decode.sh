@@ -3,7 +3,7 @@
 # Needs a quiet machine, 10 GB in SCRATCH, 8 GB of memory, cmake, python3 with venv and pip; about half an hour, of which building llama.cpp takes most.
 # usage: sh tests/measure_decode.sh SCRATCH > out
 # LLAMA_BENCH=PROGRAM takes a llama-bench that is there already; without it llama-cpp-python's source is fetched with pip and built in SCRATCH.
-# SHAPES='prose' or SHAPES='1b' measures one of the two.  KV=1 measures the types of the key-value cache on WikiText too (FH_SHARED).
+# SHAPES='prose' or SHAPES='1b' measures one of the two; TURNS=1 nothing but the turns.  KV=1 measures the types of the key-value cache on WikiText too (FH_SHARED).
 set -eu
 [ $# = 1 ] || { sed -n '2,6s/^# //p' "$0" >&2; exit 2; }
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,13 +13,16 @@ scratch=$(cd "$1" && pwd)
 cd "$scratch"
 PATH=$top/build:$PATH
 threads=$(nproc)
-# What memory gives a virtual machine changes by the minute, so both take turns: each round, the tokens a second of either program, dense heads.
-turns() { # turns FILE TOKENS
-    printf '\n```\n$ for i in 1 2 3 4 5 6; do ./llama-bench -m %s -p 0 -n %s -t %s -r 1; fhtool run %s --head dense --ids 1,2,3,4,5,6,7,8 -n %s --ignore-eos --json; done\n' "$1" "$2" "$threads" "$1" "$2"
-    for _ in 1 2 3 4 5 6; do
-        theirs=$(./llama-bench -m "$1" -p 0 -n "$2" -t "$threads" -r 1 -o json 2> /dev/null | sed -n 's/.*"avg_ts": *\([0-9.]*\).*/\1/p')
-        ours=$(fhtool run "$1" --head dense --ids 1,2,3,4,5,6,7,8 -n "$2" --ignore-eos --json -q 2> /dev/null | sed -n 's/.*"tokens_per_second":\([0-9.]*\).*/\1/p')
-        echo "$theirs $ours"
+# What memory gives a virtual machine changes by the minute, so both take turns, whoever was second being first next: tokens a second of either program, dense heads.
+turns() { # turns FILE TOKENS THREADS
+    printf '\n```\n$ for i in 1 2 3; do ./llama-bench -m %s -p 0 -n %s -t %s -r 1; fhtool run %s --head dense --ids 1,2,3,4,5,6,7,8 -n %s --threads %s --ignore-eos --json; done, and in the other order\n' "$1" "$2" "$3" "$1" "$2" "$3"
+    theirs() { ./llama-bench -m "$1" -p 0 -n "$2" -t "$3" -r 1 -o json 2> /dev/null | sed -n 's/.*"avg_ts": *\([0-9.]*\).*/\1/p'; }
+    ours() { fhtool run "$1" --head dense --ids 1,2,3,4,5,6,7,8 -n "$2" --threads "$3" --ignore-eos --json -q 2> /dev/null | sed -n 's/.*"tokens_per_second":\([0-9.]*\).*/\1/p'; }
+    for _ in 1 2 3; do
+        first=$(theirs "$@"); second=$(ours "$@")
+        echo "$first $second"
+        first=$(ours "$@"); second=$(theirs "$@")
+        echo "$second $first"
     done | awk '{ printf "llama.cpp %8.1f   fhtool %8.1f   ratio %.2f\n", $1, $2, $2 / $1; r[NR] = $2 / $1 }
         END { for (i = 1; i <= NR; i++) for (j = i + 1; j <= NR; j++) if (r[j] < r[i]) { t = r[i]; r[i] = r[j]; r[j] = t }
               printf "tokens a second; median ratio %.2f\n", (r[int((NR + 1) / 2)] + r[int(NR / 2) + 1]) / 2 }'
@@ -61,12 +64,13 @@ done
 for shape in ${SHAPES:-prose 1b}; do
     printf '\n## %s\n' "$([ $shape = prose ] && echo prose-7m || echo "The shape of Llama-3.2-1B")"
     for type in bf16 q8_0; do
-        show "fhtool bench --body $shape-$type.gguf -q | sed -n '/^machine/,\$p'"
-        show "./llama-bench -m $shape-$type.gguf -p 256 -n 0 -t $threads -r 5 | sed -n '/^|/p'"
-        turns $shape-$type.gguf "$([ $shape = prose ] && echo 500 || echo 32)"
+        [ -n "${TURNS:-}" ] || show "fhtool bench --body $shape-$type.gguf -q | sed -n '/^machine/,\$p'"
+        [ -n "${TURNS:-}" ] || show "./llama-bench -m $shape-$type.gguf -p 256 -n 0 -t $threads -r 5 | sed -n '/^|/p'"
+        for t in "$threads" 1; do turns $shape-$type.gguf "$([ $shape = prose ] && echo 500 || echo 32)" "$t"; done
     done
-    show "fhtool bench --body $shape.fhead -q | sed -n '/^whole_model/,\$p'"
+    [ -n "${TURNS:-}" ] || show "fhtool bench --body $shape.fhead -q | sed -n '/^whole_model/,\$p'"
 done
+[ -z "${TURNS:-}" ] || exit 0
 printf '\n## Contexts: decoding on top of 16 to 32768 tokens, caches of half and a quarter of the size\n'
 case ${SHAPES:-prose 1b} in *1b*)
     for t in f32 f16 int8; do show "fhtool bench --body 1b-bf16.gguf --kv-type $t -q | sed -n '/^body/,/^whole/{/^whole/d;p}'"; done ;;
