@@ -251,7 +251,8 @@ fh_status fh_rebuild(const fh_rebuild_params *p, const fh_job *job, fh_json **re
         if (!(inside = fh_path_join(p->recipe, FH_RELEASE_RECIPE))) rc = no_memory(&r, err);
         else here.recipe = inside;
     }
-    if (rc < 0 || (rc = fh_file_read(&text, &len, here.recipe, 64 << 20, err)) < 0 || (rc = fh_recipe_parse(&r.recipe, text, len, here.recipe, err)) < 0 || (rc = fh_work_open(&r.e.work, p->work, true, err)) < 0) goto out;
+    if (rc < 0 || (rc = fh_file_read(&text, &len, here.recipe, 64 << 20, err)) < 0 ||
+        (rc = fh_recipe_parse(&r.recipe, text, len, here.recipe, err)) < 0 || (rc = fh_work_open(&r.e.work, p->work, true, err)) < 0) goto out;
     if (!p->output && !(own = fh_work_path(r.e.work, "rebuilt.fhead"))) { rc = no_memory(&r, err); goto out; }
     r.output = p->output ? p->output : own;
     if ((rc = fh_keep_input(r.output, p->model, err)) < 0 || (rc = fh_keep_input(r.output, p->work, err)) < 0 ||

@@ -6,7 +6,8 @@
  * kernels of the head read the weights as they are, and FH_Q8_0 ones, for a single row, multiply integers by that row rounded to 16 bits in each block of 32
  * (docs/decisions/0013) (measured on 256-wide bf16 layers, one thread of a Zen 4: 8 rows 650 us by the
  * kernels and 810 us by OpenBLAS, which packs both sides; at 16 rows they are equal).  So a token's numbers may differ
- * in their last bits (of FH_Q8_0 in 1e-4 of their deviation, where a row is alone) with how many rows the call has; they never differ with the number of threads.
+ * in their last bits (of FH_Q8_0 in 1e-4 of their deviation, where a row is alone) with how many rows the call has;
+ * they never differ with the number of threads.
  */
 #include "runtime/body_private.h"
 

@@ -2,8 +2,8 @@
  *
  * A task is a tile of rows, widened to float32 once, against up to 256 states, multiplied by OpenBLAS; of few states the kernels read the
  * rows where they lie, which is all that a decoding step waits for.  Fixed tiles, so the same numbers for any number of threads; how many
- * states a call has may show in their last bits, and of FH_Q8_0 rows in 1e-4 of their deviation, where a state is alone (docs/decisions/0013).  Where a head is measured it does not: there the kernels, or a device that sums as they do, multiply
- * however many states (docs/decisions/0034).
+ * states a call has may show in their last bits, and of FH_Q8_0 rows in 1e-4 of their deviation, where a state is alone (docs/decisions/0013).
+ * Where a head is measured it does not: there the kernels, or a device that sums as they do, multiply however many states (docs/decisions/0034).
  */
 #include "runtime/body_private.h"
 #include "runtime/head.h"
@@ -99,7 +99,8 @@ static fh_status run_tiles(run *c, fh_pool *pool, fh_err *err)
     c->across = (rows->rows - 1) / c->columns + 1;
     size_t wide, bytes, state = c->round && rows->dtype == FH_Q8_0 && c->n == 1 ? fh_state_blocks_bytes(rows->cols) : 0;
     if (!fh_mul(c->columns, rows->cols, &wide) || !fh_add(wide, STATES * c->columns, &c->each) ||
-        !fh_mul(c->each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || !fh_add(bytes, state, &bytes) || (!c->dots && !(c->scratch = fh_malloc(bytes))))
+        !fh_mul(c->each, sizeof(float), &bytes) || !fh_mul(bytes, fh_pool_threads(pool), &bytes) || !fh_add(bytes, state, &bytes) ||
+        (!c->dots && !(c->scratch = fh_malloc(bytes))))
         return fh_fail(err, FH_ENOMEM, "dense head: out of memory for tiles of %zu x %zu", c->columns, rows->cols);
     if (state) fh_state_blocks(&c->rounded, c->states, rows->cols, c->scratch + c->each * fh_pool_threads(pool));
     fh_pool_run(pool, ((c->n - 1) / STATES + 1) * c->across, one_tile, c);

@@ -120,20 +120,21 @@ enum { FH_LONG = 2048 };
 enum { FH_CACHED_AHEAD = 8192 };
 
 /* Do n rows of so many bytes, and what is asked for next, seem to lie one behind the other, over more than `above` bytes (64 KiB from memory, which most
- * clusters are not)?  Then the processor's own prefetch keeps up, and ours only takes its place in the queues.  Only ends are looked at: nothing but speed may depend on it. */
+ * clusters are not)?  Then the processor's own prefetch keeps up, and ours only takes its place in the queues.  Only ends are looked at: nothing
+ * but speed may depend on it. */
 static inline bool fh_straight(const void *const *rows, size_t n, size_t bytes, size_t above)
 {
     uintptr_t last = (uintptr_t)rows[n - 1], next = (uintptr_t)rows[n];
     return n * bytes > above && last - (uintptr_t)rows[0] == (n - 1) * bytes && (next == last || next - last == bytes);
 }
 
-/* FH_LONG for such rows.  Of the rate of what other rows get (from memory, one thread of a Zen 4, in turns), bf16 of 576, 1024, 2048, 3072 and 8192 values: 1.08,
- * 1.28, 1.14, 1.23 and 1.06; float32 and float16 alike; AVX2 1.06, 1.01, 1.00, 1.11.
+/* FH_LONG for such rows.  Of the rate of what other rows get (from memory, one thread of a Zen 4, in turns), bf16 of 576, 1024, 2048, 3072 and
+ * 8192 values: 1.08, 1.28, 1.14, 1.23 and 1.06; float32 and float16 alike; AVX2 1.06, 1.01, 1.00, 1.11.
  * From a cache eight at once: bf16 of 256 to 1024 values 1.16, float32 1.05 to 0.95, float16 0.97, which is left as it was. */
 enum { FH_LONG_STRAIGHT = 3072 };
 
-/* A table's dot product of float rows, from its own float_rows(type, side by side, ...), and float_straight for rows that lie so: rows of more than `from` values
- * are side by side.  0: those that come from a cache. */
+/* A table's dot product of float rows, from its own float_rows(type, side by side, ...), and float_straight for rows that lie so: rows of more than
+ * `from` values are side by side.  0: those that come from a cache. */
 #define FH_FLOAT_DOT(target, name, type, from)                                                                               \
     target static void name(const void *const *rows, const float *scales, size_t n, size_t d, const fh_state *const *states, \
                             size_t m, float *out, size_t ldo)                                                                \

@@ -131,8 +131,8 @@ typedef struct fh_dense {
     uint32_t vocab; const uint8_t *dead; /* [V] or NULL */
     const fh_dots_device *device;        /* that multiplies where states are measured (fh_matrix); NULL: this CPU */
 } fh_dense;
-/* logits [n, V] of states [n, D]: of more than 8 states through OpenBLAS in float32, of fewer by the kernels, one alone against FH_Q8_0 rows rounded to 16 bits in each
- * block (docs/decisions/0013); dead rows come out like any other.  Not in libflashhead. */
+/* logits [n, V] of states [n, D]: of more than 8 states through OpenBLAS in float32, of fewer by the kernels, one alone against FH_Q8_0
+ * rows rounded to 16 bits in each block (docs/decisions/0013); dead rows come out like any other.  Not in libflashhead. */
 fh_status fh_dense_logits(const fh_dense *head, fh_pool *pool, const float *states, size_t n, float *logits, fh_err *err);
 /* logits [n] of some rows [n] (numbers of rows, each below head->rows.rows) for one state [D], by the kernels of this CPU: one order of sums on every
  * instruction set. */

@@ -250,9 +250,11 @@ static void q8_0_in_place_gives_the_bits_of_q8_0_decoded_but_for_tokens_alone(vo
         assert_true(4 * fh_body_bytes(body[1]) < 2 * fh_body_bytes(body[0]));
         assert_memory_equal(hidden[1], hidden[0], PROMPT * d * sizeof **hidden);
         assert_memory_equal(logits[1], logits[0], PROMPT * v * sizeof **logits);
-        double alone = apart(hidden[1] + PROMPT * d, hidden[0] + PROMPT * d, d), rest = apart(hidden[1] + (PROMPT + 1) * d, hidden[0] + (PROMPT + 1) * d, (TOKENS - PROMPT - 1) * d);
+        double alone = apart(hidden[1] + PROMPT * d, hidden[0] + PROMPT * d, d);
+        double rest = apart(hidden[1] + (PROMPT + 1) * d, hidden[0] + (PROMPT + 1) * d, (TOKENS - PROMPT - 1) * d);
         double last = apart(logits[1] + PROMPT * v, logits[0] + PROMPT * v, v);
-        if (!(alone > 0 && alone < 4e-4 && rest < 4e-4 && last < 4e-4)) fail_msg("%s: %g, %g and %g standard deviations apart", quantized[i].gguf, alone, rest, last);
+        if (!(alone > 0 && alone < 4e-4 && rest < 4e-4 && last < 4e-4))
+            fail_msg("%s: %g, %g and %g standard deviations apart", quantized[i].gguf, alone, rest, last);
         for (int k = 0; k < 2; k++) free(hidden[k]), free(logits[k]), fh_body_close(body[k]), fh_checkpoint_close(&c[k]);
     }
 }

@@ -251,7 +251,8 @@ static void q8_rows_and_a_rounded_state_give_the_bits_of_the_definition(void **s
                 int q = s.block_q[32 * b + i];
                 assert_in_range(q + FH_BLOCK_MAX, 0, 2 * FH_BLOCK_MAX);
                 double off = fabs((double)x[32 * b + i] - q * (double)s.block_scale[b]);
-                if (!(off <= most / 32767.0 * 0.51 + (most < 3.9e-34 ? most : 0))) fail_msg("%a became %d times %a", (double)x[32 * b + i], q, (double)s.block_scale[b]);
+                if (!(off <= most / 32767.0 * 0.51 + (most < 3.9e-34 ? most : 0)))
+                    fail_msg("%a became %d times %a", (double)x[32 * b + i], q, (double)s.block_scale[b]);
             }
         }
         const fh_kernels *k;
