@@ -142,10 +142,10 @@ void fh_linear_run(const fh_body *b, fh_pool *pool, float *scratch, size_t scrat
     for (size_t i = 0; i < count; i++) {
         const fh_linear *w = products[i].w;
         tasks += ((n - 1) / FH_TILE_M + 1) * ((w->out - 1) / tile_columns(w->in) + 1);
-        rounded = rounded || (n == 1 && w->dtype == FH_Q8_0) || (n == 1 && products[i].gate && products[i].gate->dtype == FH_Q8_0);
+        rounded = rounded || w->dtype == FH_Q8_0 || (products[i].gate && products[i].gate->dtype == FH_Q8_0);
         bytes += w->out * fh_row_bytes(w->dtype, w->in) * (products[i].then == FH_THEN_GATE ? 2 : 1);
     }
     size_t in = products->w->in;
-    if (rounded) fh_state_blocks(&c.rounded, x, in, scratch + scratch_each - rounded_floats(in));
+    if (rounded && n == 1) fh_state_blocks(&c.rounded, x, in, scratch + scratch_each - rounded_floats(in));
     fh_pool_run(n * bytes < ALONE_BYTES ? NULL : pool, tasks, one_tile, &c);
 }

@@ -5,19 +5,12 @@
  * through a zero-filled copy, so that nothing past the row is read.
  */
 #include "runtime/kernels.h"
+#include "runtime/kernels_lanes.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <string.h>
 
-#define TARGET __attribute__((target("avx2,fma,f16c")))
-#define INLINE static inline __attribute__((always_inline))
-/* Loops over the rows and states of a block must vanish, or the sums live in memory: -O2 alone does not do it. */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
+#define TARGET TARGET_256
 
 /* ---- float rows -------------------------------------------------------------------------------------------------- */
 
@@ -26,14 +19,6 @@ INLINE TARGET __m256 load8(fh_dtype t, const uint8_t *p, size_t i)
     if (t == FH_F32) return _mm256_loadu_ps((const float *)(const void *)(p + 4 * i));
     __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i));
     return t == FH_BF16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h);
-}
-
-INLINE TARGET float sum16(__m256 lo, __m256 hi)
-{
-    __m256 b = _mm256_add_ps(lo, hi);
-    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
 /* Row elements from `full` on and zeros after them, as 16 values. */
@@ -71,7 +56,7 @@ INLINE TARGET float float_row(fh_dtype t, bool fetch, const uint8_t *row, const 
         lo = _mm256_fmadd_ps(r_lo, x_lo, lo);
         hi = _mm256_fmadd_ps(r_hi, x_hi, hi);
     }
-    return sum16(lo, hi);
+    return sum_256(lo, hi);
 }
 
 /* Two rows times S states, the rows after them prefetched meanwhile: into the second cache where the first has no room (far). */
@@ -106,7 +91,7 @@ INLINE TARGET void float_block(fh_dtype t, int S, bool far, const void *const *r
         }
     }
     UNROLL for (int s = 0; s < S; s++) {
-        UNROLL for (int r = 0; r < 2; r++) out[(size_t)s * ldo + (size_t)r] = sum16(lo[s][r], hi[s][r]);
+        UNROLL for (int r = 0; r < 2; r++) out[(size_t)s * ldo + (size_t)r] = sum_256(lo[s][r], hi[s][r]);
     }
 }
 
@@ -246,7 +231,7 @@ TARGET void fh_dot_i4_avx2(const void *const *rows, const void *const *scales, s
                     acc[h] = _mm256_fmadd_ps(sums, scale, acc[h]);
                 }
             }
-            float sum = sum16(_mm256_add_ps(acc[0], acc[2]), _mm256_add_ps(acc[1], acc[3]));
+            float sum = sum_256(_mm256_add_ps(acc[0], acc[2]), _mm256_add_ps(acc[1], acc[3]));
             out[s * ldo + r] = (float)((double)sum * states[s]->scale);
         }
 }

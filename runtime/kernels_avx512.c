@@ -12,19 +12,12 @@
  * prefetch that runs through the next four in address order.  Tails are masked loads, which do not touch what is masked out.
  */
 #include "runtime/kernels.h"
+#include "runtime/kernels_lanes.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 
-#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
+#define TARGET TARGET_512
 #define TARGET_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
-#define INLINE static inline __attribute__((always_inline))
-/* Loops over the rows and states of a block must vanish, or the sums live in memory: -O2 alone does not do it. */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 
 enum { TOGETHER = 8 }; /* rows whose sums are finished together */
 enum { NEAR = 512, NEAR_CACHED = 128 }; /* bytes by which one of several rows is brought from the second cache: long ones, ones that stayed in it */
@@ -88,15 +81,6 @@ INLINE TARGET __m256 sums8(const __m512 *a)
     two = _mm512_add_ps(_mm512_shuffle_ps(four[0], four[1], 0x44), _mm512_shuffle_ps(four[0], four[1], 0xee));
     two = _mm512_add_ps(_mm512_shuffle_ps(two, two, 0x88), _mm512_shuffle_ps(two, two, 0xdd)); /* rows 0 4 . . 1 5 . . 2 6 . . 3 7 . . */
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), two));
-}
-
-/* The same for one row. */
-INLINE TARGET float sum1(__m512 a)
-{
-    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
 /* n <= TOGETHER rows, one after the other, times S states. */
@@ -233,7 +217,7 @@ INLINE TARGET void float_straight(fh_dtype t, bool cached, const void *const *ro
             __mmask16 mask = upto16(d - i);
             acc = _mm512_fmadd_ps(load_tail(t, row, i, mask), _mm512_maskz_loadu_ps(mask, x + i), acc);
         }
-        out[r] = sum1(acc);
+        out[r] = sum_512(acc);
     }
 }
 

@@ -6,19 +6,12 @@
  * hardware, so that the distance of the prefetch is the one that was measured on x86.
  */
 #include "runtime/kernels.h"
+#include "runtime/kernels_lanes.h"
 
 #if defined(__aarch64__)
-#include "base/neon.h"
 
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-/* Loops over the rows and states of a block must vanish, or the sums live in memory: -O2 alone does not do it. */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 
 enum { LINE = 64 };
 
@@ -55,14 +48,6 @@ INLINE void load_tail(float32x4_t v[4], fh_dtype t, const uint8_t *row, size_t f
     load16(v, t, tail, 0);
 }
 
-/* The fixed tree: 8 apart, 4 apart, 2 apart, 1 apart. */
-INLINE float sum16(const float32x4_t a[4])
-{
-    float32x4_t four = vaddq_f32(vaddq_f32(a[0], a[2]), vaddq_f32(a[1], a[3]));
-    float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
-}
-
 /* One row times one state; `next` is what comes after the row. */
 INLINE float float_row(fh_dtype t, const uint8_t *row, const void *next, size_t d, const float *x)
 {
@@ -81,7 +66,7 @@ INLINE float float_row(fh_dtype t, const uint8_t *row, const void *next, size_t 
         load_tail(w, FH_F32, (const uint8_t *)x, full, d);
         UNROLL for (int q = 0; q < 4; q++) acc[q] = vfmaq_f32(acc[q], v[q], w[q]);
     }
-    return sum16(acc);
+    return sum_neon(acc);
 }
 
 /* Two rows times two states, the rows after them prefetched meanwhile. */
@@ -113,7 +98,7 @@ INLINE void float_block(fh_dtype t, const void *const *rows, size_t d, const fh_
         }
     }
     UNROLL for (int s = 0; s < 2; s++) {
-        UNROLL for (int r = 0; r < 2; r++) out[(size_t)s * ldo + (size_t)r] = sum16(acc[s][r]);
+        UNROLL for (int r = 0; r < 2; r++) out[(size_t)s * ldo + (size_t)r] = sum_neon(acc[s][r]);
     }
 }
 
@@ -283,7 +268,7 @@ INLINE void i4_rows(bool dot, const void *const *rows, const void *const *scales
                 }
             }
             UNROLL for (int k = 0; k < 4; k++) lanes[k] = vaddq_f32(acc[k], acc[k + 4]);
-            out[s * ldo + r] = (float)((double)sum16(lanes) * states[s]->scale);
+            out[s * ldo + r] = (float)((double)sum_neon(lanes) * states[s]->scale);
         }
 }
 

@@ -10,22 +10,11 @@
  * memory.  What comes after the two is prefetched meanwhile in the order of its addresses, which is how memory is fastest.
  */
 #include "runtime/kernels.h"
+#include "runtime/kernels_lanes.h"
 
 #include <math.h>
 #include <string.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include "base/neon.h"
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 
 enum { LANES = 16 };
 
@@ -92,16 +81,6 @@ void fh_dot_q8_rounded_ref(const void *const *rows, const float *scales, size_t 
 #if defined(__x86_64__)
 
 /* ---- AVX-512 ----------------------------------------------------------------------------------------------------- */
-
-#define TARGET_512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
-
-INLINE TARGET_512 float sum_512(__m512 a)
-{
-    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-}
 
 INLINE TARGET_512 __m512 half_block_512(const uint8_t *block, int half, __m512 scale)
 {
@@ -188,16 +167,6 @@ TARGET_512 void fh_dot_q8_rounded_avx512_cached(const void *const *rows, const f
 
 /* ---- AVX2 -------------------------------------------------------------------------------------------------------- */
 
-#define TARGET_256 __attribute__((target("avx2,fma,f16c")))
-
-INLINE TARGET_256 float sum_256(__m256 lo, __m256 hi)
-{
-    __m256 b = _mm256_add_ps(lo, hi);
-    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-}
-
 /* Eight values from byte 2 + at on. */
 INLINE TARGET_256 __m256 eighth_256(const uint8_t *block, int at, __m256 scale)
 {
@@ -277,13 +246,6 @@ TARGET_256 void fh_dot_q8_rounded_avx2(const void *const *rows, const float *sca
 /* ---- Advanced SIMD ----------------------------------------------------------------------------------------------- */
 
 INLINE float32x4_t load4(const void *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
-
-INLINE float sum_neon(const float32x4_t *a)
-{
-    float32x4_t four = vaddq_f32(vaddq_f32(a[0], a[2]), vaddq_f32(a[1], a[3]));
-    float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
-}
 
 INLINE void block_neon(int R, int S, const void *const *rows, size_t d, const fh_state *const *states, float *out, size_t ldo)
 {
